@@ -1,0 +1,250 @@
+"""The manifest of a bundle: everything about a deployed model that is not a tensor, as validated data.
+
+`manifest.json` is this module's `Manifest`, encoded with sorted keys. Readers refuse an unknown major version of
+the schema and ignore fields that a newer minor version added.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgevtx.errors import BundleError
+
+SCHEMA = "1.0"
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+ResizeBackend = Literal["pillow", "opencv"]
+Task = Literal["classify", "detect", "embed"]
+Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
+
+
+class _Value(msgspec.Struct, frozen=True):
+    """Base of the manifest's parts: immutable, compared by value."""
+
+
+# -- preprocessing ---------------------------------------------------------------------------------------------
+
+
+class Exact(_Value, tag="exact", kw_only=True):
+    """Resize to this height and width, whatever the aspect ratio."""
+
+    height: int
+    width: int
+
+
+class ShortestEdge(_Value, tag="shortest_edge", kw_only=True):
+    """Scale so that the shorter edge is `shortest` px, or less where the longer one would exceed `longest` px.
+
+    Without `longest` this is torchvision's rule (ViT, DINO); with it, DETR's, whose rounding differs.
+    """
+
+    shortest: int
+    longest: int | None = None
+
+
+class LongestEdge(_Value, tag="longest_edge", kw_only=True):
+    """Scale so that the longer edge is `longest` px (SAM's rule: both edges rounded half up)."""
+
+    longest: int
+
+
+class Letterbox(_Value, tag="letterbox", kw_only=True):
+    """Scale to fit into height x width, keeping the aspect ratio, and fill the rest with `fill`."""
+
+    height: int
+    width: int
+    fill: int = 114
+    centered: bool = True
+
+
+SizeRule = Exact | ShortestEdge | LongestEdge | Letterbox
+
+
+class Preprocess(_Value, kw_only=True):
+    """How a frame becomes the graph's uint8 input (host), and what the graph then does to it (recorded).
+
+    Host: resize by `size` with `interpolation` (antialiased, as Pillow does it), then a centred crop to
+    `crop` (height, width) where the checkpoint has one. Graph: reverse the channels where `channel_order` is
+    "rgb" (frames are BGR), multiply by `scale`, subtract `mean`, divide by `std` (of the channels in
+    `channel_order`).
+    """
+
+    size: SizeRule
+    interpolation: Interpolation
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop: tuple[int, int] | None = None
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    resize: ResizeBackend = "pillow"
+
+
+# -- decoding --------------------------------------------------------------------------------------------------
+
+
+class ClassifyDecode(_Value, tag="classify", kw_only=True):
+    """Outputs `scores` (N,K) float32 and `class_ids` (N,K) int64, best first; K is `top_k`.
+
+    `activation` says which function of the logits the scores are.
+    """
+
+    top_k: int
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+
+
+class DetectDecode(_Value, tag="detect", kw_only=True):
+    """Outputs `boxes` (N,K,4) float32 xyxy in 0..1 of the valid input, `scores` (N,K), `class_ids` (N,K) int64.
+
+    K is `top_k`; rows come in no promised order. `threshold` is the default score below which a row is dropped.
+    """
+
+    top_k: int
+    threshold: float
+
+
+class EmbedDecode(_Value, tag="embed", kw_only=True):
+    """Outputs `cls` (N,D), `patches` (N,h,w,D) and, when exported with attention, `attention` (N,heads,h,w)."""
+
+    patch_size: int
+    attention: bool = False
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode
+
+# -- graphs, files, verdicts -----------------------------------------------------------------------------------
+
+
+class TensorInfo(_Value, kw_only=True):
+    """A graph's input or output; `None` marks a dynamic dimension, `dtype` is numpy's name."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Graph(_Value, kw_only=True):
+    """One lowered graph. `versions` is the range of the target that it serves, as a PEP 440 specifier."""
+
+    file: str
+    target: str
+    variant: str
+    versions: str
+    precisions: tuple[str, ...]
+    opset: int
+    rewrites: tuple[str, ...] = ()
+    avoids: tuple[str, ...] = ()
+
+
+class File(_Value, kw_only=True):
+    """A file of the bundle, its size in bytes and its SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Check(_Value, kw_only=True):
+    """One comparison: what was compared, over how many items, the error found and the error allowed."""
+
+    name: str
+    passed: bool
+    compared: int
+    error: float
+    tolerance: float
+    ties: int = 0
+    note: str = ""
+
+
+class Verdict(_Value, kw_only=True):
+    """What verification found for one target at one precision.
+
+    `graph` names the variant. `device` and `target_version` say where an engine ran; both are empty when only
+    the graph was checked. `sensitivity` is the smallest difference between outputs that should differ (two
+    images; an image and its channel-swapped copy), in units of the tolerance.
+    """
+
+    target: str
+    precision: str
+    status: Status
+    graph: str = ""
+    target_version: str = ""
+    device: str = ""
+    precision_share: dict[str, float] = {}
+    sensitivity: float = 0.0
+    checks: tuple[Check, ...] = ()
+    reason: str = ""
+
+
+class Provenance(_Value, kw_only=True):
+    """Where the weights come from. `checkpoint_sha256` covers config and weights; empty for seeded weights."""
+
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    licence: str = ""
+    source: str = ""
+    intended_use: str = ""
+
+
+class Manifest(_Value, kw_only=True):
+    """A bundle's manifest; see the module."""
+
+    schema: str = SCHEMA
+    name: str
+    family: str
+    task: Task
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    preprocess: Preprocess
+    decode: Decode
+    labels: tuple[str, ...]
+    graphs: tuple[Graph, ...]
+    verdicts: tuple[Verdict, ...]
+    recommended: dict[str, str]  # target -> precision
+    provenance: Provenance
+    tools: dict[str, str]
+    files: tuple[File, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image_input(self) -> TensorInfo:
+        """The uint8 (N,H,W,3) input."""
+        return self.inputs[0]
+
+    @property
+    def takes_valid_size(self) -> bool:
+        """Whether the graph has the second input `valid_size` int32 (N,2): rows and columns that are not padding."""
+        return any(item.name == "valid_size" for item in self.inputs)
+
+    def verdict(self, target: str, precision: str) -> Verdict | None:
+        """The verdict for a target at a precision, or None where it was never verified."""
+        found = (item for item in self.verdicts if (item.target, item.precision) == (target, precision))
+        return next(found, None)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as JSON with sorted keys and two-space indentation: equal manifests give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+
+
+def decode(data: bytes) -> Manifest:
+    """Parse and validate `manifest.json`; raises `BundleError` with the offending field."""
+    try:
+        header = msgspec.json.decode(data, type=dict)
+    except msgspec.DecodeError as error:
+        raise BundleError(
+            f"manifest.json is not valid JSON ({error}); the bundle is damaged, copy it again"
+        ) from None
+    schema = str(header.get("schema", ""))
+    if schema.split(".")[0] != SCHEMA.split(".")[0]:
+        raise BundleError(
+            f"this bundle has manifest schema {schema or 'none'}, this edgevtx reads {SCHEMA.split('.')[0]}.x; "
+            "update edgevtx, or export the bundle again"
+        )
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"manifest.json does not fit schema {SCHEMA}: {error}; export the bundle again"
+        ) from None

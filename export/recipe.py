@@ -1,0 +1,104 @@
+"""What a family is: a recipe, and the registry of all recipes.
+
+A recipe turns a checkpoint into a `Traceable`: an eval-mode torch module from uint8 frames to decoded tensors,
+with its task, preprocessing and decoding as data. A new family is one file in this folder and one row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgevtx.errors import InputError
+from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgevtx.export.checkpoint import Checkpoint
+    from edgevtx.results import Result
+    from edgevtx.runtimes.base import Array
+
+# family -> module with a constant RECIPE; modules are imported on use, since each imports torch
+FAMILIES = {
+    "vit": "edgevtx.export.vit",
+    "dino": "edgevtx.export.dino",
+    "detr": "edgevtx.export.detr",
+    "rtdetr": "edgevtx.export.rtdetr",
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user may choose of a family's module.
+
+    `batch`: frames at a time, None for dynamic. `frame`: (height, width) of the one camera that the graph is
+    fixed for, None to follow the checkpoint's size rule. `top_k`: rows kept by the graph, None for the family's
+    own number. `attention`: add the last layer's attention (dino). `labels`: class names that replace the
+    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed.
+    """
+
+    batch: int | None = 1
+    frame: tuple[int, int] | None = None
+    top_k: int | None = None
+    attention: bool = False
+    labels: tuple[str, ...] | None = None
+    resize: str = "pillow"
+
+
+@dataclass
+class Traceable:
+    """A module that can be traced, and everything the manifest says about it.
+
+    `module.forward(pixels[, valid_size])` takes pixels (N,H,W,3) uint8 BGR and, where padding is possible,
+    valid_size (N,2) int32 (height, width), and returns a tuple of tensors in the order of `outputs`.
+    `trace_size` (height, width) is the input size traced; `other_size` another one, equal where the size is
+    static. `dynamic` names the dynamic dimensions: input name -> {dimension: symbol}.
+    `reference(frame)` is the answer of the reference (its processor, model and post-processing) for a BGR frame,
+    with no score threshold applied, as the task's result.
+    """
+
+    family: str
+    task: Task
+    module: torch.nn.Module
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    dynamic: dict[str, dict[int, str]]
+    trace_size: tuple[int, int]
+    other_size: tuple[int, int]
+    preprocess: Preprocess
+    decode: Decode
+    labels: tuple[str, ...]
+    reference: Callable[[Array], Result]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A family's row: what `edgevtx families` prints and what `edgevtx export` calls.
+
+    `model_types` are the `model_type`s of Hugging Face configs that it reads; `layouts` the checkpoint layouts in
+    words. `tiny_config()` is the smallest config of each model type, for tests and trials without a checkpoint.
+    """
+
+    family: str
+    title: str
+    paper: str
+    task: Task
+    result: str
+    model_types: tuple[str, ...]
+    layouts: tuple[str, ...]
+    build: Callable[[Checkpoint, BuildOptions], Traceable]
+    tiny_config: Callable[[], dict[str, Any]]
+    options: tuple[str, ...] = field(default=())
+
+
+def get_recipe(family: str) -> Recipe:
+    """The recipe of a family; raises `InputError` for an unknown name."""
+    if family not in FAMILIES:
+        raise InputError(f"unknown family {family!r}; choose one of: {', '.join(FAMILIES)}")
+    recipe = importlib.import_module(FAMILIES[family]).RECIPE
+    assert isinstance(recipe, Recipe)
+    return recipe

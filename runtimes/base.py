@@ -1,0 +1,152 @@
+"""The protocol that every runtime keeps, and the values that travel between a bundle and a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named input or output of a graph.
+
+    `shape` has `None` where a dimension is dynamic; `dtype` is numpy's name ("uint8", "float32", "int64").
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def accepts(self, array: Array) -> bool:
+        """Whether `array` has this dtype, rank and every fixed dimension."""
+        return (
+            array.dtype == np.dtype(self.dtype)
+            and array.ndim == len(self.shape)
+            and all(want is None or want == got for want, got in zip(self.shape, array.shape, strict=True))
+        )
+
+    def __str__(self) -> str:
+        shape = ",".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype}[{shape}]"
+
+
+class Runtime(Protocol):
+    """One execution context over an engine. Serves one thread at a time; synchronous.
+
+    `run` takes every input by name and returns every output by name. The returned arrays belong to the caller
+    unless the class says that it reuses its output buffers. It raises `InputError` for a missing, unknown or
+    misshapen input. After `close` it raises `RuntimeUnavailableError`; closing twice is allowed.
+    """
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, feeds: Mapping[str, Array]) -> Arrays: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Runtime: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a caller asks of an engine.
+
+    `device` is the runtime's own name for it ("CPU", "GPU", "NPU", "AUTO"); `providers` is for ONNX Runtime
+    alone and defaults to its CPU provider; `threads` None leaves the runtime's default.
+    """
+
+    precision: str = "fp32"
+    device: str = "CPU"
+    threads: int | None = None
+    providers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a compiler made, read back from the compiled engine and not from what was asked.
+
+    `precision_share` says for each type ("f32", "bf16", "i8", ...) which share of the multiply-adds of all
+    convolutions and matrix products the engine executes in it; the shares add up to 1.
+    """
+
+    target: str
+    target_version: str
+    device: str
+    precision_share: dict[str, float]
+    compile_seconds: float
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a runtime is usable on this machine; `reason` says why not, `install` the command that helps."""
+
+    name: str
+    available: bool
+    version: str = ""
+    devices: tuple[str, ...] = ()
+    reason: str = ""
+    install: str = ""
+
+
+@dataclass
+class Engine:
+    """A compiled engine in memory. `new_runtime()` makes another execution context over the same weights."""
+
+    target: str
+    target_version: str
+    device: str
+    new_runtime: Callable[[], Runtime]
+    close: Callable[[], None] = lambda: None
+
+
+class Backend(Protocol):
+    """What a module of this package offers, as module-level functions and constants.
+
+    A backend imports its vendor's package inside these functions, never at import.
+    """
+
+    PRECISIONS: tuple[str, ...]
+
+    def probe(self) -> Probe: ...
+
+    def fingerprint(self, options: EngineOptions) -> dict[str, str]:
+        """All that a built engine depends on beside the graph: versions, device, driver, CPU features, options."""
+
+    def build(self, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+        """Compile `graph` (its weights file beside it) into files under the empty `folder`."""
+
+    def open(self, graph: Path, folder: Path, options: EngineOptions) -> Engine:
+        """Open what `build` wrote. `graph` is given for backends whose engine still reads the weights file."""
+
+
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
+    """Raise `InputError` unless `feeds` names exactly `specs`, each with its dtype and shape."""
+    from edgevtx.errors import InputError
+
+    names = {spec.name for spec in specs}
+    if missing := names - set(feeds):
+        raise InputError(f"input {sorted(missing)} is missing; this engine takes {', '.join(map(str, specs))}")
+    if unknown := set(feeds) - names:
+        raise InputError(f"input {sorted(unknown)} is unknown; this engine takes {', '.join(map(str, specs))}")
+    for spec in specs:
+        if not spec.accepts(feeds[spec.name]):
+            found = TensorSpec(spec.name, feeds[spec.name].shape, str(feeds[spec.name].dtype))
+            raise InputError(f"input must be {spec}, but got {found}")
