@@ -20,21 +20,17 @@ Task = Literal["classify", "detect", "embed"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
 
 
-class _Value(msgspec.Struct, frozen=True):
-    """Base of the manifest's parts: immutable, compared by value."""
-
-
 # -- preprocessing ---------------------------------------------------------------------------------------------
 
 
-class Exact(_Value, tag="exact", kw_only=True):
+class Exact(msgspec.Struct, tag="exact", frozen=True, kw_only=True):
     """Resize to this height and width, whatever the aspect ratio."""
 
     height: int
     width: int
 
 
-class ShortestEdge(_Value, tag="shortest_edge", kw_only=True):
+class ShortestEdge(msgspec.Struct, tag="shortest_edge", frozen=True, kw_only=True):
     """Scale so that the shorter edge is `shortest` px, or less where the longer one would exceed `longest` px.
 
     Without `longest` this is torchvision's rule (ViT, DINO); with it, DETR's, whose rounding differs.
@@ -44,13 +40,13 @@ class ShortestEdge(_Value, tag="shortest_edge", kw_only=True):
     longest: int | None = None
 
 
-class LongestEdge(_Value, tag="longest_edge", kw_only=True):
+class LongestEdge(msgspec.Struct, tag="longest_edge", frozen=True, kw_only=True):
     """Scale so that the longer edge is `longest` px (SAM's rule: both edges rounded half up)."""
 
     longest: int
 
 
-class Letterbox(_Value, tag="letterbox", kw_only=True):
+class Letterbox(msgspec.Struct, tag="letterbox", frozen=True, kw_only=True):
     """Scale to fit into height x width, keeping the aspect ratio, and fill the rest with `fill`."""
 
     height: int
@@ -62,7 +58,7 @@ class Letterbox(_Value, tag="letterbox", kw_only=True):
 SizeRule = Exact | ShortestEdge | LongestEdge | Letterbox
 
 
-class Preprocess(_Value, kw_only=True):
+class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     """How a frame becomes the graph's uint8 input (host), and what the graph then does to it (recorded).
 
     Host: resize by `size` with `interpolation` (antialiased, as Pillow does it), then a centred crop to
@@ -84,7 +80,7 @@ class Preprocess(_Value, kw_only=True):
 # -- decoding --------------------------------------------------------------------------------------------------
 
 
-class ClassifyDecode(_Value, tag="classify", kw_only=True):
+class ClassifyDecode(msgspec.Struct, tag="classify", frozen=True, kw_only=True):
     """Outputs `scores` (N,K) float32 and `class_ids` (N,K) int64, best first; K is `top_k`.
 
     `activation` says which function of the logits the scores are.
@@ -94,7 +90,7 @@ class ClassifyDecode(_Value, tag="classify", kw_only=True):
     activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
-class DetectDecode(_Value, tag="detect", kw_only=True):
+class DetectDecode(msgspec.Struct, tag="detect", frozen=True, kw_only=True):
     """Outputs `boxes` (N,K,4) float32 xyxy in 0..1 of the valid input, `scores` (N,K), `class_ids` (N,K) int64.
 
     K is `top_k`; rows come in no promised order. `threshold` is the default score below which a row is dropped.
@@ -104,7 +100,7 @@ class DetectDecode(_Value, tag="detect", kw_only=True):
     threshold: float
 
 
-class EmbedDecode(_Value, tag="embed", kw_only=True):
+class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     """Outputs `cls` (N,D), `patches` (N,h,w,D) and, when exported with attention, `attention` (N,heads,h,w)."""
 
     patch_size: int
@@ -116,7 +112,7 @@ Decode = ClassifyDecode | DetectDecode | EmbedDecode
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 
 
-class TensorInfo(_Value, kw_only=True):
+class TensorInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A graph's input or output; `None` marks a dynamic dimension, `dtype` is numpy's name."""
 
     name: str
@@ -124,7 +120,7 @@ class TensorInfo(_Value, kw_only=True):
     dtype: str
 
 
-class Graph(_Value, kw_only=True):
+class Graph(msgspec.Struct, frozen=True, kw_only=True):
     """One lowered graph. `versions` is the range of the target that it serves, as a PEP 440 specifier."""
 
     file: str
@@ -137,7 +133,7 @@ class Graph(_Value, kw_only=True):
     avoids: tuple[str, ...] = ()
 
 
-class File(_Value, kw_only=True):
+class File(msgspec.Struct, frozen=True, kw_only=True):
     """A file of the bundle, its size in bytes and its SHA-256 in hex."""
 
     path: str
@@ -145,7 +141,7 @@ class File(_Value, kw_only=True):
     sha256: str
 
 
-class Check(_Value, kw_only=True):
+class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One comparison: what was compared, over how many items, the error found and the error allowed."""
 
     name: str
@@ -157,7 +153,7 @@ class Check(_Value, kw_only=True):
     note: str = ""
 
 
-class Verdict(_Value, kw_only=True):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What verification found for one target at one precision.
 
     `graph` names the variant. `device` and `target_version` say where an engine ran; both are empty when only
@@ -177,7 +173,7 @@ class Verdict(_Value, kw_only=True):
     reason: str = ""
 
 
-class Provenance(_Value, kw_only=True):
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Where the weights come from. `checkpoint_sha256` covers config and weights; empty for seeded weights."""
 
     checkpoint: str = ""
@@ -187,7 +183,7 @@ class Provenance(_Value, kw_only=True):
     intended_use: str = ""
 
 
-class Manifest(_Value, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle's manifest; see the module."""
 
     schema: str = SCHEMA
@@ -214,7 +210,7 @@ class Manifest(_Value, kw_only=True):
 
     @property
     def takes_valid_size(self) -> bool:
-        """Whether the graph has the second input `valid_size` int32 (N,2): rows and columns that are not padding."""
+        """Whether the graph has the second input `valid_size` int32 (N,2): (height, width) without padding."""
         return any(item.name == "valid_size" for item in self.inputs)
 
     def verdict(self, target: str, precision: str) -> Verdict | None:
@@ -233,9 +229,7 @@ def decode(data: bytes) -> Manifest:
     try:
         header = msgspec.json.decode(data, type=dict)
     except msgspec.DecodeError as error:
-        raise BundleError(
-            f"manifest.json is not valid JSON ({error}); the bundle is damaged, copy it again"
-        ) from None
+        raise BundleError(f"manifest.json is no JSON ({error}); the bundle is damaged, copy it again") from None
     schema = str(header.get("schema", ""))
     if schema.split(".")[0] != SCHEMA.split(".")[0]:
         raise BundleError(
@@ -245,6 +239,4 @@ def decode(data: bytes) -> Manifest:
     try:
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
-        raise BundleError(
-            f"manifest.json does not fit schema {SCHEMA}: {error}; export the bundle again"
-        ) from None
+        raise BundleError(f"manifest.json is not of schema {SCHEMA}: {error}; export the bundle again") from None
