@@ -58,6 +58,8 @@ class Traceable:
     static. `dynamic` names the dynamic dimensions: input name -> {dimension: symbol}.
     `reference(frame)` is the answer of the reference (its processor, model and post-processing) for a BGR frame,
     with no score threshold applied, as the task's result.
+    `selection(pixels)`, for models that select candidates inside (RT-DETR's top-k queries): how clear the closest
+    decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
     """
 
     family: str
@@ -72,6 +74,7 @@ class Traceable:
     decode: Decode
     labels: tuple[str, ...]
     reference: Callable[[Array], Result]
+    selection: Callable[[Array], float] | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -1,0 +1,327 @@
+"""`load` opens a bundle on this device; the `Predictor` that it returns turns frames into results."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from edgevtx.bundle import Bundle
+from edgevtx.decode import decode
+from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
+from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
+from edgevtx.geometry import Geometry
+from edgevtx.manifest import Manifest, TensorInfo
+from edgevtx.preprocess import pad_batch, prepare
+from edgevtx.results import Result
+from edgevtx.runtimes import BACKENDS, get_backend, probe
+from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
+from edgevtx.selftest import accept
+
+log = logging.getLogger(__name__)
+
+AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+"""The order in which `runtime="auto"` looks for a runtime that is installed and that the bundle has a graph for."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was really loaded. Times in seconds; `precision_share` is read back from the compiled engine."""
+
+    name: str
+    family: str
+    task: str
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+    precision_share: dict[str, float]
+    graph: str
+    input_shape: tuple[int | None, ...]
+    labels: int
+    verdict: str
+    cache_hit: bool
+    load_seconds: float
+    compile_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame."""
+
+    inputs: Arrays
+    geometries: tuple[Geometry, ...]
+    milliseconds: float = 0.0
+
+
+@dataclass
+class Predictor:
+    """A loaded model: `model(frame)` gives a result in pixels of the frame.
+
+    Serves one thread at a time; `clone()` gives another predictor over the same weights. `stages` holds the last
+    call's times in ms. Use it in a `with` block, or `close()` it, to release the device.
+    """
+
+    manifest: Manifest
+    info: ModelInfo
+    engine: Engine
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._runtime = self.engine.new_runtime()
+        self._owns_engine = True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, by class id."""
+        return self.manifest.labels
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many frames the engine takes at once; None where it takes any number."""
+        return self.manifest.image_input.shape[0]
+
+    def __call__(
+        self,
+        frame: Array,
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+    ) -> Result:
+        """Answer one frame (H,W,3) uint8.
+
+        `threshold`: detections must score above it; `top_k`: at most so many items, no more than the graph was
+        exported with; `roi`: x0, y0, x1, y1 in px, the only part looked at; `rotation`: degrees clockwise (0, 90,
+        180, 270) that make the frame upright. Results are in pixels of the frame as given. Raises `InputError`.
+        """
+        prepared = self.prepare(frame, color=color, roi=roi, rotation=rotation)
+        outputs = self.infer(prepared)
+        return self.decode(outputs, prepared, threshold=threshold, top_k=top_k)[0]
+
+    def batch(
+        self,
+        frames: Sequence[Array],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        color: Literal["bgr", "rgb"] = "bgr",
+    ) -> list[Result]:
+        """Answer several frames, of equal or unequal size, as many at once as the engine takes.
+
+        Where the input's size follows the frame, unequal frames are padded as the reference pads a batch.
+        """
+        size = self.batch_size or max(len(frames), 1)
+        results: list[Result] = []
+        stages = dict.fromkeys(("preprocess", "engine", "decode"), 0.0)
+        for start in range(0, len(frames), size):
+            prepared = self._prepare_many(frames[start : start + size], color)
+            outputs = self.infer(prepared)
+            results += self.decode(outputs, prepared, threshold=threshold, top_k=top_k)
+            stages = {name: stages[name] + self.stages[name] for name in stages}
+        self.stages = stages
+        return results
+
+    # -- the three steps, for pipelines that overlap them on threads ---------------------------------------------
+
+    def prepare(
+        self,
+        frame: Array,
+        *,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+    ) -> Prepared:
+        """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`."""
+        start = perf_counter()
+        image, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
+        inputs = collate([image], self.manifest.inputs)
+        return Prepared(inputs, (geometry,), 1e3 * (perf_counter() - start))
+
+    def infer(self, prepared: Prepared) -> Arrays:
+        """Run the engine: outputs by name, as the manifest lists them."""
+        start = perf_counter()
+        outputs = self._runtime.run(prepared.inputs)
+        self.stages = {
+            "preprocess": prepared.milliseconds,
+            "engine": 1e3 * (perf_counter() - start),
+            "decode": 0.0,
+        }
+        return outputs
+
+    def decode(
+        self, outputs: Arrays, prepared: Prepared, *, threshold: float | None = None, top_k: int | None = None
+    ) -> list[Result]:
+        """Turn outputs into one result a frame, in pixels of that frame. Touches no engine."""
+        start = perf_counter()
+        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k)
+        self.stages["decode"] = 1e3 * (perf_counter() - start)
+        return results
+
+    def clone(self) -> Predictor:
+        """Another predictor over the same weights, for another thread. The first one must outlive it."""
+        other = Predictor(self.manifest, self.info, self.engine)
+        other._owns_engine = False
+        return other
+
+    def close(self) -> None:
+        """Release the engine and its device memory; closing twice is allowed."""
+        self._runtime.close()
+        if self._owns_engine:
+            self.engine.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"]) -> Prepared:
+        start = perf_counter()
+        pairs = [prepare(frame, self.manifest.preprocess, color=color) for frame in frames]
+        inputs = collate([image for image, _ in pairs], self.manifest.inputs)
+        return Prepared(inputs, tuple(geometry for _, geometry in pairs), 1e3 * (perf_counter() - start))
+
+
+def collate(images: list[Array], inputs: Sequence[TensorInfo]) -> Arrays:
+    """Stack images (h,w,3) into a graph's batch: `pixels` (N,H,W,3) uint8 and, where it takes one, `valid_size`.
+
+    Where the batch is static a short one repeats its last image. Raises `InputError` where an image is not of the
+    size that the graph was fixed for.
+    """
+    batch, *shape = inputs[0].shape
+    for image in images:
+        if any(want is not None and want != got for want, got in zip(shape, image.shape, strict=True)):
+            raise InputError(
+                f"this bundle was exported for one camera: its input is {shape[1]}x{shape[0]} px, but this frame "
+                f"scales to {image.shape[1]}x{image.shape[0]}; use frames of that camera's aspect ratio, "
+                "or export without --frame"
+            )
+    images = images + [images[-1]] * ((batch or 0) - len(images))
+    if len(images) == 1:
+        pixels, valid = np.ascontiguousarray(images[0])[None], np.array([images[0].shape[:2]], np.int32)
+    else:
+        pixels, valid = pad_batch(images)
+    names = [item.name for item in inputs]
+    return dict(zip(names, (pixels, valid), strict=False))
+
+
+def load(
+    path: str | Path,
+    *,
+    runtime: str = "auto",
+    device: str = "CPU",
+    precision: str | None = None,
+    threads: int | None = None,
+    providers: Sequence[str] = (),
+    compile: Literal["auto", "never", "force"] = "auto",
+    allow_unverified: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Predictor:
+    """Open a bundle (a directory or its .vtx file) on this device.
+
+    `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `AUTO_ORDER` that is installed here and that
+    the bundle serves. `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for;
+    None takes the one it recommends for the runtime. `providers`: ONNX Runtime's, in order. `compile`: "never"
+    raises `CompileError` instead of compiling on a cache miss, "force" compiles again.
+
+    An engine that has not yet proven itself on this device replays the bundle's golden sample first. Raises
+    `BundleError`, `RuntimeUnavailableError`, `CompileError`, and `VerificationError` where the verdict is
+    "failed" or "insensitive" or the replay fails, unless `allow_unverified`.
+    """
+    start = perf_counter()
+    bundle = Bundle.open(path)
+    target = choose_runtime(bundle.manifest, runtime)
+    precision = precision or bundle.manifest.recommended.get(target) or _first_precision(bundle.manifest, target)
+    verdict = bundle.manifest.verdict(target, precision)
+    if verdict is None or verdict.status in ("failed", "insensitive"):
+        _refuse_unverified(bundle.manifest, target, precision, allow_unverified)
+    options = EngineOptions(precision=precision, device=device, threads=threads, providers=tuple(providers))
+    prepared = prepare_engine(bundle, target, options, compile=compile, progress=progress)
+    engine = open_prepared(prepared, options)
+    try:
+        found = accept(bundle, prepared, engine, allow_unverified=allow_unverified)
+    except BaseException:
+        engine.close()
+        raise
+    seconds = perf_counter() - start
+    predictor = Predictor(bundle.manifest, _info(bundle.manifest, prepared, precision, found, seconds), engine)
+    log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
+    return predictor
+
+
+def choose_runtime(manifest: Manifest, asked: str) -> str:
+    """The target to use: the one asked for, or the first of `AUTO_ORDER` that is here and that the bundle serves."""
+    served = [target for target in AUTO_ORDER if any(graph.target == target for graph in manifest.graphs)]
+    if asked != "auto":
+        get_backend(asked)
+        if asked != "null" and asked not in served:
+            raise RuntimeUnavailableError(
+                f"this bundle has no graph for {asked}, only for {', '.join(served) or 'nothing'}; "
+                f"export it again with --targets {asked}"
+            )
+        return asked
+    probes = {target: probe(target) for target in served if target in BACKENDS}
+    for target, found in probes.items():
+        if found.available:
+            return target
+    reasons = "; ".join(f"{target}: {found.reason} ({found.install})" for target, found in probes.items())
+    raise RuntimeUnavailableError(
+        f"none of this bundle's runtimes is usable here: {reasons or 'it has no graphs'}"
+    )
+
+
+def _first_precision(manifest: Manifest, target: str) -> str:
+    return next((item.precision for item in manifest.verdicts if item.target == target), "fp32")
+
+
+def _refuse_unverified(manifest: Manifest, target: str, precision: str, allowed: bool) -> None:
+    verdict = manifest.verdict(target, precision)
+    if allowed or target == "null":
+        return
+    if verdict is None:
+        known = ", ".join(f"{item.target} {item.precision}" for item in manifest.verdicts) or "none"
+        raise VerificationError(
+            f"{manifest.name} was never verified on {target} at {precision} (verified: {known}); export it with "
+            f"--precisions {precision}, or pass allow_unverified=True"
+        )
+    raise VerificationError(
+        f"{manifest.name} on {target} at {precision} is marked {verdict.status!r}: {verdict.reason}; "
+        "mend the export, or pass allow_unverified=True to run it anyway"
+    )
+
+
+def _info(manifest: Manifest, prepared: PreparedEngine, precision: str, verdict: str, seconds: float) -> ModelInfo:
+    report = prepared.record.report
+    return ModelInfo(
+        name=manifest.name,
+        family=manifest.family,
+        task=manifest.task,
+        runtime=report.target,
+        runtime_version=report.target_version,
+        device=report.device,
+        precision=precision,
+        precision_share=dict(report.precision_share),
+        graph=prepared.graph.file,
+        input_shape=manifest.image_input.shape,
+        labels=len(manifest.labels),
+        verdict=verdict,
+        cache_hit=prepared.cache_hit,
+        load_seconds=round(seconds, 4),
+        compile_seconds=round(report.compile_seconds, 4),
+    )

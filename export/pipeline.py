@@ -1,0 +1,250 @@
+"""From a checkpoint to a verified bundle: build, trace, lower, verify, pack."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from edgevtx.bundle import write_bundle, write_golden
+from edgevtx.errors import ExportError, InputError, OutputError
+from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.pack import write_graphs
+from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
+from edgevtx.export.rewrite import lower
+from edgevtx.export.samples import load_photos
+from edgevtx.export.trace import trace
+from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
+from edgevtx.manifest import Graph, Manifest, Provenance, Verdict
+from edgevtx.runtimes import get_backend
+
+log = logging.getLogger(__name__)
+
+TARGETS = ("openvino", "onnxruntime")
+"""What is exported for when the user names no target."""
+
+TOOLS = (
+    "edgevtx",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "numpy",
+    "pillow",
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user asks of an export beside the module's own options (`build`).
+
+    `precisions` in order of preference: the first that passes on a target is the one it recommends.
+    `keep_failed` packs what failed too, marked; `all_or_nothing` packs nothing if anything failed.
+    """
+
+    targets: tuple[str, ...] = TARGETS
+    precisions: tuple[str, ...] = ("fp32",)
+    build: BuildOptions = field(default_factory=BuildOptions)
+    images: Path | None = None
+    name: str = ""
+    licence: str = ""
+    source: str = ""
+    intended_use: str = ""
+    keep_failed: bool = False
+    all_or_nothing: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did. `bundle` is None where nothing was packed; `refused` lists what was asked and not passed.
+
+    `skipped` names the pairs of target and precision that no such target has, such as bf16 on ONNX Runtime.
+    `seconds` are by stage.
+    """
+
+    bundle: Path | None
+    manifest: Manifest
+    refused: tuple[Verdict, ...]
+    skipped: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def export(
+    family: str,
+    checkpoint: Checkpoint,
+    out: Path,
+    options: ExportOptions,
+    *,
+    progress: Progress = lambda stage: None,
+) -> ExportReport:
+    """Export a checkpoint as a verified bundle at `out`.
+
+    Nothing that failed verification is packed unless asked for, and nothing half is ever left at `out`. Raises
+    `InputError`, `CheckpointError`, `ExportError`, `OutputError`.
+    """
+    pairs, skipped = _pairs(options.targets, options.precisions)
+    recipe = get_recipe(family)
+    photos = load_photos(options.images, options.build.frame)
+    clock = _Clock(progress)
+    with _work_folder(out) as temporary:
+        folder = Path(temporary) / "bundle"
+        folder.mkdir()
+        clock.start("build")
+        traceable = recipe.build(checkpoint, options.build)
+        clock.start("trace")
+        model = trace(traceable)
+        clock.start("lower")
+        lowered = {target: lower(model, target) for target in options.targets}
+        graphs = write_graphs(lowered, folder)
+        clock.start("reference")
+        manifest = _manifest(traceable, checkpoint, graphs, options, out)
+        samples = tuple(make_samples(traceable, photos))
+        facts = Facts(
+            samples=samples,
+            manifest=manifest,
+            reference=check_reference(traceable, samples, manifest),
+            sensitivity=measure_sensitivity(traceable, samples),
+        )
+        _write_golden(folder, samples)
+        verdicts = []
+        for target, precision in pairs:
+            clock.start(f"verify {target} {precision}")
+            verdicts.append(judge(folder, target, precision, graphs, facts))
+        clock.start("pack")
+        manifest, refused = _settle(folder, manifest, tuple(verdicts), options)
+        nothing = not manifest.graphs or (options.all_or_nothing and refused)
+        path = None if nothing else write_bundle(folder, manifest, out, overwrite=options.overwrite)
+    return ExportReport(path, manifest, refused, skipped, clock.stop())
+
+
+class _Clock:
+    """Times the stages and tells the caller which one begins."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._seconds, self._stage = progress, dict[str, float](), ""
+        self._since = perf_counter()
+
+    def start(self, stage: str) -> None:
+        self.stop()
+        self._stage, self._since = stage, perf_counter()
+        self._progress(stage)
+
+    def stop(self) -> dict[str, float]:
+        if self._stage:
+            self._seconds[self._stage] = round(perf_counter() - self._since, 3)
+        self._stage = ""
+        return self._seconds
+
+
+def _pairs(targets: Sequence[str], precisions: Sequence[str]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """Targets x precisions, less those that a target does not have; each target and precision must occur."""
+    kept, skipped = [], []
+    for target in targets:
+        able = get_backend(target).PRECISIONS
+        for precision in precisions:
+            (kept if precision in able else skipped).append((target, precision))
+    for asked, at, kind in ((targets, 0, "target"), (precisions, 1, "precision")):
+        for name in asked:
+            if not any(pair[at] == name for pair in kept):
+                raise InputError(
+                    f"{kind} {name!r} fits none of what was asked ({', '.join(targets)} at {', '.join(precisions)}); "
+                    "leave it out, or add what it needs"
+                )
+    return kept, tuple(f"{target} {precision}" for target, precision in skipped)
+
+
+def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder beside `out`, so that the finished bundle is renamed and not copied."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write to {out.parent}: {error.strerror}; choose another --out") from None
+
+
+def _manifest(
+    traceable: Traceable, checkpoint: Checkpoint, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
+) -> Manifest:
+    return Manifest(
+        name=options.name or out.stem,
+        family=traceable.family,
+        task=traceable.task,
+        inputs=traceable.inputs,
+        outputs=traceable.outputs,
+        preprocess=traceable.preprocess,
+        decode=traceable.decode,
+        labels=traceable.labels,
+        graphs=graphs,
+        verdicts=(),
+        recommended={},
+        provenance=Provenance(
+            checkpoint=checkpoint.name,
+            checkpoint_sha256=checkpoint.sha256(),
+            licence=options.licence or checkpoint.licence,
+            source=options.source,
+            intended_use=options.intended_use,
+        ),
+        tools=_tools(),
+        notes=traceable.notes,
+    )
+
+
+def _tools() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_golden(folder: Path, samples: tuple[Sample, ...]) -> None:
+    """The golden sample must be one whose tensors can be compared: the device has no second chance to choose."""
+    golden = next((sample for sample in samples if sample.clear), None)
+    if golden is None:
+        raise ExportError(
+            "in every image some selection inside the model is a tie, so no golden sample can be chosen; "
+            "give other images with --images"
+        )
+    write_golden(folder / "golden.npz", golden.frame, golden.inputs, golden.outputs)
+
+
+def _settle(
+    folder: Path, manifest: Manifest, verdicts: tuple[Verdict, ...], options: ExportOptions
+) -> tuple[Manifest, tuple[Verdict, ...]]:
+    """Drop the graphs and precisions that failed, unless they are to be kept, and recommend what passed."""
+    refused = tuple(item for item in verdicts if item.status in ("failed", "insensitive"))
+    dropped = set() if options.keep_failed else {(item.target, item.precision) for item in refused}
+    graphs = []
+    for graph in manifest.graphs:
+        left = tuple(
+            precision
+            for precision in graph.precisions
+            if precision in options.precisions and (graph.target, precision) not in dropped
+        )
+        if left:
+            graphs.append(msgspec.structs.replace(graph, precisions=left))
+    files = {graph.file for graph in graphs}
+    for graph in manifest.graphs:
+        if graph.file not in files:
+            (folder / graph.file).unlink(missing_ok=True)
+    recommended: dict[str, str] = {}
+    for verdict in verdicts:
+        if verdict not in refused:
+            recommended.setdefault(verdict.target, verdict.precision)
+    settled = msgspec.structs.replace(manifest, graphs=tuple(graphs), verdicts=verdicts, recommended=recommended)
+    return settled, refused

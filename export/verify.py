@@ -1,0 +1,230 @@
+"""Verification: does what was exported still give the reference's answer?
+
+Three comparisons, each on several real inputs of unlike sizes: our torch module with the reference (processor, model
+and post-processing), every lowered graph with our torch module, every compiled engine with our torch module. The
+verdict of a target at a precision is the outcome of all three, and of whether the inputs could have shown a fault.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgevtx.compare import SENSITIVE, TIE, TOLERANCES, compare, sensitivity
+from edgevtx.decode import decode
+from edgevtx.errors import CompileError, InputError, RuntimeUnavailableError
+from edgevtx.export.parity import compare_results
+from edgevtx.export.recipe import Traceable
+from edgevtx.export.samples import Photo
+from edgevtx.geometry import Geometry
+from edgevtx.manifest import Check, Graph, Manifest, Verdict
+from edgevtx.predictor import collate
+from edgevtx.preprocess import prepare
+from edgevtx.runtimes import get_backend, probe
+from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
+from edgevtx.selftest import explain
+
+DYNAMIC_BATCH = 3
+"""Frames in a batch that verifies a dynamic one; `trace` traces another number."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One verification input and the torch module's outputs for it.
+
+    `clear`: no selection inside the model was a tie, so that its tensors can be compared and not only its answer.
+    """
+
+    name: str
+    frame: Array
+    inputs: Arrays
+    outputs: Arrays
+    geometries: tuple[Geometry, ...]
+    clear: bool
+
+
+def run_module(traceable: Traceable, inputs: Arrays) -> Arrays:
+    """Run the torch module on numpy arrays: outputs by name."""
+    import torch
+
+    with torch.inference_mode():
+        values = traceable.module(*(torch.from_numpy(inputs[item.name]) for item in traceable.inputs))
+    return {item.name: value.numpy() for item, value in zip(traceable.outputs, values, strict=True)}
+
+
+def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Sample]:
+    """One sample a photo; a batch is filled with the photos that follow it, so that its rows differ."""
+    size = traceable.inputs[0].shape[0] or DYNAMIC_BATCH
+    for start, photo in enumerate(photos):
+        frames = [photos[(start + n) % len(photos)].frame for n in range(size)]
+        pairs = [prepare(frame, traceable.preprocess) for frame in frames]
+        inputs = collate([image for image, _ in pairs], traceable.inputs)
+        limit = TIE * 1e-4
+        clear = traceable.selection is None or traceable.selection(inputs["pixels"]) > limit
+        yield Sample(
+            name=photo.name,
+            frame=photo.frame,
+            inputs=inputs,
+            outputs=run_module(traceable, inputs),
+            geometries=tuple(geometry for _, geometry in pairs),
+            clear=clear,
+        )
+
+
+def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: Manifest) -> Check:
+    """Our answer for every sample's frame against the reference's own pipeline."""
+    checks = []
+    for sample in samples:
+        found = decode(sample.outputs, sample.geometries, manifest, threshold=0.0, top_k=None)[0]
+        checks.append(compare_results(traceable.reference(sample.frame), found))
+    return _worst("", checks)
+
+
+def measure_sensitivity(traceable: Traceable, samples: Sequence[Sample]) -> float:
+    """The smallest change of any output when the image changes or swaps its colours, in tolerances of fp32."""
+    first = samples[0]
+    swapped = {**first.inputs, "pixels": np.ascontiguousarray(first.inputs["pixels"][..., ::-1])}
+    others = [run_module(traceable, swapped), *(sample.outputs for sample in samples[1:])]
+    values = TOLERANCES["fp32"].values
+    assert values is not None
+    return min(sensitivity(first.outputs, other) for other in others) / values
+
+
+def verify_graph(folder: Path, graph: Graph, samples: Sequence[Sample], manifest: Manifest) -> list[Check]:
+    """The graph as it stands, evaluated by ONNX Runtime with every optimisation off, whatever its target."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(folder / graph.file, options, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+
+    def run(inputs: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return _compare_samples(f"graph {graph.variant or graph.target}", run, samples, manifest, "fp32")
+
+
+def verify_engine(
+    folder: Path, graph: Graph, samples: Sequence[Sample], manifest: Manifest, options: EngineOptions
+) -> tuple[list[Check], BuildReport]:
+    """Compile the graph with its target's runtime here, and compare what the engine says."""
+    backend = get_backend(graph.target)
+    with tempfile.TemporaryDirectory(prefix="edgevtx-verify-") as temporary:
+        report = backend.build(folder / graph.file, Path(temporary), options)
+        engine = backend.open(folder / graph.file, Path(temporary), options)
+        try:
+            with engine.new_runtime() as runtime:
+                checks = _engine_checks(runtime, samples, manifest, options.precision)
+        finally:
+            engine.close()
+    return checks, report
+
+
+def _engine_checks(runtime: Runtime, samples: Sequence[Sample], manifest: Manifest, precision: str) -> list[Check]:
+    def run(inputs: Arrays) -> Arrays:
+        return {name: array.copy() for name, array in runtime.run(inputs).items()}
+
+    return _compare_samples("engine", run, samples, manifest, precision)
+
+
+def _compare_samples(
+    level: str, run: object, samples: Sequence[Sample], manifest: Manifest, precision: str
+) -> list[Check]:
+    """Compare all samples; of each kind of check the worst one is kept, with the number compared added up."""
+    assert callable(run)
+    kinds: dict[str, list[Check]] = {}
+    for sample in samples:
+        for check in compare(sample.outputs, run(sample.inputs), manifest.decode, precision):
+            if sample.clear or not check.name.startswith("values: "):
+                kinds.setdefault(check.name, []).append(check)
+    return [_worst(f"{level}: ", checks) for checks in kinds.values()]
+
+
+def _worst(prefix: str, checks: Sequence[Check]) -> Check:
+    worst = max(checks, key=lambda check: (not check.passed, check.error / (check.tolerance or 1.0)))
+    return Check(
+        name=prefix + worst.name,
+        passed=worst.passed,
+        compared=sum(check.compared for check in checks),
+        error=worst.error,
+        tolerance=worst.tolerance,
+        ties=sum(check.ties for check in checks),
+        note=worst.note,
+    )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all verdicts of one export share."""
+
+    samples: tuple[Sample, ...]
+    manifest: Manifest
+    reference: Check
+    sensitivity: float
+
+
+def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], facts: Facts) -> Verdict:
+    """The verdict of one target at one precision over all its graphs: the engine's where one can be run here."""
+    serving = [graph for graph in graphs if graph.target == target and precision in graph.precisions]
+    if not serving:
+        raise InputError(f"{target} has no graph for {precision}; choose another of --precisions")
+    checks = [facts.reference]
+    for graph in serving:
+        checks += verify_graph(folder, graph, facts.samples, facts.manifest)
+    verdict = Verdict(
+        target=target,
+        precision=precision,
+        status="graph-only",
+        graph=serving[0].file,
+        sensitivity=float(f"{facts.sensitivity:.1e}"),
+        checks=tuple(checks),
+    )
+    found = probe(target)
+    if not found.available:
+        return _conclude(verdict, reason=f"no engine was run: {found.reason}")
+    from edgevtx.bundle import select_graph
+
+    try:
+        graph = select_graph(serving, target, found.version, precision)
+        options = EngineOptions(precision=precision)
+        more, report = verify_engine(folder, graph, facts.samples, facts.manifest, options)
+    except RuntimeUnavailableError as error:
+        return _conclude(verdict, reason=f"no engine was run: {error}")
+    except CompileError as error:
+        return _replace(verdict, status="failed", reason=str(error))
+    engine = _replace(
+        verdict,
+        status="passed-here",
+        graph=graph.file,
+        target_version=report.target_version,
+        device=report.device,
+        precision_share=dict(report.precision_share),
+        checks=(*checks, *more),
+    )
+    return _conclude(engine)
+
+
+def _conclude(verdict: Verdict, reason: str = "") -> Verdict:
+    """A failed check outweighs everything, insensitive inputs outweigh a pass."""
+    wrong = [check for check in verdict.checks if not check.passed]
+    if wrong:
+        return _replace(verdict, status="failed", reason=explain(wrong[0]))
+    if verdict.sensitivity < SENSITIVE:
+        words = (
+            f"outputs that should differ do so by {verdict.sensitivity:g} tolerances only (at least {SENSITIVE:g} "
+            "are needed): these weights or images cannot show a fault"
+        )
+        return _replace(verdict, status="insensitive", reason=words)
+    return _replace(verdict, reason=reason)
+
+
+def _replace(verdict: Verdict, **changes: object) -> Verdict:
+    import msgspec
+
+    return msgspec.structs.replace(verdict, **changes)
