@@ -229,7 +229,7 @@ def load(
     precision: str | None = None,
     threads: int | None = None,
     providers: Sequence[str] = (),
-    compile: Literal["auto", "never", "force"] = "auto",
+    compile: Literal["auto", "never", "force"] = "auto",  # noqa: A002 -- the word that users know
     allow_unverified: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Predictor:

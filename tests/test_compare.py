@@ -1,0 +1,182 @@
+"""The comparison must pass what is the same answer, and fail each planted fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgevtx.compare import SENSITIVE, TOLERANCES, assign, box_iou, compare, error_of, sensitivity
+from edgevtx.manifest import ClassifyDecode, DetectDecode, EmbedDecode
+
+DETECT = DetectDecode(top_k=40, threshold=0.3)
+CLASSIFY = ClassifyDecode(top_k=5)
+EMBED = EmbedDecode(patch_size=14)
+
+
+def detections(seed=0, count=40):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.7, (2, count, 2))
+    return {
+        "boxes": np.concatenate([corner, corner + rng.uniform(0.05, 0.3, corner.shape)], axis=2).astype(np.float32),
+        "scores": np.sort(rng.uniform(0.02, 0.98, (2, count)).astype(np.float32))[:, ::-1].copy(),
+        "class_ids": rng.integers(0, 5, (2, count)),
+    }
+
+
+def classes(seed=0):
+    rng = np.random.default_rng(seed)
+    scores = np.sort(rng.uniform(0.01, 0.9, (3, 5)).astype(np.float32))[:, ::-1].copy()
+    return {"scores": scores, "class_ids": np.stack([rng.permutation(20)[:5] for _ in range(3)])}
+
+
+def features(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "cls": rng.normal(size=(2, 16)).astype(np.float32),
+        "patches": rng.normal(size=(2, 3, 4, 16)).astype(np.float32),
+    }
+
+
+KINDS = {"detect": (detections, DETECT), "classify": (classes, CLASSIFY), "embed": (features, EMBED)}
+
+
+def failed(reference, found, decode, precision="fp32"):
+    return [check.name for check in compare(reference, found, decode, precision) if not check.passed]
+
+
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_equal_outputs_pass_and_say_how_many_were_compared(kind, precision):
+    make, decode = KINDS[kind]
+    checks = compare(make(), make(), decode, precision)
+    assert all(check.passed for check in checks)
+    assert all(check.compared > 0 for check in checks)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_error_within_the_tolerance_passes_and_ten_times_it_fails(kind):
+    make, decode = KINDS[kind]
+    reference = make()
+    for factor, passes in ((0.5, True), (10.0, False)):
+        found = {
+            name: array + np.float32(factor * 1e-4 * array.std()) if array.dtype.kind == "f" else array
+            for name, array in make().items()
+        }
+        assert (not failed(reference, found, decode)) == passes
+
+
+def test_a_missing_output_fails_before_any_value():
+    found = detections()
+    del found["scores"]
+    assert failed(detections(), found, DETECT) == ["names and shapes"]
+
+
+def test_an_output_of_another_shape_fails_before_any_value():
+    found = {name: array[:, :-1] for name, array in detections().items()}
+    assert failed(detections(), found, DETECT) == ["names and shapes"]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+def test_nan_fails(kind, precision):
+    make, decode = KINDS[kind]
+    found = make()
+    name = "boxes" if kind == "detect" else next(iter(found))
+    found[name].reshape(-1)[0] = np.nan
+    assert failed(make(), found, decode, precision)
+
+
+def test_queries_in_another_order_are_the_same_set():
+    order = np.random.default_rng(1).permutation(40)
+    found = {name: array[:, order] for name, array in detections().items()}
+    assert not failed(detections(), found, DETECT)
+
+
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda found: found["boxes"].__setitem__((0, slice(0, 3)), found["boxes"][0, :3] + 0.2), id="moved"),
+        pytest.param(lambda found: found["class_ids"].__setitem__((0, slice(0, 3)), 9), id="other class"),
+        pytest.param(lambda found: found["scores"].__setitem__((0, slice(0, 3)), 0.0), id="lost"),
+        pytest.param(lambda found: found["boxes"].__setitem__(..., found["boxes"][..., [1, 0, 3, 2]]), id="axes swapped"),
+    ],
+)
+def test_a_fault_in_a_few_detections_fails(fault, precision):
+    found = detections()
+    fault(found)
+    assert failed(detections(), found, DETECT, precision)
+
+
+def test_a_swap_at_the_end_of_the_selection_is_a_tie_and_is_counted():
+    """The last kept row gave way to another candidate whose score is as good as equal."""
+    reference, found = detections(), detections()
+    noise = np.float32(2e-5)
+    found["scores"] = found["scores"] + noise
+    found["boxes"][0, -1] = [0.1, 0.1, 0.9, 0.9]
+    found["class_ids"][0, -1] = 77
+    rows = next(c for c in compare(reference, found, DETECT, "fp32") if c.name == "values: rows without a partner")
+    assert rows.passed
+    assert rows.ties == 1
+
+
+def test_a_lost_row_that_is_no_tie_fails():
+    reference, found = detections(), detections()
+    found["boxes"][0, 20] = [0.1, 0.1, 0.9, 0.9]
+    found["class_ids"][0, 20] = 77
+    assert "values: rows without a partner" in failed(reference, found, DETECT)
+
+
+def test_too_many_ties_fail():
+    reference, found = detections(), detections()
+    reference["scores"][:] = 0.2
+    found["scores"][:] = 0.2
+    found["boxes"][0, :6] += 0.5
+    assert "values: rows without a partner" in failed(reference, found, DETECT)
+
+
+def test_equal_classes_may_swap_places_and_others_may_not():
+    reference = classes()
+    reference["scores"][0, 1] = reference["scores"][0, 0] - np.float32(1e-7)
+    found = {name: array.copy() for name, array in reference.items()}
+    found["class_ids"][0, [0, 1]] = found["class_ids"][0, [1, 0]]
+    assert not failed(reference, found, CLASSIFY)
+    found["class_ids"][1, [0, 1]] = found["class_ids"][1, [1, 0]]
+    assert failed(reference, found, CLASSIFY)
+
+
+def test_a_wrong_top_class_fails_at_every_precision():
+    found = classes()
+    found["class_ids"][0, 0] = 19 if 19 not in found["class_ids"][0] else 18
+    assert failed(classes(), found, CLASSIFY, "bf16")
+
+
+def test_rotated_features_fail_at_every_precision():
+    found = features()
+    found["patches"] = found["patches"][..., ::-1].copy()
+    assert failed(features(), found, EMBED, "bf16") == ["task: cosine of patches"]
+
+
+def test_error_is_in_standard_deviations_of_the_reference():
+    reference = np.array([0.0, 2.0])
+    assert error_of(reference, reference + 0.5) == pytest.approx(0.5)
+    assert error_of(np.zeros(3), np.full(3, 0.25)) == pytest.approx(0.25)
+    assert error_of(reference, np.array([0.0, np.inf])) == np.inf
+
+
+def test_sensitivity_is_that_of_the_deafest_output():
+    first, second = features(0), features(1)
+    assert sensitivity(first, second) > SENSITIVE * 1e-4
+    second["cls"] = first["cls"] + np.float32(1e-5)
+    assert sensitivity(first, second) < SENSITIVE * 1e-4
+
+
+def test_box_iou_of_known_boxes():
+    boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 5, 5]], np.float32)
+    want = [[1, 1 / 7, 0], [1 / 7, 1, 0], [0, 0, 0]]
+    np.testing.assert_allclose(box_iou(boxes, boxes), want, atol=1e-12)
+
+
+def test_assignment_is_one_to_one_and_respects_what_is_forbidden():
+    cost = np.array([[1.0, 2.0], [0.5, np.inf], [9.0, np.inf]])
+    assert assign(cost).tolist() == [1, 0, -1]
