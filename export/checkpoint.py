@@ -1,0 +1,260 @@
+"""A checkpoint on disk: its configuration, its processor's, and its weights with every tensor accounted for.
+
+Two layouts are read: a Hugging Face directory (`config.json` beside `model.safetensors`, sharded safetensors with
+their index, or `pytorch_model.bin`), and an architecture's `config.json` alone, which takes seeded random weights
+(see `edgevtx.export.trial`). Nothing here reaches for a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgevtx.errors import CheckpointError, InputError
+from edgevtx.export import trial
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+WEIGHTS_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+# counters that training keeps and inference never reads
+_COUNTERS = re.compile(r"\.num_batches_tracked$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was opened with `Checkpoint.open`.
+
+    `config` is `config.json` as published; `weights` are the weight files in name order, empty when `seed` asks for
+    random ones.
+    """
+
+    path: Path
+    config: dict[str, Any] = field(repr=False)
+    weights: tuple[Path, ...] = ()
+    seed: int | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, seed: int | None = None) -> Checkpoint:
+        """Open a Hugging Face directory, or with `seed` an architecture's config without weights.
+
+        Raises `CheckpointError` where there is no checkpoint, its JSON is broken, or weights are missing and no
+        seed was given; `InputError` where a directory with weights is opened with a seed.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; give a Hugging Face checkpoint directory or a config.json")
+        folder = path if path.is_dir() else path.parent
+        config_file = path / "config.json" if path.is_dir() else path
+        if not config_file.is_file():
+            raise CheckpointError(f"{path} has no config.json; a Hugging Face checkpoint directory is expected")
+        config = _read_json(config_file)
+        if not isinstance(config.get("model_type"), str):
+            raise CheckpointError(
+                f"{config_file} names no model_type; the config.json of a Hugging Face checkpoint is expected"
+            )
+        weights = _weight_files(folder)
+        if seed is None and not weights:
+            raise CheckpointError(
+                f"{folder} has no weights ({WEIGHTS_FILES[1]} or {WEIGHTS_FILES[3]}); copy them beside config.json, "
+                "or ask for seeded random ones with --seed 0 (seed=0 in Python)"
+            )
+        if seed is not None and path.is_dir() and weights:
+            raise InputError(
+                f"{folder} has weights, so a seed for random ones is not needed; leave the seed out, or give the "
+                "path of its config.json to use the architecture alone"
+            )
+        return cls(folder, config, () if seed is not None else weights, seed)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.resolve().name
+
+    @property
+    def model_type(self) -> str:
+        """The config's `model_type`."""
+        return str(self.config["model_type"])
+
+    @property
+    def architecture(self) -> str:
+        """The class that the config names first under `architectures`, or an empty string."""
+        named = self.config.get("architectures") or ("",)
+        return str(named[0])
+
+    @cached_property
+    def labels(self) -> tuple[str, ...] | None:
+        """The config's `id2label` in the order of its ids, or None where it has none."""
+        table = self.config.get("id2label")
+        if not table:
+            return None
+        by_id = {int(key): str(value) for key, value in table.items()}
+        if sorted(by_id) != list(range(len(by_id))):
+            raise CheckpointError(
+                f"id2label of {self.path / 'config.json'} has ids {min(by_id)}..{max(by_id)} for {len(by_id)} names; "
+                "ids from 0 without gaps are expected"
+            )
+        return tuple(by_id[index] for index in range(len(by_id)))
+
+    @cached_property
+    def processor_config(self) -> dict[str, Any]:
+        """The image processor's configuration, empty where the checkpoint has none."""
+        for name in PROCESSOR_FILES:
+            if (self.path / name).is_file():
+                config = _read_json(self.path / name)
+                return dict(config.get("image_processor") or config)
+        return {}
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 in hex over config, processor config and weights; empty for seeded weights."""
+        if self.seed is not None:
+            return ""
+        digest = hashlib.sha256()
+        configs = [name for name in ("config.json", *PROCESSOR_FILES) if (self.path / name).is_file()]
+        for file in (*(self.path / name for name in configs), *self.weights):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def licence(self) -> str:
+        """The licence in the YAML header of the directory's README.md, or an empty string."""
+        readme = self.path / "README.md"
+        if not readme.is_file():
+            return ""
+        header = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.S)
+        found = header and re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", header[1], re.M)
+        return found[1].strip("\"'") if found else ""
+
+    def load(
+        self,
+        model_class: Any,
+        *,
+        config: Mapping[str, Any] | None = None,
+        rename: Mapping[str, str] | None = None,
+        unused: tuple[str, ...] = (),
+        attention: str = "sdpa",
+    ) -> torch.nn.Module:
+        """The model with this checkpoint's weights: float32, eval mode, no gradients.
+
+        `config` replaces the published one; `rename` maps regular expressions of the file's tensor names to the
+        model's; `unused` are prefixes of tensors that the model does not need. Raises `CheckpointError` when a
+        tensor is missing, left over or of another shape.
+        """
+        settings = dict(self.config if config is None else config)
+        with _offline():
+            try:
+                model_config = model_class.config_class.from_dict(settings)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {_brief(error)}") from None
+            if self.seed is not None:
+                with torch.random.fork_rng(devices=[]):
+                    model = model_class._from_config(model_config, attn_implementation=attention, dtype=torch.float32)
+                trial.seed_weights(model, self.seed)
+            else:
+                model = self._load_weights(model_class, model_config, rename, unused, attention)
+        module: torch.nn.Module = model.eval().requires_grad_(False)
+        return module
+
+    def _load_weights(
+        self,
+        model_class: Any,
+        config: Any,
+        rename: Mapping[str, str] | None,
+        unused: tuple[str, ...],
+        attention: str,
+    ) -> Any:
+        try:
+            model, info = model_class.from_pretrained(
+                str(self.path),
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                key_mapping=None if rename is None else dict(rename),
+                # the published revision's safetensors, or pickled tensors read with weights_only=True
+                use_safetensors=self.weights[0].suffix == ".safetensors",
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"the weights of {self.path} cannot be read: {_brief(error)}; copy the checkpoint again"
+            ) from error
+        skip = re.compile("|".join([_COUNTERS.pattern, *(f"^{re.escape(prefix)}" for prefix in unused)]))
+        self._account("missing", {key for key in info["missing_keys"] if not _COUNTERS.search(key)}, model_class)
+        self._account("unknown", {key for key in info["unexpected_keys"] if not skip.search(key)}, model_class)
+        shapes = {f"{key} {list(found)} instead of {list(want)}" for key, found, want in info["mismatched_keys"]}
+        self._account("misshapen", shapes, model_class)
+        return model
+
+    def _account(self, what: str, keys: set[str], model_class: Any) -> None:
+        if keys:
+            first = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+            raise CheckpointError(
+                f"{self.path} has {len(keys)} {what} tensor{'s' if len(keys) > 1 else ''} for "
+                f"{model_class.__name__}: {first}; the weights do not belong to this config.json"
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} is no JSON ({_brief(error)}); expected a checkpoint's configuration") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} is JSON but no object; expected a checkpoint's configuration")
+    return data
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weight files that transformers would read, in name order; raises where an index names absent ones."""
+    name = next((name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if name is None:
+        return ()
+    if not name.endswith(".index.json"):
+        return (folder / name,)
+    shards = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
+    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} weight files: {absent[0]}; copy them")
+    return tuple(folder / shard for shard in shards)
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error's text."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Keep transformers off the network and its reports and bars off the terminal; `load` reports by itself."""
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    online, level, bars = constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled()
+    constants.HF_HUB_OFFLINE = True
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = online
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

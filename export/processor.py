@@ -1,0 +1,109 @@
+"""A checkpoint's image processor: the reference for preprocessing, and the source of the manifest's.
+
+Transformers' PIL processors are used: they need no torchvision and define what "exact" means.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+
+from edgevtx.errors import CheckpointError, InputError
+from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.manifest import Exact, Interpolation, Preprocess, ResizeBackend, ShortestEdge, SizeRule
+from edgevtx.runtimes.base import Array
+
+# processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does
+KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "ViT")
+# PIL.Image.Resampling by number, as processor configs write it
+_INTERPOLATION: dict[int, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
+
+
+def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any] | None = None) -> Any:
+    """The checkpoint's transformers processor (PIL).
+
+    Where the checkpoint has no processor config: the processor named `default` ("ViT", "Bit", "Detr", ...) with
+    `settings`. Raises `CheckpointError` for a processor that is not one of `KNOWN`.
+    """
+    import transformers
+
+    config = checkpoint.processor_config or settings or {}
+    named = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+    kind = default
+    for suffix in ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor"):
+        if named.endswith(suffix):
+            kind = named.removesuffix(suffix)
+            break
+    if kind not in KNOWN:
+        raise CheckpointError(
+            f"{checkpoint.path} asks for the image processor {named}; expected one of "
+            f"{', '.join(f'{name}ImageProcessor' for name in KNOWN)}"
+        )
+    processor_class = getattr(transformers, f"{kind}ImageProcessorPil")
+    try:
+        return processor_class.from_dict({k: v for k, v in config.items() if k != "image_processor_type"})
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the image processor config of {checkpoint.path} is not usable: {error}") from None
+
+
+def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
+    """What a transformers processor does to an image, as the manifest's data.
+
+    Raises `CheckpointError` for a processor without resizing or with a size rule that is unknown here.
+    """
+    if resize not in ("pillow", "opencv"):
+        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
+    if not processor.do_resize:
+        raise CheckpointError("the image processor does not resize (do_resize is false); give the model's size there")
+    normalise = processor.do_normalize
+    crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
+    return Preprocess(
+        size=_size_rule(processor.size),
+        interpolation=_INTERPOLATION[int(processor.resample)],
+        scale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
+        mean=_triple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
+        std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
+        crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
+        resize=cast(ResizeBackend, resize),
+    )
+
+
+def _size_rule(size: Any) -> SizeRule:
+    height, width = size["height"], size["width"]
+    if height and width:
+        return Exact(height=int(height), width=int(width))
+    if size["shortest_edge"]:
+        longest = size["longest_edge"]
+        return ShortestEdge(shortest=int(size["shortest_edge"]), longest=int(longest) if longest else None)
+    raise CheckpointError(f"the image processor's size {dict(size)} is unknown; expected height and width, or edges")
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in ([values] * 3 if isinstance(values, float | int) else values))
+    return first, second, third
+
+
+def fixed_size(preprocess: Preprocess) -> tuple[int, int] | None:
+    """The (height, width) that every frame gets, or None where it depends on the frame."""
+    if preprocess.crop is not None:
+        return preprocess.crop
+    if isinstance(preprocess.size, Exact):
+        return preprocess.size.height, preprocess.size.width
+    return None
+
+
+def reference_inputs(
+    processor: Any, frames: list[Array], **override: Any
+) -> dict[Literal["pixel_values", "pixel_mask"], torch.Tensor]:
+    """What the reference processor gives for BGR frames: `pixel_values` (N,3,H,W) RGB, and DETR's `pixel_mask`."""
+    images = [frame[..., ::-1].copy() for frame in frames]
+    batch = processor(images=images, return_tensors="pt", input_data_format="channels_last", **override)
+    return {key: batch[key] for key in ("pixel_values", "pixel_mask") if key in batch}

@@ -1,0 +1,83 @@
+"""Seeded random weights for trials without a trained checkpoint, scaled so that a wrong graph would show.
+
+The libraries' own initialisation (normal, std 0.02; zero biases) is made for training: its outputs hardly depend on
+the input (a random DETR moves its boxes by 0.001 px between photographs), so a swapped colour order would pass a
+comparison. Here every layer keeps the variance of its input, norms and biases are not trivial, attention is peaked
+and the heads give scores and boxes that spread.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import nn
+
+# standard deviation of a layer's output for inputs of unit variance, by the name of the layer; first match
+_GAINS = (
+    (re.compile(r"(q|k)_proj$"), 1.6),  # peaked attention: an average over all tokens would forget the image
+    (re.compile(r"(classifier|cls_classifier|distillation_classifier)$"), 3.0),
+    (re.compile(r"class_labels_classifier$"), 4.0),
+    (re.compile(r"(class_embed\.\d+|enc_score_head)$"), 2.0),
+    (re.compile(r"bbox_predictor\.layers\.\d+$"), 1.8),
+    (re.compile(r"(bbox_embed\.\d+|enc_bbox_head)\.layers\.2$"), 0.7),  # refined six times over, in logits
+    (re.compile(r"sampling_offsets$"), 0.5),
+)
+_FOCAL_HEAD = re.compile(r"(class_embed\.\d+|enc_score_head)$")
+_RESIDUAL_END = re.compile(r"\.layers\.\d+\.layer\.(\d)\.normalization$")
+
+
+@torch.no_grad()
+def seed_weights(model: nn.Module, seed: int) -> None:
+    """Fill every parameter and every batch-norm statistic of `model` in place; the same seed gives the same."""
+    random = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            _seed_product(module, name, random)
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm) or "BatchNorm" in type(module).__name__:
+            _seed_norm(module, name, random, last_of_residual=_ends_residual(model, name))
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(generator=random)
+        else:  # tokens, position tables, layer scales: parameters of the module itself
+            for key, parameter in module.named_parameters(recurse=False):
+                if key.startswith("lambda"):
+                    parameter.uniform_(0.3, 0.7, generator=random)
+                else:
+                    parameter.normal_(0, 0.5, generator=random)
+
+
+def _seed_product(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, name: str, random: torch.Generator) -> None:
+    fan_in = module.weight[0].numel()
+    default = math.sqrt(2) if isinstance(module, nn.Conv2d) and "backbone" in name else 1.0
+    gain = next((gain for pattern, gain in _GAINS if pattern.search(name)), default)
+    module.weight.normal_(0, gain / math.sqrt(fan_in), generator=random)
+    if module.bias is None:
+        return
+    module.bias.normal_(0, 0.1, generator=random)
+    if _FOCAL_HEAD.search(name):
+        # the best of Q x C scores are kept: shift their distribution so that the Q-th best stays near one half
+        classes = module.weight.shape[0]
+        module.bias -= gain * max(0.0, float(torch.special.ndtri(torch.tensor(1 - 1 / (classes + 1)))))
+
+
+def _seed_norm(module: nn.Module, name: str, random: torch.Generator, *, last_of_residual: bool) -> None:
+    tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    for key, tensor in tensors.items():
+        if key == "weight":
+            tensor.uniform_(0.7, 1.3, generator=random)
+            if last_of_residual:  # else every residual block doubles the variance
+                tensor.mul_(0.3)
+        elif key == "running_var":
+            tensor.uniform_(0.7, 1.3, generator=random)
+        elif tensor.is_floating_point():
+            tensor.normal_(0, 0.1, generator=random)
+
+
+def _ends_residual(model: nn.Module, name: str) -> bool:
+    """Whether `name` is the last norm of a ResNet block's residual branch."""
+    found = _RESIDUAL_END.search(name)
+    if not found:
+        return False
+    branch = model.get_submodule(name.rsplit(".", 2)[0])
+    return int(found[1]) == len(list(branch.children())) - 1

@@ -1,0 +1,147 @@
+"""ViT and DeiT image classifiers: a frame in, the best classes out.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Touvron et al., "Training data-efficient image
+transformers & distillation through attention", 2021.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgevtx.errors import CheckpointError, InputError
+from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.patches import fold_positions, pair
+from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
+from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
+from edgevtx.export.spec import batch_dimension, check_model_type, class_names, pixels_spec
+from edgevtx.manifest import ClassifyDecode, TensorInfo
+from edgevtx.results import Classification
+from edgevtx.runtimes.base import Array
+
+TOP_K = 5
+
+
+class Classifier(nn.Module):
+    """pixels (N,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
+
+    def __init__(self, model: nn.Module, frames: Frames, activation: str, top_k: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.model = model
+        self.activation = activation
+        self.top_k = top_k
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = activate(self.model(pixel_values=self.frames(pixels)).logits, self.activation)
+        best, class_ids = scores.topk(self.top_k, dim=-1)
+        return best, class_ids
+
+
+def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:
+    """Logits (N,C) -> scores in 0..1: softmax, or sigmoid where classes do not exclude each other."""
+    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+
+
+def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
+    """The classifier of a checkpoint; see `BuildOptions`. `top_k` defaults to 5 or the number of classes."""
+    check_model_type(checkpoint, RECIPE)
+    model: Any = checkpoint.load(_model_class(checkpoint), unused=("pooler.", "vit.pooler.", "deit.pooler."))
+    size = pair(model.config.image_size)
+    default = "DeiT" if checkpoint.model_type == "deit" else "ViT"
+    settings = {"size": {"height": size[0], "width": size[1]}, "do_center_crop": False}
+    processor = load_processor(checkpoint, default, settings)
+    preprocess = preprocess_of(processor, options.resize)
+    size = fixed_size(preprocess) or _no_fixed_size(checkpoint)
+
+    labels = class_names(model.config, options.labels)
+    top_k = min(TOP_K, len(labels)) if options.top_k is None else options.top_k
+    if not 1 <= top_k <= len(labels):
+        raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
+    activation = "sigmoid" if model.config.problem_type == "multi_label_classification" else "softmax"
+
+    prefix = model.base_model_prefix
+    traced: Any = traced_copy(model, f"{prefix}.embeddings.patch_embeddings.projection", preprocess)
+    fold_positions(getattr(traced, prefix).embeddings, model.config, size)
+    return Traceable(
+        family=RECIPE.family,
+        task=RECIPE.task,
+        module=Classifier(traced, Frames(preprocess), activation, top_k).eval(),
+        inputs=(pixels_spec(options.batch, size),),
+        outputs=(
+            TensorInfo(name="scores", shape=(options.batch, top_k), dtype="float32"),
+            TensorInfo(name="class_ids", shape=(options.batch, top_k), dtype="int64"),
+        ),
+        dynamic=batch_dimension(options.batch, "pixels"),
+        trace_size=size,
+        other_size=size,
+        preprocess=preprocess,
+        decode=ClassifyDecode(top_k=top_k, activation=activation),
+        labels=labels,
+        reference=partial(_reference, model, processor, labels, activation, top_k),
+        notes=() if options.frame is None else (f"every frame is resized to {size[0]}x{size[1]} anyway: no --frame",),
+    )
+
+
+def _reference(
+    model: Any, processor: Any, labels: tuple[str, ...], activation: str, top_k: int, frame: Array
+) -> Classification:
+    """The processor, the model and softmax (or sigmoid), as transformers' image classification pipeline has it."""
+    with torch.no_grad():
+        inputs = reference_inputs(processor, [frame])
+        logits = model(pixel_values=inputs["pixel_values"], interpolate_pos_encoding=True).logits
+        scores, class_ids = activate(logits, activation)[0].topk(top_k)
+    ids = class_ids.numpy()
+    return Classification(ids.astype(np.int64), scores.numpy(), tuple(labels[index] for index in ids))
+
+
+def _model_class(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    if checkpoint.model_type == "vit":
+        return transformers.ViTForImageClassification
+    if checkpoint.architecture == "DeiTForImageClassificationWithTeacher":
+        return transformers.DeiTForImageClassificationWithTeacher
+    return transformers.DeiTForImageClassification
+
+
+def _no_fixed_size(checkpoint: Checkpoint) -> tuple[int, int]:
+    raise CheckpointError(
+        f"the image processor of {checkpoint.path} scales the shortest edge and does not crop, but a ViT needs one "
+        "size; give it a size with height and width, or a crop_size"
+    )
+
+
+def _tiny_config() -> dict[str, Any]:
+    tiny = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 48,
+        "patch_size": 8,
+        "id2label": {str(index): f"class {index}" for index in range(10)},
+    }
+    return {
+        "vit": {"model_type": "vit", "architectures": ["ViTForImageClassification"], **tiny},
+        "deit": {"model_type": "deit", "architectures": ["DeiTForImageClassification"], **tiny},
+    }
+
+
+RECIPE = Recipe(
+    family="vit",
+    title="ViT and DeiT image classification",
+    paper="https://arxiv.org/abs/2010.11929",
+    task="classify",
+    result="Classification",
+    model_types=("vit", "deit"),
+    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    build=build,
+    tiny_config=_tiny_config,
+    options=("batch", "top_k", "labels", "resize"),
+)
