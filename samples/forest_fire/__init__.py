@@ -1,0 +1,1 @@
+"""Forest-fire sample: procedural scenes, the training script and the checkpoint trained on them."""

@@ -1,0 +1,137 @@
+"""The models that can be trained on the scenes: one row each in FAMILIES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessorPil,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrImageProcessorPil,
+    RTDetrResNetConfig,
+)
+
+from .data import Renderer
+from .scenes import LABELS, render_dense, render_scene
+
+Size = tuple[int, int]
+_NAMES: dict[str, Any] = {
+    "id2label": dict(enumerate(LABELS)),
+    "label2id": {name: i for i, name in enumerate(LABELS)},
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What to build and how to train it. Sizes are (height, width); ``phases`` rows are (from which share of
+    the run on, input sizes); ``repeats`` is how often each object is offered to the one-to-one matching."""
+
+    build: Callable[[], Any]
+    processor: Callable[[], Any]
+    render: Renderer
+    kind: str  # of held-out scenes, a key of evaluate.RENDERERS
+    stored: tuple[Size, ...]
+    scenes: int  # of each stored size
+    phases: tuple[tuple[float, tuple[Size, ...]], ...]
+    batch: int
+    steps: int
+    rate: float
+    repeats: int = 1
+    half: bool = False  # store float16: loads back as the float32 that config.json asks for
+    backbone: str = "model.backbone"
+
+
+def rtdetr() -> RTDetrForObjectDetection:
+    """RT-DETR of about a million parameters, 320 pixels square, 60 queries."""
+    sizes = [16, 48, 96, 128]
+    trunk = RTDetrResNetConfig(
+        embedding_size=16,
+        hidden_sizes=sizes,
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = RTDetrConfig(
+        backbone_config=trunk,
+        freeze_backbone_batch_norms=False,  # there is no pretrained backbone whose statistics could be kept
+        encoder_in_channels=sizes[1:],
+        encoder_hidden_dim=64,
+        encoder_ffn_dim=256,
+        encoder_attention_heads=4,
+        hidden_expansion=0.5,
+        d_model=64,
+        decoder_in_channels=[64, 64, 64],
+        decoder_ffn_dim=256,
+        decoder_layers=3,
+        decoder_attention_heads=4,
+        num_queries=60,
+        num_denoising=40,
+        **_NAMES,
+    )
+    return RTDetrForObjectDetection(config)
+
+
+def detr() -> DetrForObjectDetection:
+    """DETR of under a million parameters on stride-16 features, 100 queries."""
+    trunk = ResNetConfig(
+        embedding_size=24,
+        hidden_sizes=[24, 48, 96],
+        # three blocks at stride 16: zero padding then tells every cell how far off the border is, and the
+        # decoder has no other source of absolute position in its values
+        depths=[1, 1, 3],
+        layer_type="basic",
+        out_features=["stage3"],
+    )
+    config = DetrConfig(
+        use_timm_backbone=False,
+        backbone_config=trunk,
+        num_queries=100,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_ffn_dim=256,
+        decoder_ffn_dim=256,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        dropout=0.0,
+        auxiliary_loss=True,
+        eos_coefficient=0.1,
+        **_NAMES,
+    )
+    return DetrForObjectDetection(config)
+
+
+FAMILIES: dict[str, Family] = {
+    "rtdetr": Family(
+        build=rtdetr,
+        processor=lambda: RTDetrImageProcessorPil(size={"height": 320, "width": 320}),
+        render=render_scene,
+        kind="forest",
+        stored=((352, 352), (288, 512), (320, 426)),
+        scenes=2000,
+        phases=((0.0, ((256, 256),)), (0.7, ((320, 320),))),
+        batch=8,
+        steps=3600,
+        rate=1e-3,
+    ),
+    "detr": Family(
+        build=detr,
+        processor=lambda: DetrImageProcessorPil(size={"shortest_edge": 208, "longest_edge": 374}),
+        render=render_dense,
+        kind="dense",
+        stored=((192, 256), (256, 192), (208, 320)),
+        scenes=3000,
+        phases=((0.0, ((192, 192), (160, 240), (240, 160))), (0.6, ((208, 208), (208, 288), (288, 208), (208, 336)))),
+        batch=8,
+        steps=6000,
+        rate=6e-4,
+        repeats=2,
+        half=True,
+    ),
+}
