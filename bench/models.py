@@ -1,0 +1,211 @@
+"""The full-size models that the benchmarks run: published architectures with seeded random weights.
+
+Each is a checkpoint folder of `config.json` and `preprocessor_config.json` as its authors publish them, written to the
+benchmark folder, and exported to a bundle once for each state of the exporter's sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import FOLDER, ROOT
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture: its family, `config.json`, `preprocessor_config.json`, and the seed of its weights."""
+
+    name: str
+    family: str
+    config: dict[str, Any]
+    processor: dict[str, Any]
+    seed: int = 0
+    frame: tuple[int, int] | None = None  # the one camera that the graph is fixed for
+    notes: tuple[str, ...] = field(default=())
+
+
+def _vit(hidden: int, heads: int, image: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": 12,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "image_size": image,
+    }
+
+
+def _names(count: int) -> dict[str, Any]:
+    return {"id2label": {str(index): f"class {index}" for index in range(count)}}
+
+
+RTDETR_R18 = {
+    "model_type": "rt_detr",
+    "architectures": ["RTDetrForObjectDetection"],
+    "backbone_config": {
+        "model_type": "rt_detr_resnet",
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+    "encoder_in_channels": [128, 256, 512],
+    "hidden_expansion": 0.5,
+    "decoder_layers": 3,
+    "num_queries": 300,
+    "anchor_image_size": [640, 640],
+    **_names(80),
+}
+DETR_R50 = {
+    "model_type": "detr",
+    "architectures": ["DetrForObjectDetection"],
+    "use_timm_backbone": False,
+    "backbone": None,
+    "use_pretrained_backbone": False,
+    "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
+    "num_queries": 100,
+    **_names(91),
+}
+MODELS = {
+    model.name: model
+    for model in (
+        Model(
+            "vit_b16_224",
+            "vit",
+            {
+                "model_type": "vit",
+                "architectures": ["ViTForImageClassification"],
+                "patch_size": 16,
+                **_vit(768, 12, 224),
+                **_names(1000),
+            },
+            {
+                "image_processor_type": "ViTImageProcessor",
+                "size": {"height": 224, "width": 224},
+                "resample": 2,
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            },
+        ),
+        Model(
+            "dinov2_s14_518",
+            "dino",
+            {"model_type": "dinov2", "architectures": ["Dinov2Model"], "patch_size": 14, **_vit(384, 6, 518)},
+            {
+                "image_processor_type": "BitImageProcessor",
+                "size": {"shortest_edge": 518},
+                "do_center_crop": True,
+                "crop_size": {"height": 518, "width": 518},
+                "resample": 3,
+                **IMAGENET,
+            },
+        ),
+        Model(
+            "dino_s16_224",
+            "dino",
+            {"model_type": "vit", "architectures": ["ViTModel"], "patch_size": 16, **_vit(384, 6, 224)},
+            {
+                "image_processor_type": "ViTImageProcessor",
+                "size": {"height": 224, "width": 224},
+                "resample": 2,
+                **IMAGENET,
+            },
+        ),
+        Model(
+            "detr_r50_800",
+            "detr",
+            DETR_R50,
+            {
+                "image_processor_type": "DetrImageProcessor",
+                "size": {"shortest_edge": 800, "longest_edge": 1333},
+                **IMAGENET,
+            },
+        ),
+        Model(
+            "detr_r50_1080p",
+            "detr",
+            DETR_R50,
+            {
+                "image_processor_type": "DetrImageProcessor",
+                "size": {"shortest_edge": 800, "longest_edge": 1333},
+                **IMAGENET,
+            },
+            frame=(1080, 1920),
+            notes=("the same checkpoint, its graph fixed for one 1920x1080 camera",),
+        ),
+        Model(
+            "rtdetr_r18_640",
+            "rtdetr",
+            RTDETR_R18,
+            {
+                "image_processor_type": "RTDetrImageProcessor",
+                "size": {"height": 640, "width": 640},
+                "resample": 2,
+                "do_normalize": False,
+            },
+        ),
+    )
+}
+
+
+def checkpoint_folder(model: Model) -> Path:
+    """The model's checkpoint folder, written if it is not there: configs, no weights."""
+    folder = FOLDER / "checkpoints" / model.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config, indent=1), encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(model.processor, indent=1), encoding="utf-8")
+    return folder
+
+
+def open_checkpoint(model: Model) -> Any:
+    """The model's `edgevtx.export.checkpoint.Checkpoint` with its seed."""
+    from edgevtx.export.checkpoint import Checkpoint
+
+    return Checkpoint.open(checkpoint_folder(model), seed=model.seed)
+
+
+def build_options(model: Model, resize: str = "pillow") -> Any:
+    """The model's `BuildOptions`."""
+    from edgevtx.export.recipe import BuildOptions
+
+    return BuildOptions(frame=model.frame, resize=resize)
+
+
+def export_model(model: Model, out: Path, *, precisions: tuple[str, ...] = ("fp32",), resize: str = "pillow") -> Any:
+    """Export to `out` and return the `ExportReport`; what failed verification is kept, marked, and reported."""
+    from edgevtx.export.pipeline import ExportOptions, export
+
+    options = ExportOptions(
+        precisions=precisions, build=build_options(model, resize), keep_failed=True, overwrite=True, name=model.name
+    )
+    return export(model.family, open_checkpoint(model), out, options)
+
+
+def bundle(name: str, *, resize: str = "pillow", precisions: tuple[str, ...] = ("fp32",)) -> Path:
+    """The bundle of a model, a directory; exported if these sources have not made it yet."""
+    model = MODELS[name]
+    key = f"{model!r} {resize} {precisions} {sources_digest()}".encode()
+    out = FOLDER / "bundles" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+    if not (out / "manifest.json").is_file():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        print(f"exporting {name} ({resize}, {' '.join(precisions)}) to {out} ...", flush=True)
+        report = export_model(model, out, precisions=precisions, resize=resize)
+        for verdict in report.refused:
+            print(f"{name}: {verdict.target} {verdict.precision} is {verdict.status}: {verdict.reason}", flush=True)
+    return out
+
+
+def sources_digest() -> str:
+    """SHA-256 over the exporter's sources: another exporter makes another bundle."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "export").rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
