@@ -148,12 +148,13 @@ class Checkpoint:
         config: Mapping[str, Any] | None = None,
         rename: Mapping[str, str] | None = None,
         unused: tuple[str, ...] = (),
-        attention: str = "sdpa",
+        arguments: Mapping[str, Any] | None = None,
     ) -> torch.nn.Module:
         """The model with this checkpoint's weights: float32, eval mode, no gradients.
 
         `config` replaces the published one; `rename` maps regular expressions of the file's tensor names to the
-        model's; `unused` are prefixes of tensors that the model does not need. Raises `CheckpointError` when a
+        model's; `unused` are prefixes of tensors that the model does not need; `arguments` go to the model's
+        constructor. Raises `CheckpointError` when a
         tensor is missing, left over or of another shape.
         """
         settings = dict(self.config if config is None else config)
@@ -164,10 +165,12 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {_brief(error)}") from None
             if self.seed is not None:
                 with torch.random.fork_rng(devices=[]):
-                    model = model_class._from_config(model_config, attn_implementation=attention, dtype=torch.float32)
+                    model = model_class._from_config(
+                        model_config, attn_implementation="sdpa", dtype=torch.float32, **(arguments or {})
+                    )
                 trial.seed_weights(model, self.seed)
             else:
-                model = self._load_weights(model_class, model_config, rename, unused, attention)
+                model = self._load_weights(model_class, model_config, rename or {}, unused, arguments or {})
         module: torch.nn.Module = model.eval().requires_grad_(False)
         return module
 
@@ -175,22 +178,23 @@ class Checkpoint:
         self,
         model_class: Any,
         config: Any,
-        rename: Mapping[str, str] | None,
+        rename: Mapping[str, str],
         unused: tuple[str, ...],
-        attention: str,
+        arguments: Mapping[str, Any],
     ) -> Any:
         try:
             model, info = model_class.from_pretrained(
                 str(self.path),
                 config=config,
                 dtype=torch.float32,
-                attn_implementation=attention,
+                attn_implementation="sdpa",
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                key_mapping=None if rename is None else dict(rename),
+                key_mapping=dict(rename) or None,
                 # the published revision's safetensors, or pickled tensors read with weights_only=True
                 use_safetensors=self.weights[0].suffix == ".safetensors",
+                **arguments,
             )
         except Exception as error:
             raise CheckpointError(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
 
+from edgevtx.export.attention import use_attention
 from edgevtx.manifest import Preprocess
 
 
@@ -53,17 +55,16 @@ def valid_rows_columns(height: int, width: int, valid_size: torch.Tensor) -> tup
     return rows, columns
 
 
-def traced_copy(model: nn.Module, first_convolution: str, preprocess: Preprocess) -> nn.Module:
+def traced_copy(model: nn.Module, first_convolution: str, preprocess: Preprocess) -> Any:
     """A copy of `model` that takes BGR and may be changed for tracing, while `model` stays the reference.
 
     It shares every tensor with `model` except the weights of `first_convolution` (its dotted name), whose input
-    channels are reversed.
+    channels are reversed, and computes attention as `edgevtx.export.attention` does.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
-    traced = copy.deepcopy(model, shared)
+    traced: Any = copy.deepcopy(model, shared)
+    use_attention(traced.config)
     if preprocess.channel_order == "rgb":
         convolution = traced.get_submodule(first_convolution)
-        weight = convolution.weight
-        assert isinstance(weight, nn.Parameter)
-        convolution.weight = nn.Parameter(weight.flip(1).contiguous(), requires_grad=False)
+        convolution.weight = nn.Parameter(convolution.weight.flip(1).contiguous(), requires_grad=False)
     return traced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,16 +33,10 @@ def fold_positions(embeddings: Any, config: Any, size: tuple[int, int]) -> None:
     """
     if size != pair(config.image_size):
         rows, columns = patch_grid(config, size)
-        trained = pair(config.image_size)
-        special = embeddings.position_embeddings.shape[1] - trained[0] * trained[1] // _area(config)
+        special = embeddings.position_embeddings.shape[1] - math.prod(patch_grid(config, pair(config.image_size)))
         tokens = torch.zeros(1, special + rows * columns, embeddings.position_embeddings.shape[2])
         table = embeddings.interpolate_pos_encoding(tokens, *size).detach()
         embeddings.position_embeddings = nn.Parameter(table, requires_grad=False)
     embeddings.image_size = embeddings.patch_embeddings.image_size = size
     folded = embeddings.position_embeddings
     embeddings.interpolate_pos_encoding = lambda *_: folded
-
-
-def _area(config: Any) -> int:
-    height, width = pair(config.patch_size)
-    return height * width

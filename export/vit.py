@@ -7,7 +7,7 @@ transformers & distillation through attention", 2021.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.patches import fold_positions, pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_model_type, class_names, pixels_spec
+from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, pixels_spec
 from edgevtx.manifest import ClassifyDecode, TensorInfo
 from edgevtx.results import Classification
 from edgevtx.runtimes.base import Array
+
+Activation = Literal["softmax", "sigmoid"]
 
 TOP_K = 5
 
@@ -30,7 +32,7 @@ TOP_K = 5
 class Classifier(nn.Module):
     """pixels (N,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
 
-    def __init__(self, model: nn.Module, frames: Frames, activation: str, top_k: int) -> None:
+    def __init__(self, model: nn.Module, frames: Frames, activation: Activation, top_k: int) -> None:
         super().__init__()
         self.frames = frames
         self.model = model
@@ -43,7 +45,7 @@ class Classifier(nn.Module):
         return best, class_ids
 
 
-def activate(logits: torch.Tensor, activation: str) -> torch.Tensor:
+def activate(logits: torch.Tensor, activation: Activation) -> torch.Tensor:
     """Logits (N,C) -> scores in 0..1: softmax, or sigmoid where classes do not exclude each other."""
     return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
 
@@ -52,6 +54,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The classifier of a checkpoint; see `BuildOptions`. `top_k` defaults to 5 or the number of classes."""
     check_model_type(checkpoint, RECIPE)
     model: Any = checkpoint.load(_model_class(checkpoint), unused=("pooler.", "vit.pooler.", "deit.pooler."))
+    check_batch(options.batch)
     size = pair(model.config.image_size)
     default = "DeiT" if checkpoint.model_type == "deit" else "ViT"
     settings = {"size": {"height": size[0], "width": size[1]}, "do_center_crop": False}
@@ -63,10 +66,10 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     top_k = min(TOP_K, len(labels)) if options.top_k is None else options.top_k
     if not 1 <= top_k <= len(labels):
         raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
-    activation = "sigmoid" if model.config.problem_type == "multi_label_classification" else "softmax"
+    activation: Activation = "sigmoid" if model.config.problem_type == "multi_label_classification" else "softmax"
 
     prefix = model.base_model_prefix
-    traced: Any = traced_copy(model, f"{prefix}.embeddings.patch_embeddings.projection", preprocess)
+    traced = traced_copy(model, f"{prefix}.embeddings.patch_embeddings.projection", preprocess)
     fold_positions(getattr(traced, prefix).embeddings, model.config, size)
     return Traceable(
         family=RECIPE.family,
@@ -89,7 +92,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 
 
 def _reference(
-    model: Any, processor: Any, labels: tuple[str, ...], activation: str, top_k: int, frame: Array
+    model: Any, processor: Any, labels: tuple[str, ...], activation: Activation, top_k: int, frame: Array
 ) -> Classification:
     """The processor, the model and softmax (or sigmoid), as transformers' image classification pipeline has it."""
     with torch.no_grad():
