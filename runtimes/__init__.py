@@ -1,0 +1,52 @@
+"""Open an engine and run it; build one from a bundle's graph. Needs neither torch nor onnx.
+
+Each backend is a module that keeps `base.Backend`; it is imported when it is asked for, and its vendor's package
+when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+from typing import cast
+
+from edgevtx.errors import InputError
+from edgevtx.runtimes.base import Backend, EngineOptions, Probe, Runtime
+
+# name -> module; a new runtime is one file in this folder and one row here
+BACKENDS = {
+    "openvino": "edgevtx.runtimes.ov",
+    "onnxruntime": "edgevtx.runtimes.ort",
+    "null": "edgevtx.runtimes.null",
+}
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name; raises `InputError` for a name that is none."""
+    if name not in BACKENDS:
+        raise InputError(f"runtime must be one of {', '.join(BACKENDS)}, but got {name!r}")
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def probe(name: str) -> Probe:
+    """Whether the runtime is usable on this machine, and if not, why and what to do; never raises for a known one."""
+    return get_backend(name).probe()
+
+
+def probe_all() -> tuple[Probe, ...]:
+    """Every backend's probe, in the order of the registry."""
+    return tuple(probe(name) for name in BACKENDS)
+
+
+def open_runtime(name: str, graph: Path, options: EngineOptions | None = None) -> Runtime:
+    """Compile a graph and open it, keeping nothing: for verification and tests. `engines` has the cached way.
+
+    The weights file must lie beside `graph`. Raises `RuntimeUnavailableError` and `CompileError`.
+    """
+    backend, options = get_backend(name), options or EngineOptions()
+    with tempfile.TemporaryDirectory(prefix="edgevtx-") as folder:
+        backend.build(graph, Path(folder), options)
+        # what an open engine maps stays readable after its files are unlinked
+        engine = backend.open(graph, Path(folder), options)
+    return engine.new_runtime()

@@ -147,6 +147,11 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> No
     if unknown := set(feeds) - names:
         raise InputError(f"input {sorted(unknown)} is unknown; this engine takes {', '.join(map(str, specs))}")
     for spec in specs:
-        if not spec.accepts(feeds[spec.name]):
-            found = TensorSpec(spec.name, feeds[spec.name].shape, str(feeds[spec.name].dtype))
+        array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input must be {spec} as a numpy array, but got {type(array).__name__}")
+        if not spec.accepts(array):
+            found = TensorSpec(spec.name, array.shape, str(array.dtype))
             raise InputError(f"input must be {spec}, but got {found}")
+        if array.size == 0:
+            raise InputError(f"input {spec} must not be empty, but has shape {array.shape}")

@@ -1,0 +1,77 @@
+"""What the backends ask of this machine: its processor, its drivers, an optional package."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import platform
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgevtx.errors import RuntimeUnavailableError
+from edgevtx.runtimes.base import Probe
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of edgevtx."""
+    return f'pip install "edgevtx[{extra}]"'
+
+
+def import_package(package: str, *, target: str, extra: str) -> Any:
+    """Import a vendor's package, or raise `RuntimeUnavailableError` with the command that installs it."""
+    try:
+        module: ModuleType = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise RuntimeUnavailableError(
+            f"runtime {target} was asked for, but the package {error.name or package} is not installed; "
+            f"install it with: {install_command(extra)}"
+        ) from None
+    except (ImportError, OSError) as error:  # installed, and broken: a missing system library, a foreign build
+        raise RuntimeUnavailableError(
+            f"runtime {target} was asked for, but the package {package} does not load ({first_line(error)}); "
+            f"install it again with: {install_command(extra)} --force-reinstall"
+        ) from None
+    return module
+
+
+def unavailable(target: str, extra: str, error: RuntimeUnavailableError) -> Probe:
+    """The probe of a runtime that is not usable here."""
+    return Probe(name=target, available=False, reason=str(error).split(";")[0], install=install_command(extra))
+
+
+def first_line(error: BaseException) -> str:
+    """The line of a vendor's message that says something: the last one that is not a source location or a check."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from", "Check '", "[ERROR]"))]
+    return (said or lines or [type(error).__name__])[0][:300]
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name, architecture and instruction sets as one short text: an engine is built for these.
+
+    The instruction sets are hashed; on systems without /proc/cpuinfo the name alone must do.
+    """
+    name, flags = platform.processor() or "unknown", ""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key in ("model name", "CPU part"):
+            name = value
+        elif key in ("flags", "Features"):
+            flags = " ".join(sorted(value.split()))
+            break
+    return f"{platform.machine()} {name} {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+
+
+def nvidia_driver() -> str:
+    """The version line of NVIDIA's kernel driver, empty where there is none."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(errors="replace").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return ""
