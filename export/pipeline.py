@@ -192,7 +192,7 @@ def _manifest(
         recommended={},
         provenance=Provenance(
             checkpoint=checkpoint.name,
-            checkpoint_sha256=checkpoint.sha256(),
+            checkpoint_sha256=checkpoint.sha256,
             licence=options.licence or checkpoint.licence,
             source=options.source,
             intended_use=options.intended_use,

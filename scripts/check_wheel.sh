@@ -26,8 +26,8 @@ assert "site-packages" in edgevtx.__file__, edgevtx.__file__
 
 import edgevtx.runtimes
 
-for name, probe in edgevtx.runtimes.probe_all().items():
-    print(f"{name}: {'available' if probe.available else probe.reason}")
+for probe in edgevtx.runtimes.probe_all():
+    print(f"{probe.name}: {'available' if probe.available else probe.reason}")
 PYTHON
 "$work/clean/bin/edgevtx" --help >/dev/null
 echo "the wheel installs in a clean environment and import edgevtx loads neither torch nor onnx"

@@ -24,7 +24,7 @@ if [ ! -e "$venv/.installed" ] || [ "$root/pyproject.toml" -nt "$venv/.installed
     "$venv/bin/python" -m pip install --quiet --upgrade pip
     "$venv/bin/python" -m pip install --quiet "numpy==1.26.*" "opencv-python-headless==4.8.*" \
         "onnxruntime==1.23.*" "openvino==2025.0.*" "pillow==10.1.*" "msgspec==0.18.6" "click==8.1.*" \
-        "platformdirs==4.0.*" "rich==13.*" pytest hypothesis
+        "platformdirs==4.0.*" "rich==13.*" pytest hypothesis onnx  # onnx: the tests build graphs with it
     "$venv/bin/python" -m pip install --quiet --no-deps --editable "$root"
     touch "$venv/.installed"
 fi

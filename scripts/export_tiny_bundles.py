@@ -1,0 +1,55 @@
+"""Export a tiny seeded bundle of every family and option that changes its graph, with inputs and reference outputs.
+
+    python scripts/export_tiny_bundles.py FOLDER
+
+For tests on machines without torch: `FOLDER/NAME.vtx`, and `FOLDER/NAME.samples.npz` with arrays named
+`SAMPLE/input/NAME` and `SAMPLE/output/NAME`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.pipeline import ExportOptions, export
+from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe
+from edgevtx.export.samples import load_photos
+from edgevtx.export.verify import make_samples
+
+VARIANTS = {"static": BuildOptions(), "dynamic-batch": BuildOptions(batch=None)}
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for family in FAMILIES:
+        for model_type, config in get_recipe(family).tiny_config().items():
+            for variant, build in VARIANTS.items():
+                _export(folder, family, f"{model_type}-{variant}", config, build)
+
+
+def _export(folder: Path, family: str, name: str, config: dict[str, object], build: BuildOptions) -> None:
+    path = folder / f"{family}-{name}.config.json"
+    path.write_text(json.dumps(config))
+    checkpoint = Checkpoint.open(path, seed=0)
+    options = ExportOptions(build=build, overwrite=True)
+    report = export(family, checkpoint, folder / f"{family}-{name}.vtx", options)
+    words = [f"{item.target} {item.precision} {item.status}" for item in report.manifest.verdicts]
+    print(f"{family} {name}: {', '.join(words)}")
+    if report.bundle is None or report.refused:
+        raise SystemExit(f"{family} {name} was refused: {report.refused[0].reason}")
+    arrays = {}
+    for sample in make_samples(get_recipe(family).build(checkpoint, build), load_photos(None)):
+        if sample.clear:
+            arrays |= {f"{sample.name}/input/{key}": array for key, array in sample.inputs.items()}
+            arrays |= {f"{sample.name}/output/{key}": array for key, array in sample.outputs.items()}
+    np.savez(folder / f"{family}-{name}.samples.npz", **arrays)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python scripts/export_tiny_bundles.py FOLDER")
+    main(Path(sys.argv[1]))

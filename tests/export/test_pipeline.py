@@ -1,0 +1,247 @@
+"""From a checkpoint to a bundle, and what is refused on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgevtx
+from edgevtx.bundle import Bundle
+from edgevtx.errors import CompileError, InputError, OutputError, VerificationError
+from edgevtx.export import pipeline, verify
+from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.pipeline import ExportOptions, export
+from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe
+from edgevtx.export.samples import load_photos
+
+FP32 = ExportOptions()
+
+
+@pytest.fixture
+def seeded(tmp_path):
+    """A function family -> checkpoint of its first tiny config, with seeded weights."""
+
+    def make(family: str, model_type: str | None = None) -> Checkpoint:
+        configs = get_recipe(family).tiny_config()
+        path = tmp_path / f"{family}.config.json"
+        path.write_text(json.dumps(configs[model_type or next(iter(configs))]))
+        return Checkpoint.open(path, seed=0)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_goes_from_checkpoint_to_result(family, seeded, tmp_path):
+    report = export(family, seeded(family), tmp_path / f"{family}.vtx", FP32)
+    assert [(item.target, item.status) for item in report.manifest.verdicts] == [
+        ("openvino", "passed-here"),
+        ("onnxruntime", "passed-here"),
+    ]
+    frame = load_photos(None)[1].frame
+    for runtime in ("openvino", "onnxruntime"):
+        with edgevtx.load(tmp_path / f"{family}.vtx", runtime=runtime) as model:
+            assert model.info.verdict == "passed-here"
+            assert model.info.precision_share.get("f32", 0) > 0.99
+            assert type(model(frame)).__name__ == get_recipe(family).result
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_dynamic_batch_is_verified_at_a_size_that_was_not_traced(family, seeded, tmp_path):
+    options = replace(FP32, build=BuildOptions(batch=None), targets=("onnxruntime",))
+    report = export(family, seeded(family), tmp_path / "any.vtx", options)
+    assert report.manifest.image_input.shape[0] is None
+    assert not report.refused
+    frames = [photo.frame for photo in load_photos(None)]
+    with edgevtx.load(tmp_path / "any.vtx") as model:
+        assert len(model.batch(frames)) == len(frames) == 4
+
+
+def test_the_same_inputs_give_the_same_bytes(seeded, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        export("vit", seeded("vit"), tmp_path / name / "model.vtx", FP32)
+    assert (tmp_path / "a/model.vtx").read_bytes() == (tmp_path / "b/model.vtx").read_bytes()
+
+
+def spoil_weights(monkeypatch):
+    """A compiler's bug, planted: one number of the weights differs in what was written."""
+    write = pipeline.write_graphs
+
+    def spoiled(lowered, folder):
+        graphs = write(lowered, folder)
+        weights = np.memmap(folder / "weights.bin", np.float32, mode="r+")
+        weights[: len(weights) // 2] *= np.float32(1.01)
+        weights.flush()
+        return graphs
+
+    monkeypatch.setattr(pipeline, "write_graphs", spoiled)
+
+
+def test_a_wrong_graph_is_refused_and_nothing_is_packed(seeded, tmp_path, monkeypatch):
+    spoil_weights(monkeypatch)
+    report = export("vit", seeded("vit"), tmp_path / "bad.vtx", FP32)
+    assert {item.status for item in report.refused} == {"failed"}
+    assert report.refused[0].reason.startswith("graph")
+    assert report.bundle is None
+    assert not list(tmp_path.glob("*.vtx"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_wrong_graph_is_kept_on_request_and_load_refuses_it(seeded, tmp_path, monkeypatch):
+    spoil_weights(monkeypatch)
+    report = export("vit", seeded("vit"), tmp_path / "bad.vtx", replace(FP32, keep_failed=True))
+    assert report.bundle is not None
+    assert not report.manifest.recommended
+    with pytest.raises(VerificationError, match="failed"):
+        edgevtx.load(report.bundle)
+    with edgevtx.load(report.bundle, allow_unverified=True) as model:
+        assert model.info.verdict == "failed"
+
+
+def fail_engine(monkeypatch, target):
+    """A runtime's bug, planted: the engine of one target answers something else than its graph."""
+    check = verify.verify_engine
+
+    def broken(folder, graph, samples, manifest, options):
+        checks, report = check(folder, graph, samples, manifest, options)
+        if graph.target == target:
+            checks = [msgspec.structs.replace(item, passed=False, error=9.0) for item in checks]
+        return checks, report
+
+    monkeypatch.setattr(verify, "verify_engine", broken)
+
+
+def test_each_target_is_judged_alone(seeded, tmp_path, monkeypatch):
+    fail_engine(monkeypatch, "openvino")
+    report = export("vit", seeded("vit"), tmp_path / "half.vtx", FP32)
+    assert [item.target for item in report.refused] == ["openvino"]
+    manifest = Bundle.open(tmp_path / "half.vtx").manifest
+    assert {graph.target for graph in manifest.graphs} == {"onnxruntime"}
+    assert manifest.recommended == {"onnxruntime": "fp32"}
+    with edgevtx.load(tmp_path / "half.vtx") as model:
+        assert model.info.runtime == "onnxruntime"
+
+
+def test_all_or_nothing_packs_nothing(seeded, tmp_path, monkeypatch):
+    fail_engine(monkeypatch, "openvino")
+    report = export("vit", seeded("vit"), tmp_path / "half.vtx", replace(FP32, all_or_nothing=True))
+    assert report.bundle is None
+    assert not (tmp_path / "half.vtx").exists()
+
+
+def test_weights_that_ignore_the_image_are_insensitive(seeded, tmp_path, monkeypatch):
+    checkpoint = seeded("vit")
+    load = Checkpoint.load
+
+    def deaf(self, *args, **kwargs):
+        model = load(self, *args, **kwargs)
+        model.classifier.weight.data.zero_()
+        return model
+
+    monkeypatch.setattr(Checkpoint, "load", deaf)
+    report = export("vit", checkpoint, tmp_path / "deaf.vtx", replace(FP32, keep_failed=True))
+    assert {item.status for item in report.refused} == {"insensitive"}
+    with pytest.raises(VerificationError, match="cannot show a fault"):
+        edgevtx.load(tmp_path / "deaf.vtx")
+
+
+def test_a_module_that_differs_from_the_reference_is_refused(seeded, tmp_path, monkeypatch):
+    """A swapped colour order in our own preprocessing: every graph agrees with it, the reference does not."""
+    prepare = verify.prepare
+
+    def swapped(frame, preprocess):
+        image, geometry = prepare(frame, preprocess)
+        return np.ascontiguousarray(image[..., ::-1]), geometry
+
+    monkeypatch.setattr(verify, "prepare", swapped)
+    report = export("vit", seeded("vit"), tmp_path / "swapped.vtx", FP32)
+    assert report.refused[0].reason.startswith("reference")
+
+
+def test_without_the_runtime_only_the_graph_is_judged(seeded, tmp_path, monkeypatch):
+    from edgevtx.runtimes.base import Probe
+
+    absent = Probe(name="openvino", available=False, reason="openvino is not installed", install="")
+    monkeypatch.setattr(verify, "probe", lambda target: absent)
+    report = export("vit", seeded("vit"), tmp_path / "graph.vtx", replace(FP32, targets=("openvino",)))
+    assert [item.status for item in report.manifest.verdicts] == ["graph-only"]
+    with edgevtx.load(tmp_path / "graph.vtx") as model:  # after the golden sample passed here
+        assert model.info.verdict == "passed-here"
+
+
+def test_bf16_is_proven_on_openvino_and_not_offered_on_onnx_runtime(seeded, tmp_path):
+    from edgevtx.runtimes import get_backend
+    from edgevtx.runtimes.base import EngineOptions
+
+    options = replace(FP32, precisions=("fp32", "bf16"))
+    report = export("vit", seeded("vit"), tmp_path / "two.vtx", options)
+    assert report.skipped == ("onnxruntime bf16",)
+    verdict = report.manifest.verdict("openvino", "bf16")
+    assert verdict is not None
+    if verdict.status == "graph-only":
+        pytest.skip(f"this processor has no bf16: {verdict.reason}")
+    assert verdict.status == "passed-here"
+    assert verdict.precision_share["bf16"] > 0.9
+    with edgevtx.load(tmp_path / "two.vtx", runtime="openvino", precision="bf16") as model:
+        assert model.info.precision_share["bf16"] > 0.9
+    with pytest.raises(VerificationError, match="never verified"):
+        edgevtx.load(tmp_path / "two.vtx", runtime="onnxruntime", precision="bf16")
+    assert get_backend("openvino").fingerprint(EngineOptions(precision="bf16")) != get_backend("openvino").fingerprint(
+        EngineOptions(precision="fp32")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (ExportOptions(targets=("onnxruntime",), precisions=("bf16",)), "bf16"),
+        (ExportOptions(targets=("coreml",)), "coreml"),
+        (ExportOptions(precisions=("fp31",)), "fp31"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_the_work(options, words, seeded, tmp_path):
+    with pytest.raises(InputError, match=words):
+        export("vit", seeded("vit"), tmp_path / "no.vtx", options)
+    assert not list(tmp_path.glob("*.vtx"))
+
+
+def test_one_image_is_not_enough(seeded, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "photos/one.png")
+    with pytest.raises(InputError, match="at least two"):
+        export("vit", seeded("vit"), tmp_path / "no.vtx", replace(FP32, images=tmp_path / "photos"))
+
+
+def test_an_output_below_a_file_cannot_be_written(seeded, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        export("vit", seeded("vit"), tmp_path / "file" / "model.vtx", FP32)
+
+
+def test_a_full_disk_leaves_no_half_bundle(seeded, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgevtx.bundle.os.fsync", full)
+    with pytest.raises(OutputError, match="space"):
+        export("vit", seeded("vit"), tmp_path / "model.vtx", FP32)
+    assert not list(tmp_path.glob("*.vtx"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_compile_never_says_how_to_compile(seeded, tmp_path):
+    export("vit", seeded("vit"), tmp_path / "model.vtx", FP32)
+    with pytest.raises(CompileError, match="edgevtx compile"):
+        edgevtx.load(tmp_path / "model.vtx", compile="never")
