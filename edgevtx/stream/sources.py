@@ -1,0 +1,299 @@
+"""Where frames come from: an image, a folder of images, a video file, a camera or a network stream.
+
+    with open_source("clip.mp4") as source:
+        for frame in source:
+            model(frame.image)
+
+Images are read by Pillow. Video, cameras and network streams need OpenCV, which is imported when the first of
+them is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevtx.errors import RuntimeUnavailableError, SourceError
+
+OPEN_TIMEOUT_MS = 10_000
+READ_TIMEOUT_MS = 10_000
+_EXACT_COUNT = {".mp4", ".mov", ".m4v", ".avi"}  # containers that list their frames; others give an estimate
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a source.
+
+    `image` is (H,W,3) uint8 BGR, upright. `index` counts from 0 in the source; a frame that was skipped leaves a
+    gap. `captured` is when it was taken (camera, stream) or read (file), in unix seconds. `source` is the file,
+    or the camera's or stream's name without credentials. `position` is the place in a video file in seconds.
+    """
+
+    image: NDArray[np.uint8]
+    index: int
+    captured: float
+    source: str
+    position: float | None = None
+
+
+class Source:
+    """An iterable of `Frame`, to be iterated once; a context manager.
+
+    `live` says that frames come at their own pace and that a late reader must drop, not queue. `fps`, `size`
+    (height, width) and `count` are what the source announces, None where it does not. `notes` grows while it is
+    read: files that were skipped, a video that was cut short.
+    """
+
+    live = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fps: float | None = None
+        self.size: tuple[int, int] | None = None
+        self.count: int | None = None
+        self.notes: list[str] = []
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the device or file back; closing twice is allowed."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(spec: str | Path) -> Source:
+    """Open an image, a folder, a video file, a camera ("0") or a URL ("rtsp://...").
+
+    Raises `SourceError` if there is no such source or it gives no frames, `RuntimeUnavailableError` if it needs
+    OpenCV and that is not installed. An existing file of the name "0" is opened as a file.
+    """
+    text = str(spec)
+    path = Path(spec)
+    if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+://", text):
+        return Capture(text, name=redact(text), live=True)
+    if path.is_dir():
+        return ImageFolder(path)
+    if path.is_file():
+        return ImageFile(path) if _is_image(path) else Capture(path, name=text, live=False)
+    if text.isdecimal():
+        return Capture(int(text), name=f"camera {text}", live=True)
+    if path.exists():
+        return Capture(path, name=text, live=True)  # a device node such as /dev/video0
+    raise SourceError(
+        f"{text} does not exist; give an image, a folder of images, a video file, a camera index or a URL"
+    )
+
+
+def redact(url: str) -> str:
+    """A URL without user name and password, so that no log or result carries a camera's credentials."""
+    return re.sub(r"//[^/?#]*@", "//", url)
+
+
+# -- images ----------------------------------------------------------------------------------------------------
+
+
+class ImageFile(Source):
+    """One image."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.count = 1
+        self.path = path
+
+    def __iter__(self) -> Iterator[Frame]:
+        from edgevtx.images import read_image
+
+        yield Frame(read_image(self.path), 0, time.time(), self.name)
+
+
+class ImageFolder(Source):
+    """The images directly in a folder, by name. What cannot be read as an image is skipped and noted."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        try:
+            self.paths = sorted(path for path in folder.iterdir() if path.is_file())
+        except OSError as error:
+            raise SourceError(f"cannot list {folder}: {error.strerror}; check its permissions") from None
+        if not self.paths:
+            raise SourceError(f"the folder {folder} holds no files; give a folder with images directly in it")
+        self.count = len(self.paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        from edgevtx.images import read_image
+
+        skipped: list[str] = []
+        for index, path in enumerate(self.paths):
+            try:
+                image = read_image(path)
+            except SourceError:
+                skipped.append(path.name)
+                continue
+            yield Frame(image, index, time.time(), str(path))
+        if len(skipped) == len(self.paths):
+            raise SourceError(f"none of the {len(skipped)} files in {self.name} is an image that can be read")
+        if skipped:
+            more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+            self.notes.append(f"skipped what is no readable image: {', '.join(skipped[:3])}{more}")
+
+
+def _is_image(path: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return str(image.format) != "MPEG"  # Pillow recognises such a video, and cannot read it
+    except UnidentifiedImageError:
+        return False
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror or error}; check its permissions") from None
+
+
+# -- video -----------------------------------------------------------------------------------------------------
+
+
+class Capture(Source):
+    """A video file, a camera or a network stream, through OpenCV. Rotation metadata is applied.
+
+    Of a file that ends within a frame, the whole frames are given and `notes` says how many are missing.
+    """
+
+    def __init__(self, address: str | int | Path, *, name: str, live: bool) -> None:
+        super().__init__(name)
+        self.live = live
+        self._address = address
+        self._capture = _open_capture(address, name)
+        self.fps, self.size, self.count = _announced(self._capture, live)
+
+    def __iter__(self) -> Iterator[Frame]:
+        import cv2
+
+        index = 0
+        while self._capture is not None and self._capture.grab():
+            captured = time.time()
+            whole, image = self._capture.retrieve()
+            if not whole:
+                break
+            position = None if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            yield Frame(image, index, captured, self.name, position)
+            index += 1
+        if self._capture is not None:
+            self._note_end(index)
+
+    def _note_end(self, given: int) -> None:
+        if not given:
+            raise SourceError(f"{self.name} opened but gave no frame; {_advice(self._address)}")
+        if self.live:
+            raise SourceError(f"{self.name} stopped after {given} frames; {_advice(self._address)}")
+        slack = 0 if Path(self.name).suffix.lower() in _EXACT_COUNT else 1 + given // 50
+        if self.count is not None and given + slack < self.count:
+            self.notes.append(
+                f"{self.name} gave {given} whole frames where its header announces {self.count}: "
+                "the file is cut short or damaged"
+            )
+
+    def close(self) -> None:
+        capture, self._capture = self._capture, None
+        if capture is not None:
+            capture.release()
+
+
+def import_cv2(purpose: str) -> Any:
+    """OpenCV, or `RuntimeUnavailableError` that says what needs it and how it is installed."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f'{purpose} needs OpenCV, which cannot be imported ({error}); pip install "edgevtx[opencv]", '
+            "or use the system's own build"
+        ) from None
+    return cv2
+
+
+def _open_capture(address: str | int | Path, name: str) -> Any:
+    cv2 = import_cv2(f"reading {name}")
+    with _quiet(cv2), _ffmpeg_options(address):
+        if isinstance(address, str):
+            timeouts = [
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS
+            ]  # fmt: skip
+            capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
+        else:
+            capture = cv2.VideoCapture(address if isinstance(address, int) else str(address))
+    if not capture.isOpened():
+        capture.release()
+        raise SourceError(f"cannot open {name}; {_advice(address)}")
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+    return capture
+
+
+def _announced(capture: Any, live: bool) -> tuple[float | None, tuple[int, int] | None, int | None]:
+    """Frames per second, (height, width) and frame count of an opened capture; None where it says nothing sane."""
+    import cv2
+
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    height, width = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+    count = -1 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    return (
+        fps if 0 < fps <= 1000 else None,
+        (height, width) if height > 0 and width > 0 else None,
+        count if count > 0 else None,
+    )
+
+
+def _advice(address: str | int | Path) -> str:
+    if isinstance(address, int):
+        return "check that the camera is connected, that no other program uses it, and your access to /dev/video*"
+    if isinstance(address, str):
+        return "check the address, the network and the credentials"
+    return "it is no image or video that can be read, or it is damaged"
+
+
+@contextlib.contextmanager
+def _quiet(cv2: Any) -> Iterator[None]:
+    """Keep OpenCV's own warnings off the terminal while a capture opens: a failure is reported by us, once."""
+    try:
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    except AttributeError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+@contextlib.contextmanager
+def _ffmpeg_options(address: str | int | Path) -> Iterator[None]:
+    """Have FFmpeg drop the packet that a truncated file ends in: decoded, it is a frame with a grey part.
+
+    OpenCV takes FFmpeg's options from the environment alone. The user's own options stay, and win.
+    """
+    wanted = {"OPENCV_FFMPEG_LOGLEVEL": "-8"}
+    if isinstance(address, Path):
+        wanted["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "fflags;discardcorrupt"
+    ours = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
