@@ -14,6 +14,9 @@ from typing import cast
 from edgevtx.errors import InputError
 from edgevtx.runtimes.base import Backend, EngineOptions, Probe, Runtime
 
+if __name__ == "runtimes":
+    raise ImportError("`runtimes` is `edgevtx.runtimes`: import it under that name, or its classes exist twice")
+
 # name -> module; a new runtime is one file in this folder and one row here
 BACKENDS = {
     "openvino": "edgevtx.runtimes.ov",

@@ -1,0 +1,93 @@
+"""The command line: one module a verb, imported when it is used.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification refused, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from edgevtx import __version__
+from edgevtx.errors import EdgevtxError, InputError, SourceError, VerificationError
+
+VERBS = ("families", "export", "info", "verify", "compile", "run", "profile", "doctor", "cache")
+
+FAILED, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
+
+
+class Verbs(click.Group):
+    """The verbs, each in a module of its name; every error leaves as a sentence and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"edgevtx.cli.{cmd_name}").command
+        return command if isinstance(command, click.Command) else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.params["debug"]:
+                raise
+            fail(*explain(error))
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """An error as one sentence, and its exit code."""
+    if isinstance(error, EdgevtxError):
+        return str(error), exit_code(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or use a smaller model or batch", FAILED
+    words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return f"unexpected {words}; `edgevtx --debug ...` shows where, please report it", FAILED
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what went wrong on standard error and leave with an exit code."""
+    click.echo(f"edgevtx: {message}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+def exit_code(error: EdgevtxError) -> int:
+    """Which exit code an error of ours is."""
+    if isinstance(error, VerificationError):
+        return REFUSED
+    # an option's value is usage; a camera that does not answer is not
+    return USAGE if isinstance(error, InputError) and not isinstance(error, SourceError) else FAILED
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", message="edgevtx %(version)s")
+@click.option("--debug", is_flag=True, envvar="EDGEVTX_DEBUG", help="Log what happens, and show tracebacks.")
+def cli(debug: bool) -> None:
+    """Take a vision transformer to a device, and prove that it still works there.
+
+    \b
+    On a workstation:  edgevtx export vit --checkpoint DIR --out vit.vtx
+    On the device:     edgevtx run vit.vtx photo.jpg --out results
+    """
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("edgevtx").setLevel(level)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; the console script calls it."""
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="edgevtx")
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else FAILED

@@ -1,0 +1,107 @@
+"""`edgevtx compile`: fill the engine cache ahead of time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevtx.cli import common
+from edgevtx.errors import InputError
+
+if TYPE_CHECKING:
+    from edgevtx.predictor import ModelInfo
+
+
+@click.command(short_help="Compile a bundle ahead of its first use.")
+@common.bundle_argument
+@click.option("--target", metavar="NAME", default="auto", show_default=True, help="openvino or onnxruntime.")
+@click.option(
+    "--device", metavar="NAME", default="CPU", show_default=True, help="The runtime's name: CPU, GPU, NPU, AUTO."
+)
+@click.option("--precision", metavar="NAME", help="fp32 or bf16; default: what the bundle recommends for the target.")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(1), help="Processor threads; default: the runtime's choice."
+)
+@click.option(
+    "--providers", metavar="NAME,...", callback=common.parse_names, help="ONNX Runtime execution providers, in order."
+)
+@click.option("--force", is_flag=True, help="Compile even if the cache holds the engine.")
+@click.option("--allow-unverified", is_flag=True, help="Compile a model that failed verification.")
+@click.option("--out", metavar="DIR", help="Also write OpenVINO IR (.xml, .bin) for other tools.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing IR in --out.")
+@common.json_option
+def command(
+    bundle: str, target: str, force: bool, out: str | None, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """Compile a bundle for this device ahead of its first use, and replay the golden sample on the engine.
+
+    \b
+    Example:
+      edgevtx compile fire.vtx --target openvino --precision bf16
+      edgevtx compile fire.vtx --target openvino --out ir
+    """
+    from edgevtx.predictor import load
+
+    written: list[Path] = []
+    if out is not None and target not in ("openvino", "auto"):
+        raise InputError(f"--out writes OpenVINO IR, and --target is {target}; use --target openvino")
+    with common.stages("open") as progress:
+        model = load(
+            bundle, runtime=target, compile="force" if force else "auto", progress=progress, **options
+        )  # fmt: skip
+        info = model.info
+        model.close()
+        if out is not None:
+            progress("write OpenVINO IR")
+            written = write_ir(bundle, info, Path(out), overwrite)
+    if as_json:
+        common.print_json({**info.to_dict(), "ir": [str(path) for path in written]})
+        return
+    console = common.console()
+    console.print(common.facts_table(facts(info)))
+    for path in written:
+        console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)
+
+
+def facts(info: ModelInfo) -> dict[str, str]:
+    """What was compiled, in words."""
+    if info.cache_hit:
+        cache = f"hit: opened in {common.seconds(info.load_seconds)}"
+    else:
+        cache = f"miss: compiled in {common.seconds(info.compile_seconds)}, {common.seconds(info.load_seconds)} in all"
+    return {
+        "model": f"{info.name} ({info.family})",
+        "engine": f"{info.runtime} {info.runtime_version} on {info.device}",
+        "precision": f"{info.precision} asked; executed as {common.shares(info.precision_share)}",
+        "cache": cache,
+        "golden sample": info.verdict,
+    }
+
+
+def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> list[Path]:
+    """Write the bundle's OpenVINO graph as IR in fp32, weights uncompressed: NAME.xml and NAME.bin."""
+    import openvino
+
+    from edgevtx.bundle import Bundle
+    from edgevtx.errors import OutputError
+    from edgevtx.stream.sinks import claim, make_folder
+
+    if info.runtime != "openvino":
+        raise InputError(f"--out writes OpenVINO IR, and {info.runtime} was chosen; use --target openvino")
+    make_folder(folder)
+    xml = folder / f"{info.name}.xml"
+    paths = [xml, xml.with_suffix(".bin")]
+    for path in paths:
+        claim(path, overwrite)
+    opened = Bundle.open(bundle)
+    graph = next(item for item in opened.manifest.graphs if item.file == info.graph)
+    try:
+        model = openvino.Core().read_model(opened.graph_path(graph))
+        openvino.save_model(model, xml, compress_to_fp16=False)
+    except (OSError, RuntimeError) as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {xml}: {str(error).strip().splitlines()[-1]}; free space") from None
+    return paths

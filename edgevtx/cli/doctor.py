@@ -1,0 +1,235 @@
+"""`edgevtx doctor`: what this machine has, what is unusable and why. Reads, reports, installs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from edgevtx.cli import common
+
+Level = Literal["ok", "unusable", "broken", "note"]
+
+_STYLES = {"ok": "green", "unusable": "yellow", "broken": "bold red", "note": ""}
+BASE = ("numpy", "pillow", "msgspec", "platformdirs", "click", "rich")
+EXPORT = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "scipy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is usable, what it is, and the command or step that helps where it is not.
+
+    "unusable" is an extra that is not there; "broken" is something required, or present and unusable.
+    """
+
+    area: str
+    name: str
+    level: Level
+    value: str
+    help: str = ""
+
+
+@click.command(short_help="Report what this machine has, and lacks.")
+@common.json_option
+def command(as_json: bool) -> None:
+    """Report what this machine has: Python, processor, OpenCV, runtimes and devices, export packages, the cache.
+
+    \b
+    Example:
+      edgevtx doctor
+      edgevtx doctor --json
+
+    Installs nothing. Exit code 1 if something required is broken.
+    """
+    with common.stages("look around"):
+        findings = examine()
+    if as_json:
+        common.print_json([asdict(finding) for finding in findings])
+    else:
+        _print(findings)
+    if any(finding.level == "broken" for finding in findings):
+        raise SystemExit(1)
+
+
+def examine() -> list[Finding]:
+    """Every finding, in the order of the report."""
+    return [*_machine(), *_base(), *_opencv(), *_runtimes(), *_nvidia(), *_export(), *_cache()]
+
+
+def _machine() -> list[Finding]:
+    from edgevtx.profile.machine import describe
+
+    supported = sys.version_info >= (3, 10)
+    found = describe()
+    python = str(found.pop("python"))
+    rows = [Finding("machine", "python", "ok" if supported else "broken", python, "" if supported else "3.10 or newer")]
+    return rows + [Finding("machine", name.replace("_", " "), "note", str(value)) for name, value in found.items()]
+
+
+def _base() -> list[Finding]:
+    rows = []
+    for package in BASE:
+        module = {"pillow": "PIL"}.get(package, package)
+        rows.append(_package("base", package, module, required=True, extra=""))
+    return rows
+
+
+def _package(area: str, package: str, module: str, *, required: bool, extra: str) -> Finding:
+    """Import a package and report its version, or why it cannot be imported."""
+    install = f'pip install "edgevtx[{extra}]"' if extra else "pip install --force-reinstall edgevtx"
+    bad: Level = "broken" if required else "unusable"
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        version = ""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not required and not version:
+            return Finding(area, package, "unusable", "not installed", install)
+        return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), install)
+    except Exception as error:  # a vendor's package may raise anything when a library of its is missing
+        return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), install)
+    return Finding(area, package, "ok", version or "installed")
+
+
+def _opencv() -> list[Finding]:
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        help_ = 'pip install "edgevtx[opencv]", or the system\'s own build; images work without it'
+        return [Finding("video", "opencv", "unusable", "not installed: no video, no cameras", help_)]
+    except Exception as error:
+        return [Finding("video", "opencv", "unusable", f"cannot be imported: {error}", "pip check")]
+    build = cv2.getBuildInformation()
+    media = {name: _built_with(build, name) for name in ("FFMPEG", "GStreamer", "v4l/v4l2")}
+    value = ", ".join([cv2.__version__, *(f"{name} {'yes' if has else 'no'}" for name, has in media.items())])
+    rows = [Finding("video", "opencv", "ok", value, "" if _at_least(cv2.__version__, 4, 8) else "4.8 or newer")]
+    if not media["FFMPEG"] and not media["GStreamer"]:
+        rows.append(
+            Finding("video", "decoding", "unusable", "OpenCV has neither FFmpeg nor GStreamer", "use another build")
+        )
+    rows += [_camera(path) for path in sorted(Path("/dev").glob("video*"))]
+    return rows
+
+
+def _built_with(build: str, name: str) -> bool:
+    return re.search(rf"^\s*{re.escape(name)}:\s*YES", build, re.MULTILINE) is not None
+
+
+def _camera(path: Path) -> Finding:
+    if os.access(path, os.R_OK | os.W_OK):
+        return Finding("video", str(path), "ok", "readable")
+    return Finding("video", str(path), "unusable", "no permission", "add your user to the group video, log in again")
+
+
+def _runtimes() -> list[Finding]:
+    from edgevtx.runtimes import probe_all
+
+    rows = []
+    for probe in probe_all():
+        if probe.name == "null":
+            continue
+        if probe.available:
+            rows.append(Finding("runtimes", probe.name, "ok", f"{probe.version} on {', '.join(probe.devices)}"))
+        else:
+            rows.append(Finding("runtimes", probe.name, "unusable", probe.reason, probe.install))
+    if rows and not any(row.level == "ok" for row in rows):
+        help_ = 'pip install "edgevtx[openvino]" or "edgevtx[onnxruntime]"'
+        rows.append(Finding("runtimes", "any", "broken", "no runtime is usable: no bundle can run here", help_))
+    return rows
+
+
+def _nvidia() -> list[Finding]:
+    """TensorRT, JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
+    rows = []
+    release = Path("/etc/nv_tegra_release")
+    if release.is_file():
+        rows.append(Finding("nvidia", "L4T", "note", release.read_text(errors="replace").strip().splitlines()[0]))
+    if jetpack := _output(["dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"]):
+        rows.append(Finding("nvidia", "JetPack", "note", jetpack))
+    if driver := _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]):
+        rows += [Finding("nvidia", "GPU", "note", line) for line in driver.splitlines()]
+    for package in ("tensorrt", "tensorrt_rtx"):
+        if importlib.util.find_spec(package) is not None:
+            rows.append(_package("nvidia", package, package, required=False, extra=package.replace("_", "-")))
+    return rows
+
+
+def _output(command_line: list[str]) -> str:
+    if shutil.which(command_line[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(command_line, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _export() -> list[Finding]:
+    """Versions only: importing torch and transformers takes seconds."""
+    rows = []
+    for package in EXPORT:
+        try:
+            rows.append(Finding("export", package, "ok", metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            rows.append(
+                Finding(
+                    "export", package, "unusable", "not installed; not needed to run", 'pip install "edgevtx[export]"'
+                )
+            )
+    if all(row.level == "unusable" for row in rows):
+        return [Finding("export", "export", "unusable", "not installed; not needed to run", rows[0].help)]
+    return rows
+
+
+def _cache() -> list[Finding]:
+    from edgevtx import cache
+
+    root = cache.root()
+    help_ = "set EDGEVTX_CACHE to a folder that you may write to"
+    place = root
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        return [Finding("cache", str(root), "broken", "not writable: every load compiles again", help_)]
+    used = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.exists() else 0
+    free = shutil.disk_usage(place).free
+    return [Finding("cache", str(root), "ok", f"writable, {common.size(used)} used, {common.size(free)} free")]
+
+
+def _at_least(version: str, *floor: int) -> bool:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= floor
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    out = common.console()
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    area = ""
+    for finding in findings:
+        if finding.area != area:
+            if area:
+                table.add_row()
+            area = finding.area
+            table.add_row(Text(area), "", "")
+        value = Text(finding.value, _STYLES[finding.level])
+        if finding.level in ("unusable", "broken") and finding.help:
+            value.append(f"\n-> {finding.help}", "")
+        table.add_row(Text(f"  {finding.name}", "not bold"), Text(finding.level, _STYLES[finding.level]), value)
+    out.print(table)

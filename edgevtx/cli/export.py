@@ -1,0 +1,168 @@
+"""`edgevtx export`: from a checkpoint to a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevtx.cli import common
+from edgevtx.errors import InputError
+
+if TYPE_CHECKING:
+    from edgevtx.export.pipeline import ExportReport
+
+
+@click.command(short_help="Export a checkpoint as a verified bundle.")
+@click.argument("family")
+@click.option("--checkpoint", metavar="PATH", help="A Hugging Face checkpoint directory.")
+@click.option("--config", metavar="PATH", help="An architecture's config.json alone; weights are seeded random.")
+@click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="The seed of those random weights.")
+@click.option("--out", metavar="NAME.vtx", required=True, help="The bundle to write.")
+@click.option("--images", metavar="DIR", help="Your own photographs to verify on (recommended).")
+@click.option(
+    "--targets",
+    metavar="NAME,...",
+    callback=common.parse_names,
+    default="openvino,onnxruntime",
+    show_default=True,
+    help="Runtimes to export for.",
+)
+@click.option(
+    "--precisions",
+    metavar="NAME,...",
+    callback=common.parse_names,
+    default="fp32",
+    show_default=True,
+    help="Precisions to verify, preferred one first: fp32, bf16.",
+)
+@click.option(
+    "--batch", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Frames that the graph takes."
+)
+@click.option("--dynamic-batch", is_flag=True, help="Take any number of frames.")
+@click.option(
+    "--frame",
+    metavar="WIDTHxHEIGHT",
+    callback=common.parse_size,
+    help="Fix the graph for one camera's frames; it compiles faster.",
+)
+@click.option(
+    "--top-k", metavar="N", type=click.IntRange(1), help="Rows that the graph keeps; default: the family's own."
+)
+@click.option("--labels", metavar="FILE", help="Class names, one a line, in place of the checkpoint's.")
+@click.option("--attention", is_flag=True, help="Also give the last layer's attention (dino).")
+@click.option(
+    "--resize",
+    type=click.Choice(["pillow", "opencv"]),
+    default="pillow",
+    show_default=True,
+    help="pillow equals the checkpoint's own processor; opencv is faster and gated by verification.",
+)
+@click.option("--keep-failed", is_flag=True, help="Pack what failed verification too, marked; load refuses it.")
+@click.option("--all-or-nothing", is_flag=True, help="Pack nothing if anything requested failed.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--name", metavar="TEXT", default="", help="The model's name in the manifest; default: the file's.")
+@click.option("--licence", metavar="TEXT", default="", help="The weights' licence; default: what the checkpoint says.")
+@click.option("--source", metavar="TEXT", default="", help="Where the weights come from.")
+@click.option("--intended-use", metavar="TEXT", default="", help="What the model is for.")
+@common.json_option
+def command(**options: Any) -> None:
+    """Export a checkpoint as a bundle, verified against its reference on every target and precision.
+
+    \b
+    Example:
+      edgevtx export vit --checkpoint vit-base-patch16-224 --images photos --out vit.vtx
+      edgevtx export rtdetr --config config.json --out trial.vtx --precisions fp32,bf16
+
+    What fails verification is not packed, and the exit code is 3.
+    """
+    checkpoint, config = options["checkpoint"], options["config"]
+    if (checkpoint is None) == (config is None):
+        raise click.UsageError("give either --checkpoint (weights) or --config (architecture alone, random weights)")
+    if options["dynamic_batch"] and options["batch"] != 1:
+        raise click.UsageError("give either --batch or --dynamic-batch")
+    from edgevtx.cli.families import missing_export_extra
+
+    try:
+        report = _export(options)
+    except ImportError as error:
+        raise missing_export_extra(error) from None
+    if options["as_json"]:
+        common.print_json(_facts(report))
+    else:
+        _print(report)
+    if report.refused:
+        raise SystemExit(3)
+
+
+def _export(options: dict[str, Any]) -> ExportReport:
+    with common.stages("import torch") as progress:
+        from edgevtx.export.checkpoint import Checkpoint
+        from edgevtx.export.pipeline import ExportOptions, export
+        from edgevtx.export.recipe import BuildOptions, get_recipe
+
+        get_recipe(options["family"])  # an unknown family is reported before the checkpoint is read
+        if options["checkpoint"] is not None:
+            checkpoint = Checkpoint.open(options["checkpoint"])
+        else:
+            checkpoint = Checkpoint.open(options["config"], seed=options["seed"])
+        build = BuildOptions(
+            batch=None if options["dynamic_batch"] else options["batch"],
+            frame=options["frame"],
+            top_k=options["top_k"],
+            attention=options["attention"],
+            labels=None if options["labels"] is None else read_labels(Path(options["labels"])),
+            resize=options["resize"],
+        )
+        direct = ("targets", "precisions", "name", "licence", "source", "intended_use")
+        flags = ("keep_failed", "all_or_nothing", "overwrite")
+        asked = ExportOptions(
+            build=build,
+            images=None if options["images"] is None else Path(options["images"]),
+            **{key: options[key] for key in (*direct, *flags)},
+        )
+        return export(options["family"], checkpoint, Path(options["out"]), asked, progress=progress)
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, in the order of the class ids. Raises `InputError`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the labels of {path} ({error}); give a UTF-8 text file, a name a line") from None
+    labels = tuple(line.strip() for line in lines)
+    while labels and not labels[-1]:
+        labels = labels[:-1]
+    if not labels or not all(labels):
+        raise InputError(f"{path} has empty lines or none at all; give one class name a line")
+    return labels
+
+
+def _facts(report: ExportReport) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        "bundle": None if report.bundle is None else str(report.bundle),
+        "verdicts": msgspec.to_builtins(report.manifest.verdicts),
+        "recommended": report.manifest.recommended,
+        "refused": [f"{item.target} {item.precision}" for item in report.refused],
+        "skipped": list(report.skipped),
+        "seconds": report.seconds,
+    }
+
+
+def _print(report: ExportReport) -> None:
+    out = common.console()
+    out.print(common.verdict_table(report.manifest.verdicts))
+    for pair in report.skipped:
+        out.print(f"{pair}: there is no such precision on that target, nothing was exported for it")
+    spent = common.seconds(sum(report.seconds.values()))
+    if report.bundle is None:
+        common.console(stderr=True).print(
+            f"\nNothing was packed ({spent}): verification refused what was asked; --keep-failed packs it, marked."
+        )
+        return
+    path = report.bundle
+    size = path.stat().st_size if path.is_file() else sum(item.stat().st_size for item in path.rglob("*"))
+    out.print(f"\n{path} ({common.size(size)}) in {spent}", soft_wrap=True)

@@ -1,0 +1,104 @@
+"""`edgevtx info`: what a bundle is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevtx.cli import common
+
+if TYPE_CHECKING:
+    from edgevtx.bundle import Bundle
+    from edgevtx.manifest import Preprocess, TensorInfo
+
+
+@click.command(short_help="Show what a bundle holds.")
+@common.bundle_argument
+@common.json_option
+def command(bundle: str, as_json: bool) -> None:
+    """Show what a bundle holds: the model, its input and outputs, where it was verified, its files.
+
+    \b
+    Example:
+      edgevtx info fire.vtx
+      edgevtx info fire.vtx --json
+    """
+    import msgspec
+
+    from edgevtx.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if as_json:
+        common.print_json({"digest": opened.digest, **msgspec.to_builtins(opened.manifest)})
+        return
+    out = common.console()
+    out.print(common.facts_table(facts(opened)))
+    out.print()
+    out.print(common.verdict_table(opened.manifest.verdicts))
+    out.print()
+    out.print(_graphs(opened))
+
+
+def facts(bundle: Bundle) -> dict[str, Any]:
+    """The manifest in words."""
+    manifest = bundle.manifest
+    made = manifest.provenance
+    recommended = ", ".join(f"{precision} on {target}" for target, precision in manifest.recommended.items())
+    return {
+        "name": manifest.name,
+        "family": f"{manifest.family} ({manifest.task})",
+        "input": _tensors(manifest.inputs),
+        "outputs": _tensors(manifest.outputs),
+        "preprocessing": preprocessing(manifest.preprocess),
+        "classes": _labels(manifest.labels),
+        "recommended": recommended or "nothing passed verification",
+        "checkpoint": made.checkpoint,
+        "checkpoint sha256": made.checkpoint_sha256[:16] or "none: seeded random weights",
+        "licence": made.licence or "not stated",
+        "source": made.source,
+        "intended use": made.intended_use,
+        "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+        "size": f"{common.size(sum(item.size for item in manifest.files))} in {len(manifest.files)} files",
+        "digest": bundle.digest[:16],
+        "notes": "\n".join(manifest.notes),
+    }
+
+
+def preprocessing(rule: Preprocess) -> str:
+    """The host's part of preprocessing in words."""
+    size = rule.size
+    names = {field: getattr(size, field) for field in size.__struct_fields__}
+    words = type(size).__name__.lower()
+    if "height" in names:
+        words = f"{'letterbox' if words == 'letterbox' else 'exactly'} {names['width']}x{names['height']}"
+    elif "shortest" in names:
+        longest = f", longest {names['longest']}" if names["longest"] else ""
+        words = f"shortest edge {names['shortest']}{longest}"
+    else:
+        words = f"longest edge {names['longest']}"
+    crop = f", centre crop {rule.crop[1]}x{rule.crop[0]}" if rule.crop else ""
+    return f"{words}{crop}, {rule.interpolation}, by {rule.resize}"
+
+
+def _tensors(tensors: tuple[TensorInfo, ...]) -> str:
+    def one(item: TensorInfo) -> str:
+        return f"{item.name} {item.dtype}[{','.join('?' if n is None else str(n) for n in item.shape)}]"
+
+    return ", ".join(map(one, tensors))
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(labels[:6])
+    return f"{len(labels)}: {shown}{', ...' if len(labels) > 6 else ''}" if labels else ""
+
+
+def _graphs(bundle: Bundle) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("graph", "target", "serves", "precisions", "opset"):
+        table.add_column(name, overflow="fold")
+    for graph in bundle.manifest.graphs:
+        table.add_row(graph.file, graph.target, graph.versions, ", ".join(graph.precisions), str(graph.opset))
+    return table

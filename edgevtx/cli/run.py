@@ -1,0 +1,231 @@
+"""`edgevtx run`: a bundle on an image, a folder, a video, a camera or a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevtx.cli import common
+
+if TYPE_CHECKING:
+    from edgevtx.results import Result
+    from edgevtx.stream.pipeline import Record, Summary
+    from edgevtx.stream.sinks import Sink
+    from edgevtx.stream.sources import Source
+
+LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate is unknown
+
+
+@click.command(short_help="Run a bundle on images, videos, cameras, streams.")
+@common.bundle_argument
+@click.argument("source", metavar="SOURCE")
+@click.option("--out", metavar="DIR", help="Write results.jsonl and annotated pictures or video here.")
+@click.option("--jsonl-only", is_flag=True, help="With --out: no pictures, no video.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier run wrote into --out.")
+@click.option("--threshold", metavar="X", type=click.FloatRange(0, 1), help="Lowest score of a detection.")
+@click.option("--top-k", metavar="N", type=click.IntRange(1), help="At most so many items a frame.")
+@click.option(
+    "--roi", metavar="X0,Y0,X1,Y1", callback=common.parse_box, help="Look only at this part of each frame, in px."
+)
+@click.option(
+    "--rotation",
+    type=click.Choice(["0", "90", "180", "270"]),
+    default="0",
+    help="Degrees clockwise that make the frames upright.",
+)
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Stop after so many frames.")
+@common.engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a frame.")
+def command(
+    bundle: str, source: str, out: str | None, jsonl_only: bool, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """Run a bundle on SOURCE: an image, a folder of images, a video file, a camera ("0") or a URL ("rtsp://...").
+
+    \b
+    Example:
+      edgevtx run fire.vtx photo.jpg
+      edgevtx run fire.vtx clip.mp4 --out results
+      edgevtx run fire.vtx 0 --json | jq .result
+
+    Without --out, results are printed. Ctrl-C ends the run with complete files.
+    """
+    from edgevtx.predictor import load
+    from edgevtx.stream.pipeline import run
+    from edgevtx.stream.sources import open_source
+
+    folder = None if out is None else Path(out)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_source(source))
+        targets = {} if folder is None else plan_outputs(folder, opened, jsonl_only, overwrite)
+        with common.stages("load the model") as progress:
+            model = stack.enter_context(load(bundle, progress=progress, **common.engine_arguments(options)))
+        sinks = open_sinks(targets, opened, overwrite)
+        if as_json:
+            sinks.append(_json_sink())
+        show = folder is None and not as_json
+        stop = stack.enter_context(stop_on_signal())
+        with live_rate(opened, quiet=show and sys.stdout.isatty()) as count:
+
+            def on_record(record: Record) -> None:
+                count()
+                if show:
+                    _print(record)
+
+            summary = run(
+                opened,
+                model,
+                sinks,
+                threshold=options["threshold"],
+                top_k=options["top_k"],
+                roi=options["roi"],
+                rotation=int(options["rotation"]),
+                limit=options["limit"],
+                stop=stop,
+                on_record=on_record,
+            )
+    report(summary, [path for path in targets.values() if path.exists()])
+    if summary.stopped:
+        raise KeyboardInterrupt
+
+
+def plan_outputs(folder: Path, source: Source, jsonl_only: bool, overwrite: bool) -> dict[str, Path]:
+    """What will be written, refused now rather than after the model was compiled."""
+    from edgevtx.errors import OutputError
+    from edgevtx.stream.sinks import claim, make_folder
+    from edgevtx.stream.sources import Capture
+
+    make_folder(folder)
+    targets = {"jsonl": folder / "results.jsonl"}
+    if not jsonl_only:
+        kind = "video" if isinstance(source, Capture) else "images"
+        targets[kind] = folder / ("annotated.mp4" if kind == "video" else "annotated")
+    for kind, path in targets.items():
+        if kind != "images":
+            claim(path, overwrite)
+        elif path.is_dir() and any(path.iterdir()) and not overwrite:
+            raise OutputError(f"{path} holds files; choose another --out, or overwrite with --overwrite")
+    return targets
+
+
+def open_sinks(targets: dict[str, Path], source: Source, overwrite: bool) -> list[Sink]:
+    """The sinks of the planned outputs."""
+    from edgevtx.stream.sinks import AnnotatedImages, AnnotatedVideo, JsonLines
+
+    sinks: list[Sink] = []
+    if "jsonl" in targets:
+        sinks.append(JsonLines(targets["jsonl"], overwrite=overwrite))
+    if "images" in targets:
+        sinks.append(AnnotatedImages(targets["images"], overwrite=overwrite))
+    if "video" in targets:
+        fps = source.fps or LIVE_VIDEO_FPS
+        sinks.append(AnnotatedVideo(targets["video"], fps=fps, realtime=source.live, overwrite=overwrite))
+    return sinks
+
+
+def _json_sink() -> Sink:
+    from edgevtx.stream.sinks import JsonLines
+
+    return JsonLines(None)
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def live_rate(source: Source, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A bar with the frames done and the frames per second, on a terminal; call it once a frame."""
+    target = common.console(stderr=True)
+    if quiet or not target.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    known = [] if source.count is None else [BarColumn(), TimeRemainingColumn()]
+    text = "{task.completed} frames  {task.fields[fps]:.1f} frames/s"
+    rate = _Rate()
+    with Progress(*known, TextColumn(text), console=target, transient=True) as progress:
+        task = progress.add_task("", total=source.count, fps=0.0)
+
+        def count() -> None:
+            progress.update(task, advance=1, fps=rate.tick())
+
+        yield count
+
+
+class _Rate:
+    """Frames per second over the last two seconds."""
+
+    def __init__(self) -> None:
+        from collections import deque
+
+        self._times: deque[float] = deque()
+
+    def tick(self) -> float:
+        import time
+
+        now = time.monotonic()
+        self._times.append(now)
+        while now - self._times[0] > 2 and len(self._times) > 2:
+            self._times.popleft()
+        span = now - self._times[0]
+        return (len(self._times) - 1) / span if span else 0.0
+
+
+def _print(record: Record) -> None:
+    frame = record.frame
+    place = frame.source if frame.position is None else f"{frame.position:8.2f} s"
+    click.echo(f"{place}  {words(record.result)}")
+
+
+def words(result: Result) -> str:
+    """A result on one line."""
+    from edgevtx.results import Classification, Detections
+
+    if isinstance(result, Classification):
+        pairs = zip(result.labels[:5], result.scores, strict=False)
+        return "  ".join(f"{label} {score:.3f}" for label, score in pairs)
+    if isinstance(result, Detections):
+        rows = zip(result.labels, result.scores, result.boxes, strict=True)
+        found = [f"{label} {score:.2f} [{' '.join(f'{v:.0f}' for v in box)}]" for label, score, box in rows]
+        return "  ".join(found) or "nothing found"
+    height, width, channels = result.patches.shape
+    return f"features: {height}x{width} patches of {channels}"
+
+
+def report(summary: Summary, written: list[Path]) -> None:
+    """The end of a run, on standard error."""
+    out = common.console(stderr=True)
+    dropped = f", {summary.dropped} older ones dropped" if summary.dropped else ""
+    out.print(
+        f"{summary.frames} frames in {common.seconds(summary.seconds)}: {summary.fps:.1f} frames/s{dropped}",
+        soft_wrap=True,
+    )
+    if summary.frames:
+        times = ", ".join(f"{stage} {value:.1f}" for stage, value in summary.stage_ms.items())
+        out.print(f"mean ms a frame, overlapped: {times}", soft_wrap=True)
+    for note in summary.notes:
+        out.print(f"note: {note}", soft_wrap=True)
+    for path in written:
+        out.print(f"wrote {path}", soft_wrap=True)

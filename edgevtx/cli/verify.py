@@ -1,0 +1,139 @@
+"""`edgevtx verify`: is the bundle whole, and does it still give the reference's answer on this device?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevtx.cli import common
+from edgevtx.errors import CompileError, RuntimeUnavailableError, VerificationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgevtx.bundle import Bundle
+    from edgevtx.manifest import Verdict
+
+
+@click.command(short_help="Check a bundle, and its answers on this device.")
+@common.bundle_argument
+@click.option(
+    "--runtime",
+    "runtimes",
+    metavar="NAME,...",
+    callback=common.parse_names,
+    help="Only these; default: all usable here.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    metavar="NAME,...",
+    callback=common.parse_names,
+    help="Only these; default: all in the bundle.",
+)
+@click.option(
+    "--device", metavar="NAME", default="CPU", show_default=True, help="The runtime's name: CPU, GPU, NPU, AUTO."
+)
+@common.json_option
+def command(bundle: str, runtimes: tuple[str, ...], precisions: tuple[str, ...], device: str, as_json: bool) -> None:
+    """Hash every file of a bundle, and replay its golden sample on every runtime and precision usable here.
+
+    \b
+    Example:
+      edgevtx verify fire.vtx
+      edgevtx verify fire.vtx --runtime openvino --precision bf16
+
+    Exit code 3 if a file differs or an answer does.
+    """
+    from edgevtx.bundle import Bundle
+    from edgevtx.errors import BundleError
+
+    opened = Bundle.open(bundle)
+    with common.stages("hash files") as progress:
+        try:
+            opened.check_hashes()
+        except BundleError as error:
+            raise VerificationError(str(error)) from None
+        verdicts, skipped = replay_all(opened, runtimes, precisions, device, progress)
+    if as_json:
+        _print_json(opened, verdicts, skipped)
+    else:
+        _print(opened, verdicts, skipped)
+    if not verdicts:
+        raise RuntimeUnavailableError("no engine could be run, so nothing was proven beyond the hashes; see doctor")
+    failed = [item for item in verdicts if item.status == "failed"]
+    if failed:
+        names = ", ".join(f"{item.target} {item.precision}" for item in failed)
+        raise VerificationError(f"{opened.manifest.name} does not give the reference's answer here on {names}")
+
+
+def replay_all(
+    bundle: Bundle,
+    runtimes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    device: str,
+    progress: Callable[[str], None],
+) -> tuple[list[Verdict], dict[str, str]]:
+    """The golden sample's verdict for every target and precision; and why others were left out."""
+    from edgevtx.runtimes import probe
+
+    verdicts, skipped = [], {}
+    targets = dict.fromkeys(graph.target for graph in bundle.manifest.graphs)
+    if unknown := set(runtimes) - set(targets):
+        raise RuntimeUnavailableError(
+            f"the bundle has no graph for {', '.join(sorted(unknown))}, only for {', '.join(targets)}"
+        )
+    for target in runtimes or targets:
+        found = probe(target)
+        if not found.available:
+            skipped[target] = f"{found.reason}; {found.install}"
+            continue
+        graphs = [graph for graph in bundle.manifest.graphs if graph.target == target]
+        for precision in dict.fromkeys(name for graph in graphs for name in graph.precisions):
+            if not precisions or precision in precisions:
+                progress(f"{target} {precision}")
+                try:
+                    verdicts.append(replay_one(bundle, target, precision, device))
+                except (RuntimeUnavailableError, CompileError) as error:
+                    skipped[f"{target} {precision}"] = str(error)
+    return verdicts, skipped
+
+
+def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verdict:
+    """Open (compiling if need be) one engine, replay the golden sample and record the outcome beside the engine."""
+    from edgevtx.engines import open_prepared, prepare_engine, record_verdict
+    from edgevtx.runtimes.base import EngineOptions
+    from edgevtx.selftest import replay
+
+    options = EngineOptions(precision=precision, device=device)
+    prepared = prepare_engine(bundle, target, options)
+    engine = open_prepared(prepared, options)
+    try:
+        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph.file)
+    finally:
+        engine.close()
+    record_verdict(prepared, verdict)
+    return verdict
+
+
+def _print_json(bundle: Bundle, verdicts: list[Verdict], skipped: dict[str, str]) -> None:
+    import msgspec
+
+    facts: dict[str, Any] = {
+        "name": bundle.manifest.name,
+        "files": len(bundle.manifest.files),
+        "verdicts": msgspec.to_builtins(verdicts),
+        "skipped": skipped,
+    }
+    common.print_json(facts)
+
+
+def _print(bundle: Bundle, verdicts: list[Verdict], skipped: dict[str, str]) -> None:
+    out = common.console()
+    total = common.size(sum(item.size for item in bundle.manifest.files))
+    out.print(f"{len(bundle.manifest.files)} files, {total}: every hash is right\n")
+    if verdicts:
+        out.print(common.verdict_table(verdicts))
+    for name, why in skipped.items():
+        out.print(f"{name} was not run: {why}")
