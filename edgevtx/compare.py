@@ -84,7 +84,8 @@ def box_iou(first: Array, second: Array) -> Array:
     overlap = np.clip(high - low, 0, None).prod(axis=2)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
     union = areas[0][:, None] + areas[1][None, :] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    iou: Array = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
 
 
 def assign(cost: Array) -> Array:

@@ -151,11 +151,9 @@ class _Clock:
 
 def _pairs(targets: Sequence[str], precisions: Sequence[str]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """Targets x precisions, less those that a target does not have; each target and precision must occur."""
-    kept, skipped = [], []
-    for target in targets:
-        able = get_backend(target).PRECISIONS
-        for precision in precisions:
-            (kept if precision in able else skipped).append((target, precision))
+    asked_for = [(target, precision) for target in targets for precision in precisions]
+    kept = [(target, precision) for target, precision in asked_for if precision in get_backend(target).PRECISIONS]
+    skipped = tuple(f"{target} {precision}" for target, precision in asked_for if (target, precision) not in kept)
     for asked, at, kind in ((targets, 0, "target"), (precisions, 1, "precision")):
         for name in asked:
             if not any(pair[at] == name for pair in kept):
@@ -163,7 +161,7 @@ def _pairs(targets: Sequence[str], precisions: Sequence[str]) -> tuple[list[tupl
                     f"{kind} {name!r} fits none of what was asked ({', '.join(targets)} at {', '.join(precisions)}); "
                     "leave it out, or add what it needs"
                 )
-    return kept, tuple(f"{target} {precision}" for target, precision in skipped)
+    return kept, skipped
 
 
 def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:

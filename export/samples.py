@@ -63,4 +63,4 @@ def _fit(frame: Array, frame_size: tuple[int, int] | None) -> Array:
         image = ImageOps.fit(image, (frame_size[1], frame_size[0]), Image.Resampling.BICUBIC)
     elif max(image.size) > LARGEST:
         image.thumbnail((LARGEST, LARGEST), Image.Resampling.BICUBIC)
-    return np.asarray(image).copy()
+    return np.array(image)

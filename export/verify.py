@@ -8,10 +8,11 @@ verdict of a target at a precision is the outcome of all three, and of whether t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgevtx.compare import SENSITIVE, TIE, TOLERANCES, compare, sensitivity
@@ -27,6 +28,7 @@ from edgevtx.preprocess import prepare
 from edgevtx.runtimes import get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
 from edgevtx.selftest import explain
+from edgevtx.versions import in_range
 
 DYNAMIC_BATCH = 3
 """Frames in a batch that verifies a dynamic one; `trace` traces another number."""
@@ -107,7 +109,7 @@ def verify_graph(folder: Path, graph: Graph, samples: Sequence[Sample], manifest
     def run(inputs: Arrays) -> Arrays:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    return _compare_samples(f"graph {graph.variant or graph.target}", run, samples, manifest, "fp32")
+    return _compare_samples(graph.file, run, samples, manifest, "fp32")
 
 
 def verify_engine(
@@ -134,10 +136,9 @@ def _engine_checks(runtime: Runtime, samples: Sequence[Sample], manifest: Manife
 
 
 def _compare_samples(
-    level: str, run: object, samples: Sequence[Sample], manifest: Manifest, precision: str
+    level: str, run: Callable[[Arrays], Arrays], samples: Sequence[Sample], manifest: Manifest, precision: str
 ) -> list[Check]:
     """Compare all samples; of each kind of check the worst one is kept, with the number compared added up."""
-    assert callable(run)
     kinds: dict[str, list[Check]] = {}
     for sample in samples:
         for check in compare(sample.outputs, run(sample.inputs), manifest.decode, precision):
@@ -175,8 +176,8 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
     if not serving:
         raise InputError(f"{target} has no graph for {precision}; choose another of --precisions")
     checks = [facts.reference]
-    for graph in serving:
-        checks += verify_graph(folder, graph, facts.samples, facts.manifest)
+    for item in serving:
+        checks += verify_graph(folder, item, facts.samples, facts.manifest)
     verdict = Verdict(
         target=target,
         precision=precision,
@@ -188,17 +189,17 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
     found = probe(target)
     if not found.available:
         return _conclude(verdict, reason=f"no engine was run: {found.reason}")
-    from edgevtx.bundle import select_graph
-
+    graph = next((item for item in serving if in_range(found.version, item.versions)), None)
+    if graph is None:
+        return _conclude(verdict, reason=f"no engine was run: no graph serves {target} {found.version}")
     try:
-        graph = select_graph(serving, target, found.version, precision)
         options = EngineOptions(precision=precision)
         more, report = verify_engine(folder, graph, facts.samples, facts.manifest, options)
     except RuntimeUnavailableError as error:
         return _conclude(verdict, reason=f"no engine was run: {error}")
     except CompileError as error:
-        return _replace(verdict, status="failed", reason=str(error))
-    engine = _replace(
+        return msgspec.structs.replace(verdict, status="failed", reason=str(error))
+    engine = msgspec.structs.replace(
         verdict,
         status="passed-here",
         graph=graph.file,
@@ -214,17 +215,11 @@ def _conclude(verdict: Verdict, reason: str = "") -> Verdict:
     """A failed check outweighs everything, insensitive inputs outweigh a pass."""
     wrong = [check for check in verdict.checks if not check.passed]
     if wrong:
-        return _replace(verdict, status="failed", reason=explain(wrong[0]))
+        return msgspec.structs.replace(verdict, status="failed", reason=explain(wrong[0]))
     if verdict.sensitivity < SENSITIVE:
         words = (
             f"outputs that should differ do so by {verdict.sensitivity:g} tolerances only (at least {SENSITIVE:g} "
             "are needed): these weights or images cannot show a fault"
         )
-        return _replace(verdict, status="insensitive", reason=words)
-    return _replace(verdict, reason=reason)
-
-
-def _replace(verdict: Verdict, **changes: object) -> Verdict:
-    import msgspec
-
-    return msgspec.structs.replace(verdict, **changes)
+        return msgspec.structs.replace(verdict, status="insensitive", reason=words)
+    return msgspec.structs.replace(verdict, reason=reason)
