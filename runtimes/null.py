@@ -97,7 +97,6 @@ def _batch(inputs: tuple[TensorSpec, ...], feeds: Arrays) -> int | None:
 
 
 def _answer(array: Array, spec: TensorSpec, batch: int | None) -> Array:
-    if batch is None or not spec.shape or spec.shape[0] is not None:
-        return array.copy()
-    repeated: Array = np.repeat(array[:1], batch, axis=0)
-    return repeated
+    repeats = batch is not None and spec.shape and spec.shape[0] is None
+    answer: Array = np.repeat(array[:1], batch or 1, axis=0) if repeats else array.copy()
+    return answer

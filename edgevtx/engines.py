@@ -1,0 +1,247 @@
+"""Engines: a bundle's graph, compiled once for this device and kept in the cache with a record beside it.
+
+An engine's key covers all that it depends on: the bundle, the graph, the target and its version, the device, driver
+and processor, the precision. What no longer fits is never found, and what is damaged is compiled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgevtx import cache, disk
+from edgevtx.archive import digest_file
+from edgevtx.bundle import Bundle
+from edgevtx.errors import CompileError, InputError
+from edgevtx.manifest import Graph, Verdict
+from edgevtx.runtimes import get_backend
+from edgevtx.runtimes.base import Backend, BuildReport, Engine, EngineOptions
+
+log = logging.getLogger(__name__)
+
+CompileMode = Literal["auto", "never", "force"]
+
+RECORD = "engine.json"
+FILES = "engine"  # the folder that belongs to the backend
+FORMAT = "1"  # a new one makes every older engine unfindable
+
+
+class EngineFile(msgspec.Struct, frozen=True):
+    """A file of an engine: size in bytes, modification time in ns, SHA-256 in hex."""
+
+    path: str
+    size: int
+    modified: int
+    sha256: str
+
+
+class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON beside an engine: what it was made of, what came out, and whether it passed the golden sample here.
+
+    `fingerprint` is the backend's: versions, device, driver, processor. `verdict` is None until it was verified.
+    """
+
+    name: str
+    bundle: str
+    graph: str
+    precision: str
+    fingerprint: dict[str, str]
+    report: BuildReport
+    files: tuple[EngineFile, ...]
+    verdict: Verdict | None = None
+
+
+@dataclass
+class PreparedEngine:
+    """An engine's files, ready to be opened. `seconds` is what preparing took, next to nothing on a cache hit."""
+
+    folder: Path
+    graph: Graph
+    graph_path: Path
+    record: EngineRecord
+    cache_hit: bool
+    seconds: float
+    again: Callable[[], PreparedEngine] | None = None
+    """Compiles it anew; None where compiling is not allowed."""
+
+
+def prepare_engine(
+    bundle: Bundle,
+    target: str,
+    options: EngineOptions,
+    *,
+    compile: CompileMode = "auto",  # noqa: A002 -- the word that users know
+    progress: Callable[[str], None] | None = None,
+) -> PreparedEngine:
+    """Find the bundle's engine for this device in the cache, or compile it into the cache.
+
+    `compile`: "auto" compiles on a miss, "never" raises `CompileError` instead, "force" compiles in any case.
+    Raises `RuntimeUnavailableError` (package, device, provider or precision are not to be had here), `CompileError`
+    (no graph serves, the compiler refused, or another precision came out) and `OutputError` (full disk).
+    """
+    if compile not in ("auto", "never", "force"):
+        raise InputError(f"compile must be auto, never or force, but got {compile!r}")
+    started = time.perf_counter()
+    backend = get_backend(target)
+    fingerprint = backend.fingerprint(options)
+    graph = bundle.select_graph(target, backend.probe().version, options.precision)
+    key = _key(bundle, graph, target, fingerprint)
+
+    def build(folder: Path) -> None:
+        if progress:
+            progress(f"compile for {target} in {options.precision}")
+        _announce(bundle, target, options)
+        record = _compile(backend, bundle, graph, folder, options, fingerprint)
+        (folder / RECORD).write_bytes(_encode(record))
+
+    def again() -> PreparedEngine:
+        return prepare_engine(bundle, target, options, compile="force", progress=progress)
+
+    if compile == "never":
+        entry, hit = _find_only(key, bundle, target, options), True
+    else:
+        entry, hit = cache.obtain("engines", key, check=_check, build=build, force=compile == "force")
+    return PreparedEngine(
+        folder=entry / FILES,
+        graph=graph,
+        graph_path=bundle.graph_path(graph),
+        record=read_record(entry),
+        cache_hit=hit,
+        seconds=time.perf_counter() - started,
+        again=None if compile == "never" else again,
+    )
+
+
+def open_prepared(prepared: PreparedEngine, options: EngineOptions) -> Engine:
+    """Open an engine. One out of the cache that its runtime refuses is compiled again, once, and `prepared` updated."""
+    backend = get_backend(prepared.record.report.target)
+    try:
+        return backend.open(prepared.graph_path, prepared.folder, options)
+    except CompileError as error:
+        if not prepared.cache_hit or prepared.again is None:
+            raise
+        log.warning("the cached engine %s does not open (%s); it is compiled again", prepared.folder, error)
+        fresh = prepared.again()
+        prepared.folder, prepared.record = fresh.folder, fresh.record
+        prepared.cache_hit, prepared.seconds = False, prepared.seconds + fresh.seconds
+        return backend.open(prepared.graph_path, prepared.folder, options)
+
+
+def record_verdict(prepared: PreparedEngine, verdict: Verdict) -> None:
+    """Keep what verification found beside the engine; a cache that cannot be written forgets it."""
+    prepared.record = msgspec.structs.replace(prepared.record, verdict=verdict)
+    try:
+        disk.write_atomic(prepared.folder.parent / RECORD, _encode(prepared.record))
+    except OSError as error:
+        log.info("the verdict is not kept beside %s: %s", prepared.folder, disk.explain(error))
+
+
+def read_record(entry: Path) -> EngineRecord:
+    """The record of a cache entry of the kind "engines"; raises `OSError` or `msgspec.DecodeError`."""
+    return msgspec.json.decode((entry / RECORD).read_bytes(), type=EngineRecord)
+
+
+def _encode(record: EngineRecord) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+
+
+def _find_only(key: str, bundle: Bundle, target: str, options: EngineOptions) -> Path:
+    if entry := cache.find("engines", key, _check):
+        return entry
+    raise CompileError(
+        f"{bundle.manifest.name} is not compiled for {target} on this device in {options.precision}, and "
+        f"compile='never' was asked; compile it ahead with: edgevtx compile {bundle.manifest.name}.vtx "
+        f"--target {target} --device {options.device} --precision {options.precision}"
+    )
+
+
+def _key(bundle: Bundle, graph: Graph, target: str, fingerprint: dict[str, str]) -> str:
+    hashes = {item.path: item.sha256 for item in bundle.manifest.files}
+    facts = {
+        "format": FORMAT,
+        "bundle": bundle.digest,
+        "graph": hashes[graph.file],
+        "target": target,
+        "fingerprint": fingerprint,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _compile(
+    backend: Backend,
+    bundle: Bundle,
+    graph: Graph,
+    folder: Path,
+    options: EngineOptions,
+    fingerprint: dict[str, str],
+) -> EngineRecord:
+    content = folder / FILES
+    content.mkdir()
+    report = backend.build(bundle.graph_path(graph), content, options)
+    log.info("compiled %s in %.1f s: %s", bundle.manifest.name, report.compile_seconds, asdict(report))
+    paths = sorted(path for path in content.rglob("*") if path.is_file())
+    files = [
+        EngineFile(
+            path=path.relative_to(content).as_posix(),
+            size=path.stat().st_size,
+            modified=path.stat().st_mtime_ns,
+            sha256=digest_file(path),
+        )
+        for path in paths
+    ]
+    return EngineRecord(
+        name=bundle.manifest.name,
+        bundle=bundle.digest,
+        graph=graph.file,
+        precision=options.precision,
+        fingerprint=fingerprint,
+        report=report,
+        files=tuple(files),
+    )
+
+
+def _check(entry: Path) -> str | None:
+    """What is wrong with an engine in the cache, or None. Changed times are forgiven where the hashes still hold."""
+    try:
+        record = read_record(entry)
+        for item in record.files:
+            path = entry / FILES / item.path
+            stat = path.stat()
+            if stat.st_size != item.size:
+                return f"{item.path} has {stat.st_size} bytes instead of {item.size}"
+            if stat.st_mtime_ns != item.modified and digest_file(path) != item.sha256:
+                return f"{item.path} was changed"
+    except OSError as error:
+        return f"{Path(error.filename or entry).name}: {error.strerror}"
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"{RECORD} cannot be read: {error}"
+    return None
+
+
+def _announce(bundle: Bundle, target: str, options: EngineOptions) -> None:
+    """Say on the log that a cold start compiles, and about how long: as the last time, or by the weights' size."""
+    megabytes = sum(item.size for item in bundle.manifest.files) / 1e6
+    # measured on 2 server cores: 1.5 to 2.5 s for 100 MB of weights, both runtimes
+    expected = _earlier(bundle, target) or 1 + megabytes / 40
+    log.info(
+        "%s is compiled for %s on %s in %s, once on this device: about %.0f s (longer on a small board)",
+        bundle.manifest.name, target, options.device, options.precision, max(expected, 1),
+    )  # fmt: skip
+
+
+def _earlier(bundle: Bundle, target: str) -> float | None:
+    for entry in cache.entries():
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            record = read_record(entry.path)
+            if (record.bundle, record.report.target) == (bundle.digest, target):
+                return record.report.compile_seconds
+    return None
