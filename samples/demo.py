@@ -32,7 +32,7 @@ from edgevtx.images import write_image
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "forest_fire" / "checkpoint"
-CLIP = {"seed": 5, "size": (540, 960), "fps": 25.0}
+CLIP = {"seed": 14, "size": (540, 960), "fps": 25.0}
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 _numbers = count(1)
