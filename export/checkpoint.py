@@ -166,7 +166,7 @@ class Checkpoint:
             if self.seed is not None:
                 with torch.random.fork_rng(devices=[]):
                     model = model_class._from_config(
-                        model_config, attn_implementation="sdpa", dtype=torch.float32, **(arguments or {})
+                        model_config, dtype=torch.float32, **(arguments or {})
                     )
                 trial.seed_weights(model, self.seed)
             else:
@@ -187,7 +187,6 @@ class Checkpoint:
                 str(self.path),
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,

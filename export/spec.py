@@ -50,3 +50,12 @@ def check_model_type(checkpoint: Checkpoint, recipe: Recipe) -> None:
         f"{checkpoint.path} is a checkpoint of type {checkpoint.model_type}, family {recipe.family} reads "
         f"{', '.join(recipe.model_types)}; {advice}"
     )
+
+
+def detect_outputs(batch: int | None, top_k: int) -> tuple[TensorInfo, ...]:
+    """The outputs of every detector: `boxes` (N,K,4), `scores` (N,K) float32, `class_ids` (N,K) int64."""
+    return (
+        TensorInfo(name="boxes", shape=(batch, top_k, 4), dtype="float32"),
+        TensorInfo(name="scores", shape=(batch, top_k), dtype="float32"),
+        TensorInfo(name="class_ids", shape=(batch, top_k), dtype="int64"),
+    )

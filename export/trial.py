@@ -17,10 +17,11 @@ from torch import nn
 # standard deviation of a layer's output for inputs of unit variance, by the name of the layer; first match
 _GAINS = (
     (re.compile(r"(q|k)_proj$"), 1.6),  # peaked attention: an average over all tokens would forget the image
+    (re.compile(r"decoder\.layers\.\d+\.(self|encoder)_attn\.(v|o)_proj$"), 1.6),
     (re.compile(r"(classifier|cls_classifier|distillation_classifier)$"), 3.0),
     (re.compile(r"class_labels_classifier$"), 4.0),
     (re.compile(r"(class_embed\.\d+|enc_score_head)$"), 2.0),
-    (re.compile(r"bbox_predictor\.layers\.\d+$"), 1.8),
+    (re.compile(r"bbox_predictor\.layers\.\d+$"), 2.0),
     (re.compile(r"(bbox_embed\.\d+|enc_bbox_head)\.layers\.2$"), 0.7),  # refined six times over, in logits
     (re.compile(r"sampling_offsets$"), 0.5),
 )
@@ -38,7 +39,7 @@ def seed_weights(model: nn.Module, seed: int) -> None:
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm) or "BatchNorm" in type(module).__name__:
             _seed_norm(module, name, random, last_of_residual=_ends_residual(model, name))
         elif isinstance(module, nn.Embedding):
-            module.weight.normal_(generator=random)
+            module.weight.normal_(0, 3.0, generator=random)  # object queries that look at different places
         else:  # tokens, position tables, layer scales: parameters of the module itself
             for key, parameter in module.named_parameters(recurse=False):
                 if key.startswith("lambda"):
@@ -55,6 +56,8 @@ def _seed_product(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, name: str,
     if module.bias is None:
         return
     module.bias.normal_(0, 0.1, generator=random)
+    if name.endswith("class_labels_classifier"):
+        module.bias[-1] -= 2.0  # "no object", so that many queries name a class
     if _FOCAL_HEAD.search(name):
         # the best of Q x C scores are kept: shift their distribution so that the Q-th best stays near one half
         classes = module.weight.shape[0]
