@@ -1,0 +1,74 @@
+"""Rewrites: a traced graph into the form that one target runs fastest, and into one that its oldest version loads.
+
+Each rewrite is a function in a file of its own that changes an `onnx_ir` model in place, keeps what it computes, and
+returns how many places it changed. `lower` composes them into the graph variants of a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from edgevtx.errors import ExportError
+from edgevtx.export.rewrite.attention import drop_true_masks, spell_out_attention
+
+Rewrite = Callable[[ir.Model], int]
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A graph for one target. `versions` is the range of the target that it serves, as a PEP 440 specifier.
+
+    `rewrites` names the rewrites that found something to change; `avoids` the compiler faults that they avoid.
+    """
+
+    target: str
+    variant: str
+    versions: str
+    precisions: tuple[str, ...]
+    model: ir.Model
+    rewrites: tuple[str, ...] = ()
+    avoids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How one graph of a target is made: rewrites in order, by name, and what the result serves."""
+
+    name: str
+    versions: str
+    precisions: tuple[str, ...]
+    rewrites: dict[str, Rewrite]
+
+
+VARIANTS: dict[str, tuple[Variant, ...]] = {
+    "onnxruntime": (Variant("", ">=1.23", ("fp32",), {"drop-true-masks": drop_true_masks}),),
+    "openvino": (
+        Variant(
+            "",
+            ">=2025.0",
+            ("fp32", "bf16"),
+            {"drop-true-masks": drop_true_masks, "spell-out-attention": spell_out_attention},
+        ),
+    ),
+}
+
+
+def lower(model: ir.Model, target: str) -> tuple[LoweredGraph, ...]:
+    """The variants of a traced graph for a target, the one to prefer first.
+
+    The model is left as it is; the variants share its weights. Raises `ExportError` for an unknown target.
+    """
+    if target not in VARIANTS:
+        raise ExportError(f"no graph can be made for {target!r}; targets are {', '.join(VARIANTS)}")
+    return tuple(_apply(model.clone(), target, variant) for variant in VARIANTS[target])
+
+
+def _apply(model: ir.Model, target: str, variant: Variant) -> LoweredGraph:
+    changed = tuple(name for name, rewrite in variant.rewrites.items() if rewrite(model))
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    return LoweredGraph(target, variant.name, variant.versions, variant.precisions, model, changed)
