@@ -89,9 +89,10 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 def read_manifest(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], path: Path) -> bytes:
     """The bytes of `manifest.json`."""
-    if MANIFEST not in entries:
+    if MANIFEST not in entries:  # of a truncated bundle, what is found is the directory of its golden.npz
         raise BundleError(
-            f"{path} is a zip file without {MANIFEST}, so it is no bundle; export one with edgevtx export"
+            f"{path} is a zip file without {MANIFEST}: it is no bundle, or no whole zip file; copy it again, or export "
+            "one with edgevtx export"
         )
     if entries[MANIFEST].file_size > MANIFEST_LIMIT:
         raise BundleError(f"{MANIFEST} in {path} is larger than {MANIFEST_LIMIT} bytes; it is refused as unsafe")

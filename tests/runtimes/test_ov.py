@@ -1,0 +1,107 @@
+"""What is OpenVINO's own: precision proven from the opened blob, devices, damaged blobs, a missing package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgevtx.errors import CompileError, RuntimeUnavailableError
+from edgevtx.runtimes import ov
+from edgevtx.runtimes.base import EngineOptions
+
+openvino = pytest.importorskip("openvino")
+BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+needs_bf16 = pytest.mark.skipif(not BF16, reason="this processor has no bf16")
+
+
+@pytest.fixture
+def graph(tiny_graph: Callable[..., Any]) -> Path:
+    path: Path = tiny_graph().path
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "engine"
+    made.mkdir()
+    return made
+
+
+def test_fp32_is_f32_where_the_default_is_bf16(graph: Path, folder: Path) -> None:
+    report = ov.build(graph, folder, EngineOptions())
+    assert report.precision_share == {"f32": 1.0}
+    assert report.device == "CPU"
+
+
+@needs_bf16
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_bf16_is_bf16(tiny_graph: Callable[..., Any], folder: Path, dynamic: bool) -> None:
+    report = ov.build(tiny_graph(dynamic=dynamic).path, folder, EngineOptions(precision="bf16"))
+    assert report.precision_share == {"bf16": 1.0}
+
+
+@needs_bf16
+def test_a_lie_about_the_precision_is_found(graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # bf16 is asked, and OpenVINO is told f32
+    monkeypatch.setitem(ov._TYPES, "bf16", ("f32", "BF16"))
+    with pytest.raises(CompileError, match="bf16 was asked of openvino on CPU.*computes 100% f32"):
+        ov.build(graph, folder, EngineOptions(precision="bf16"))
+
+
+def test_a_precision_that_the_device_lacks_is_refused(
+    graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ov._TYPES, "bf16", ("bf16", "BF99"))
+    with pytest.raises(RuntimeUnavailableError, match=r"CPU.*cannot compute in bf16: it states .*FP32"):
+        ov.build(graph, folder, EngineOptions(precision="bf16"))
+    assert not any(folder.iterdir())
+
+
+def test_an_absent_device_is_refused_with_those_present(graph: Path, folder: Path) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=r"no device GPU.7 here, only .*CPU"):
+        ov.build(graph, folder, EngineOptions(device="GPU.7"))
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert ov.fingerprint(EngineOptions(device="AUTO"))["device"] in ("GPU", "CPU")
+
+
+def test_a_second_open_compiles_nothing(graph: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ov.build(graph, folder, EngineOptions())
+    graph.unlink()
+    (graph.parent / "weights.bin").unlink()
+    assert [spec.name for spec in ov.open(graph, folder, EngineOptions()).new_runtime().inputs] == ["pixels"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no blob at all" * 99], ids=["empty", "foreign"])
+def test_a_damaged_blob_is_a_compile_error(graph: Path, folder: Path, content: bytes) -> None:
+    ov.build(graph, folder, EngineOptions())
+    (folder / ov.BLOB).write_bytes(content)
+    with pytest.raises(CompileError, match=r"cannot open its engine .*compile the bundle again"):
+        ov.open(graph, folder, EngineOptions())
+
+
+def test_a_graph_that_is_none_is_a_compile_error(graph: Path, folder: Path) -> None:
+    graph.write_bytes(b"no graph")
+    with pytest.raises(CompileError, match=r"cannot compile graph.any.onnx for CPU in fp32"):
+        ov.build(graph, folder, EngineOptions())
+
+
+def test_a_missing_package_is_said_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = ov.probe()
+    assert (found.available, found.install) == (False, 'pip install "edgevtx[openvino]"')
+    assert "openvino is not installed" in found.reason
+    with pytest.raises(RuntimeUnavailableError, match=r'openvino was asked for.*pip install "edgevtx\[openvino\]"'):
+        ov.fingerprint(EngineOptions())
+
+
+def test_threads_are_set(graph: Path, folder: Path) -> None:
+    config = ov._config(openvino.Core(), EngineOptions(threads=1))
+    model = openvino.Core().compile_model(str(graph), "CPU", config)
+    assert model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert str(model.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"

@@ -1,0 +1,407 @@
+"""Bundles: written reproducibly and atomically, read with suspicion."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgevtx import archive, bundle, cache
+from edgevtx.bundle import Bundle, write_bundle, write_golden
+from edgevtx.errors import BundleError, CompileError, InputError, OutputError
+from edgevtx.manifest import decode, encode
+
+
+@pytest.fixture(autouse=True)
+def _fresh(empty_cache: Path) -> None:
+    """Every test begins with an empty cache."""
+
+
+@pytest.fixture
+def parts(tiny_parts: Callable[..., Any]) -> Any:
+    return tiny_parts()
+
+
+@pytest.fixture
+def zipped(parts: Any, tmp_path: Path) -> Path:
+    return write_bundle(parts.folder, parts.manifest, tmp_path / "tiny.vtx")
+
+
+@pytest.fixture
+def folder(parts: Any, tmp_path: Path) -> Path:
+    return write_bundle(parts.folder, parts.manifest, tmp_path / "tiny")
+
+
+FILES = ["golden.npz", "graph.onnxruntime.onnx", "graph.openvino.onnx", "weights.bin"]
+
+
+# -- writing and reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["zipped", "folder"])
+def test_round_trip(form: str, parts: Any, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(form)
+    opened = Bundle.open(path)
+    assert [item.path for item in opened.manifest.files] == FILES
+    assert msgspec.structs.replace(opened.manifest, files=()) == parts.manifest
+    assert opened.digest == hashlib.sha256((opened.root / "manifest.json").read_bytes()).hexdigest()
+    assert opened.graph_path(opened.manifest.graphs[0]).read_bytes() == parts.graph.path.read_bytes()
+    golden = opened.golden()
+    np.testing.assert_array_equal(golden.inputs["pixels"], parts.graph.pixels)
+    np.testing.assert_array_equal(golden.outputs["scores"], parts.graph.reference(parts.graph.pixels)["scores"])
+    np.testing.assert_array_equal(golden.frame, parts.graph.pixels[0])
+    opened.check_hashes()
+
+
+def test_equal_parts_give_equal_bytes(parts: Any, tmp_path: Path) -> None:
+    first = write_bundle(parts.folder, parts.manifest, tmp_path / "a.vtx").read_bytes()
+    for path in parts.folder.iterdir():
+        os.utime(path, (1, 1))
+    assert write_bundle(parts.folder, parts.manifest, tmp_path / "b.vtx").read_bytes() == first
+    with zipfile.ZipFile(tmp_path / "b.vtx") as archived:
+        assert archived.namelist() == sorted([*FILES, "manifest.json"])
+        assert {info.compress_type for info in archived.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_golden_bytes_are_reproducible(tmp_path: Path) -> None:
+    arrays = {"b": np.arange(3), "a": np.ones((2, 2), np.float32)}
+    write_golden(tmp_path / "1.npz", np.zeros((2, 2, 3), np.uint8), arrays, arrays)
+    write_golden(tmp_path / "2.npz", np.zeros((2, 2, 3), np.uint8), dict(reversed(arrays.items())), arrays)
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+    with np.load(tmp_path / "1.npz") as stored:
+        assert set(stored.files) == {"frame", "input.a", "input.b", "output.a", "output.b"}
+
+
+def test_a_golden_sample_with_pickles_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "golden.npz", frame=np.array([{}], dtype=object))
+    with pytest.raises(BundleError, match="no golden sample.*pickle"):
+        bundle.read_golden(tmp_path / "golden.npz")
+
+
+def test_a_zip_beyond_2_gb_is_zip64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)  # as if 2 GB were 1 kB
+    (tmp_path / "big").write_bytes(bytes(5000))
+    with (tmp_path / "big.zip").open("wb") as out:
+        archive.write_archive(out, [("big", tmp_path / "big")])
+    with zipfile.ZipFile(tmp_path / "big.zip") as written:
+        assert written.read("big") == bytes(5000)
+        assert written.infolist()[0].extract_version == zipfile.ZIP64_VERSION
+
+
+# -- the cache of what was unpacked and hashed -----------------------------------------------------------------
+
+
+def _count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    real = archive.digest_stream
+
+    def counted(*args: Any) -> str:
+        calls.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(archive, "digest_stream", counted)
+    return calls
+
+
+@pytest.mark.parametrize("form", ["zipped", "folder"])
+def test_a_second_load_hashes_nothing(
+    form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = request.getfixturevalue(form)
+    calls = _count_hashes(monkeypatch)
+    first = Bundle.open(path)
+    assert len(calls) == len(FILES)
+    assert Bundle.open(path) == first
+    assert len(calls) == len(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("form", ["zipped", "folder"])
+def test_a_flipped_bit_is_refused_even_after_a_good_load(form: str, name: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(form)
+    Bundle.open(path)
+    target, at = path / name, 30
+    if form == "zipped":
+        with zipfile.ZipFile(path) as archived:
+            target, at = path, archived.getinfo(name).header_offset + 30 + len(name) + 10
+    data = bytearray(target.read_bytes())
+    data[at] ^= 4
+    target.write_bytes(data)
+    with pytest.raises(BundleError, match="SHA-256|no whole zip"):
+        Bundle.open(path)
+
+
+def test_a_damaged_unpacked_copy_is_made_again(zipped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = Bundle.open(zipped).root / "weights.bin"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + b"?")
+    with caplog.at_level(logging.WARNING, "edgevtx"):
+        assert (Bundle.open(zipped).root / "weights.bin").read_bytes() == data
+    assert "is damaged" in caplog.text
+
+
+def test_a_touched_unpacked_copy_is_hashed_and_kept(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Bundle.open(zipped).root / "weights.bin"
+    os.utime(weights, (1, 1))  # as a restored backup or a container layer has it
+    calls = _count_hashes(monkeypatch)
+    Bundle.open(zipped)
+    assert (len(calls), weights.stat().st_mtime) == (len(FILES), 1)
+
+
+def test_check_hashes_always_hashes(folder: Path) -> None:
+    opened = Bundle.open(folder)
+    stat = (folder / "weights.bin").stat()
+    (folder / "weights.bin").write_bytes(bytes(stat.st_size))
+    os.utime(folder / "weights.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    Bundle.open(folder)  # size and time are right
+    with pytest.raises(BundleError, match="weights.bin in the bundle has the SHA-256"):
+        opened.check_hashes()
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+
+
+def _rezip(path: Path, change: Callable[[list[tuple[zipfile.ZipInfo, bytes]]], None]) -> Path:
+    """Write a bundle's zip again with its entries changed."""
+    with zipfile.ZipFile(path) as source:
+        entries = [(info, source.read(info)) for info in source.infolist()]
+    change(entries)
+    with zipfile.ZipFile(path, "w") as out:
+        for info, data in entries:
+            out.writestr(info, data)
+    return path
+
+
+def _with_entry(name: str, mode: int = 0o100644, data: bytes = b"x") -> Callable[[list[Any]], None]:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, mode << 16
+    return lambda entries: entries.append((info, data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_with_entry("../evil.txt"), "leaves its directory"),
+        (_with_entry("/evil.txt"), "leaves its directory"),
+        (_with_entry("a/../../evil.txt"), "leaves its directory"),
+        (_with_entry("C:evil.txt"), "leaves its directory"),
+        (_with_entry("a\\..\\evil.txt"), "leaves its directory"),
+        (_with_entry("weights.link", 0o120777, b"/etc/passwd"), "link or a device"),
+        (_with_entry("extra.txt"), "extra.txt, which its manifest does not list"),
+        (_with_entry("tool", 0o100755), "marked executable"),
+        *((_with_entry(f"x{suffix}"), "a program or a pickle") for suffix in (".py", ".so", ".pt", ".pkl", ".EXE")),
+        (_with_entry("libx.so.1"), "a program or a pickle"),
+        (lambda entries: entries.pop(0), "lacks golden.npz"),
+        (lambda entries: entries.pop(3), "without manifest.json"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_unsafe_zips_are_refused(zipped: Path, change: Any, message: str, empty_cache: Path) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(_rezip(zipped, change))
+    assert not list(empty_cache.glob("bundles/*"))
+    assert not list(empty_cache.glob("tmp/*"))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_duplicate_entries_are_refused(zipped: Path) -> None:
+    with pytest.raises(BundleError, match="holds weights.bin twice"):
+        Bundle.open(_rezip(zipped, lambda entries: entries.append(entries[-1])))
+
+
+def _replaced(name: str, data: bytes) -> Callable[[list[Any]], None]:
+    def change(entries: list[Any]) -> None:
+        for index, (info, _) in enumerate(entries):
+            if info.filename == name:
+                entries[index] = (zipfile.ZipInfo(name), data)
+
+    return change
+
+
+def test_an_archive_that_expands_beyond_its_manifest_is_refused(zipped: Path) -> None:
+    with pytest.raises(BundleError, match="weights.bin in the bundle expands to 9999999 bytes, but its manifest"):
+        Bundle.open(_rezip(zipped, _replaced("weights.bin", bytes(9999999))))
+
+
+def test_an_entry_that_expands_beyond_its_own_size_is_refused(zipped: Path) -> None:
+    # the directory says the manifest's size, the compressed stream holds a thousand times that
+    with zipfile.ZipFile(zipped) as source:
+        size = source.getinfo("weights.bin").file_size
+
+    def bomb(entries: list[Any]) -> None:
+        _replaced("weights.bin", bytes(size * 1000))(entries)
+        entries[-1][0].compress_type = zipfile.ZIP_DEFLATED
+
+    data = _rezip(zipped, bomb).read_bytes()
+    wrong, right = (size * 1000).to_bytes(4, "little"), size.to_bytes(4, "little")
+    assert data.count(wrong) >= 2
+    zipped.write_bytes(data.replace(wrong, right))
+    with pytest.raises(BundleError, match="no whole zip|expands beyond|SHA-256"):
+        Bundle.open(zipped)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.9, 0.999])
+def test_a_truncated_zip_is_refused(zipped: Path, keep: float) -> None:
+    data = zipped.read_bytes()
+    zipped.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(BundleError, match="no whole zip file.*copy it again"):
+        Bundle.open(zipped)
+
+
+def test_what_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "a.vtx").write_text("hello")
+    with pytest.raises(BundleError, match="no whole zip file"):
+        Bundle.open(tmp_path / "a.vtx")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(BundleError, match="has no manifest.json"):
+        Bundle.open(tmp_path / "b")
+    with pytest.raises(InputError, match="there is no bundle"):
+        Bundle.open(tmp_path / "c.vtx")
+
+
+def _edit_manifest(folder: Path, **changes: Any) -> None:
+    manifest = decode((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, **changes)))
+
+
+def test_a_newer_major_schema_is_refused_and_a_newer_minor_read(folder: Path) -> None:
+    _edit_manifest(folder, schema="1.9")
+    data = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(data.replace(b"{", b'{"novelty": 1,', 1))
+    assert Bundle.open(folder).manifest.schema == "1.9"
+    _edit_manifest(folder, schema="2.0")
+    with pytest.raises(BundleError, match=r"schema 2\.0, this edgevtx reads 1\.x"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "extra.txt").write_text("x"), "extra.txt, which its manifest does not list"),
+        (lambda folder: (folder / "weights.bin").unlink(), "lacks weights.bin"),
+        (lambda folder: (folder / "run.sh").write_text("x"), "a program or a pickle"),
+        (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "link is a link|link in .* is a link"),
+        (lambda folder: (folder / "weights.bin").write_bytes(b"short"), "weights.bin in .* has 5 bytes"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is no JSON"),
+        (lambda folder: (folder / "manifest.json").write_text('{"schema": "1.0"}'), "not of schema"),
+    ],
+)
+def test_unsafe_folders_are_refused(folder: Path, change: Any, message: str) -> None:
+    change(folder)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(folder)
+
+
+def test_a_manifest_that_names_paths_outside_is_refused(folder: Path) -> None:
+    files = Bundle.open(folder).manifest.files
+    _edit_manifest(folder, files=(msgspec.structs.replace(files[0], path="../golden.npz"), *files[1:]))
+    with pytest.raises(BundleError, match="leaves its directory"):
+        Bundle.open(folder)
+
+
+def test_unpacking_without_space_says_so(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(OutputError, match="10 left; free space"):
+        Bundle.open(zipped)
+
+
+# -- writing that fails ----------------------------------------------------------------------------------------
+
+
+def _full(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("name", "patch"), [("new.vtx", (archive, "_copy")), ("new", (shutil, "copyfile"))])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_leaves_no_half_bundle(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, patch: Any, existing: bool
+) -> None:
+    out = tmp_path / "out" / name
+    if existing:
+        write_bundle(parts.folder, parts.manifest, out)
+    monkeypatch.setattr(*patch, _full)
+    with pytest.raises(OutputError, match="cannot write the bundle .*the disk is full; free space"):
+        write_bundle(parts.folder, parts.manifest, out)
+    assert [path.name for path in out.parent.iterdir()] == ([name] if existing else [])
+    if existing:
+        Bundle.open(out)
+
+
+def test_an_unwritable_place_is_said(parts: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file, not a folder|exists"):
+        write_bundle(parts.folder, parts.manifest, tmp_path / "file" / "a.vtx")
+
+
+def test_what_is_replaced(parts: Any, tmp_path: Path) -> None:
+    out = write_bundle(parts.folder, parts.manifest, tmp_path / "a.vtx")
+    renamed = msgspec.structs.replace(parts.manifest, name="other")
+    write_bundle(parts.folder, renamed, out)  # a bundle is
+    assert Bundle.open(out).manifest.name == "other"
+    out.write_text("something else")
+    with pytest.raises(OutputError, match="is no bundle"):
+        write_bundle(parts.folder, renamed, out)
+    write_bundle(parts.folder, renamed, out, overwrite=True)
+    home = tmp_path / "home"
+    home.mkdir()
+    write_bundle(parts.folder, renamed, home)  # an empty folder is
+    write_bundle(parts.folder, parts.manifest, home)
+    assert Bundle.open(home).manifest.name == "tiny"
+    (home / "manifest.json").write_text("damaged")
+    with pytest.raises(OutputError, match="a folder with other things in it"):  # never, whatever is asked
+        write_bundle(parts.folder, renamed, home, overwrite=True)
+
+
+def test_programs_are_not_written_into_bundles(parts: Any, tmp_path: Path) -> None:
+    (parts.folder / "model.pth").write_text("x")
+    with pytest.raises(BundleError, match="a program or a pickle"):
+        write_bundle(parts.folder, parts.manifest, tmp_path / "a.vtx")
+
+
+# -- choosing a graph ------------------------------------------------------------------------------------------
+
+
+def test_the_first_graph_that_serves_is_selected(parts: Any, folder: Path) -> None:
+    opened = Bundle.open(folder)
+    old, new = (
+        msgspec.structs.replace(opened.manifest.graphs[1], variant=variant, versions=versions)
+        for variant, versions in (("old", ">=1.23"), ("new", ">=1.30"))
+    )
+    manifest = msgspec.structs.replace(opened.manifest, graphs=(new, old))
+    chosen = Bundle(opened.root, manifest, opened.digest).select_graph
+    assert chosen("onnxruntime", "1.32.0", "fp32").variant == "new"
+    assert chosen("onnxruntime", "1.23.2", "fp32").variant == "old"
+    assert chosen("null", "1", "bf16").variant == "new"
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "precision"),
+    [("onnxruntime", "1.22.1", "fp32"), ("onnxruntime", "1.30", "bf16"), ("tensorrt", "10.3", "fp32")],
+)
+def test_no_graph_is_a_compile_error_with_the_command(folder: Path, target: str, version: str, precision: str) -> None:
+    with pytest.raises(CompileError, match=f"no graph for {target} {version}.*--targets {target} --precisions"):
+        Bundle.open(folder).select_graph(target, version, precision)
+
+
+def test_an_unwritable_cache_still_opens_folders_and_zips(
+    zipped: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "file" / "cache"))
+    assert Bundle.open(folder).digest == Bundle.open(zipped).digest
+    root = Bundle.open(zipped).root
+    assert root.is_dir()
+    assert root == Bundle.open(zipped).root  # not unpacked twice in one process
+    assert cache.entries() == []
