@@ -85,7 +85,7 @@ def test_golden_bytes_are_reproducible(tmp_path: Path) -> None:
 
 def test_a_golden_sample_with_pickles_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "golden.npz", frame=np.array([{}], dtype=object))
-    with pytest.raises(BundleError, match="no golden sample.*pickle"):
+    with pytest.raises(BundleError, match=r"no golden sample.*pickle"):
         bundle.read_golden(tmp_path / "golden.npz")
 
 
@@ -138,7 +138,7 @@ def test_a_flipped_bit_is_refused_even_after_a_good_load(form: str, name: str, r
     data = bytearray(target.read_bytes())
     data[at] ^= 4
     target.write_bytes(data)
-    with pytest.raises(BundleError, match="SHA-256|no whole zip"):
+    with pytest.raises(BundleError, match=r"SHA-256|no whole zip"):
         Bundle.open(path)
 
 
@@ -165,7 +165,7 @@ def test_check_hashes_always_hashes(folder: Path) -> None:
     (folder / "weights.bin").write_bytes(bytes(stat.st_size))
     os.utime(folder / "weights.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     Bundle.open(folder)  # size and time are right
-    with pytest.raises(BundleError, match="weights.bin in the bundle has the SHA-256"):
+    with pytest.raises(BundleError, match=r"weights.bin in the bundle has the SHA-256"):
         opened.check_hashes()
 
 
@@ -216,7 +216,7 @@ def test_unsafe_zips_are_refused(zipped: Path, change: Any, message: str, empty_
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_duplicate_entries_are_refused(zipped: Path) -> None:
-    with pytest.raises(BundleError, match="holds weights.bin twice"):
+    with pytest.raises(BundleError, match=r"holds weights.bin twice"):
         Bundle.open(_rezip(zipped, lambda entries: entries.append(entries[-1])))
 
 
@@ -230,7 +230,7 @@ def _replaced(name: str, data: bytes) -> Callable[[list[Any]], None]:
 
 
 def test_an_archive_that_expands_beyond_its_manifest_is_refused(zipped: Path) -> None:
-    with pytest.raises(BundleError, match="weights.bin in the bundle expands to 9999999 bytes, but its manifest"):
+    with pytest.raises(BundleError, match=r"weights.bin in the bundle expands to 9999999 bytes, but its manifest"):
         Bundle.open(_rezip(zipped, _replaced("weights.bin", bytes(9999999))))
 
 
@@ -247,7 +247,7 @@ def test_an_entry_that_expands_beyond_its_own_size_is_refused(zipped: Path) -> N
     wrong, right = (size * 1000).to_bytes(4, "little"), size.to_bytes(4, "little")
     assert data.count(wrong) >= 2
     zipped.write_bytes(data.replace(wrong, right))
-    with pytest.raises(BundleError, match="no whole zip|expands beyond|SHA-256"):
+    with pytest.raises(BundleError, match=r"no whole zip|expands beyond|SHA-256"):
         Bundle.open(zipped)
 
 
@@ -255,7 +255,7 @@ def test_an_entry_that_expands_beyond_its_own_size_is_refused(zipped: Path) -> N
 def test_a_truncated_zip_is_refused(zipped: Path, keep: float) -> None:
     data = zipped.read_bytes()
     zipped.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(BundleError, match="no whole zip file.*copy it again"):
+    with pytest.raises(BundleError, match=r"no whole zip file.*copy it again"):
         Bundle.open(zipped)
 
 
@@ -264,7 +264,7 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no whole zip file"):
         Bundle.open(tmp_path / "a.vtx")
     (tmp_path / "b").mkdir()
-    with pytest.raises(BundleError, match="has no manifest.json"):
+    with pytest.raises(BundleError, match=r"has no manifest.json"):
         Bundle.open(tmp_path / "b")
     with pytest.raises(InputError, match="there is no bundle"):
         Bundle.open(tmp_path / "c.vtx")
@@ -332,7 +332,7 @@ def test_a_full_disk_leaves_no_half_bundle(
     if existing:
         write_bundle(parts.folder, parts.manifest, out)
     monkeypatch.setattr(*patch, _full)
-    with pytest.raises(OutputError, match="cannot write the bundle .*the disk is full; free space"):
+    with pytest.raises(OutputError, match=r"cannot write the bundle .*the disk is full; free space"):
         write_bundle(parts.folder, parts.manifest, out)
     assert [path.name for path in out.parent.iterdir()] == ([name] if existing else [])
     if existing:
@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_no_half_bundle(
 
 def test_an_unwritable_place_is_said(parts: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="is a file, not a folder|exists"):
+    with pytest.raises(OutputError, match=r"is a file, not a folder|exists"):
         write_bundle(parts.folder, parts.manifest, tmp_path / "file" / "a.vtx")
 
 

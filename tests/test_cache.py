@@ -222,7 +222,8 @@ def test_notes_are_kept_and_cleared(home: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("", cache.DEFAULT_MAX), ("none", None), ("0", 0), ("123", 123), ("20GB", 20_000_000_000), ("500 mb", 500_000_000),
+        ("", cache.DEFAULT_MAX), ("none", None), ("0", 0), ("123", 123), ("20GB", 20_000_000_000),
+        ("500 mb", 500_000_000),
         ("1.5GiB", 3 << 29), ("2T", 2_000_000_000_000),
     ],
 )  # fmt: skip

@@ -40,5 +40,5 @@ def test_release() -> None:
 
 @pytest.mark.parametrize(("version", "specifier"), [("unknown", ">=1"), ("1.0", "latest"), ("1.0", ">=1 <2")])
 def test_what_is_no_version_or_range_is_said(version: str, specifier: str) -> None:
-    with pytest.raises(BundleError, match="no version|not understood"):
+    with pytest.raises(BundleError, match=r"no version|not understood"):
         in_range(version, specifier)

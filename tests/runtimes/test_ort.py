@@ -64,7 +64,7 @@ def test_fp16_that_the_processor_computes_in_fp32_is_found(
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "half.onnx")
     monkeypatch.setattr(ort, "PRECISIONS", ("fp32", "fp16"))
-    with pytest.raises(CompileError, match="fp16 was asked of onnxruntime.*computes 100% f32"):
+    with pytest.raises(CompileError, match=r"fp16 was asked of onnxruntime.*computes 100% f32"):
         ort.build(tmp_path / "half.onnx", folder, EngineOptions(precision="fp16"))
 
 
@@ -92,7 +92,7 @@ def test_shares_add_up() -> None:
 
 
 def test_bf16_is_refused(graph: Path, folder: Path) -> None:
-    with pytest.raises(RuntimeUnavailableError, match="offered in fp32.*bf16 was asked for"):
+    with pytest.raises(RuntimeUnavailableError, match=r"offered in fp32.*bf16 was asked for"):
         ort.build(graph, folder, EngineOptions(precision="bf16"))
 
 
