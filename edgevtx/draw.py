@@ -1,28 +1,214 @@
-"""Drawing results over frames, for people to look at."""
+"""Drawing results over frames, for people to look at.
+
+Lines and labels touch only their own pixels, with numpy; Pillow renders the words once and they are kept. So a
+1080p video frame is annotated in about the time of copying it, and without OpenCV.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevtx.errors import InputError
+from edgevtx.geometry import Geometry
+from edgevtx.preprocess import check_frame
 from edgevtx.results import Classification, Detections, Features
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
-
-def draw_classification(frame: Array, found: Classification) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its corner."""
-    raise NotImplementedError
+# Okabe and Ito's palette for all kinds of colour vision, without black, as BGR
+PALETTE: tuple[Colour, ...] = (
+    (0, 94, 213),  # vermillion
+    (233, 180, 86),  # sky blue
+    (66, 228, 240),  # yellow
+    (115, 158, 0),  # bluish green
+    (167, 121, 204),  # reddish purple
+    (0, 159, 230),  # orange
+    (178, 114, 0),  # blue
+)
+_DARK: Colour = (20, 20, 20)
+_LIGHT: Colour = (255, 255, 255)
+# viridis at five points, as BGR: even in brightness, and readable for all kinds of colour vision
+_HEAT = np.array([(84, 1, 68), (139, 82, 59), (140, 145, 33), (98, 201, 94), (37, 231, 253)], np.float32)
+_BLEND = 0.65  # weight of a feature picture over the frame
+_LISTED = 5
 
 
 def draw_detections(frame: Array, found: Detections) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels and scores."""
-    raise NotImplementedError
+    """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels, scores and, where there are any, track numbers.
+
+    Colours go by class; the best detection is drawn last, over the others.
+    """
+    canvas = _canvas(frame)
+    height, width = canvas.shape[:2]
+    line = max(1, round(min(height, width) / 360))
+    labels = []
+    for i in reversed(range(len(found))):
+        x0, y0, x1, y1 = (int(value) for value in np.rint(np.clip(found.boxes[i], -1e6, 1e6)))
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            continue
+        colour = PALETTE[int(found.class_ids[i]) % len(PALETTE)]
+        # a cut-off box is closed along the frame's edge
+        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        _outline(canvas, (x0 - 1, y0 - 1, x1 + 1, y1 + 1), line + 2, _DARK)  # sets the line off on any background
+        _outline(canvas, (x0, y0, x1, y1), line, colour)
+        number = "" if found.track_ids is None else f"#{found.track_ids[i]} "
+        label = _label(f"{number}{found.labels[i]} {found.scores[i]:.2f}", _font_size(canvas), colour)
+        labels.append((label, x0, y0 - label.shape[0] if y0 >= label.shape[0] else y0))
+    for label, left, top in labels:  # after all boxes, whose lines would cross the words
+        _paste(canvas, label, left, top)
+    return canvas
+
+
+def draw_classification(frame: Array, found: Classification) -> Frame:
+    """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its upper left corner."""
+    canvas = _canvas(frame)
+    top = 0
+    for i in range(min(_LISTED, len(found))):
+        colour = PALETTE[int(found.class_ids[0]) % len(PALETTE)] if i == 0 else _DARK
+        label = _label(f"{found.scores[i]:.2f} {found.labels[i]}", _font_size(canvas), colour)
+        _paste(canvas, label, 0, top)
+        top += label.shape[0]
+    return canvas
 
 
 def draw_features(frame: Array, found: Features) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches."""
-    raise NotImplementedError
+    """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.
+
+    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is.
+    """
+    canvas = _canvas(frame)
+    if found.patches.size == 0:
+        return canvas
+    height, width = canvas.shape[:2]
+    grid = (found.patches.shape[0], found.patches.shape[1])
+    geometry = found.geometry or Geometry((height, width), (0, 0, width, height), 0, grid, (0, 0), grid)
+    if geometry.frame_size != (height, width):
+        raise InputError(
+            f"these features are of a frame of {geometry.frame_size}, but got one of {(height, width)} (height, "
+            "width); draw on the frame that the model was given"
+        )
+    colours = geometry.masks_to_frame(principal_components(found.patches).transpose(2, 0, 1), fill=-1)
+    shown = colours[0] >= 0
+    blended = _BLEND * 255 * colours.transpose(1, 2, 0)[shown] + (1 - _BLEND) * canvas[shown]
+    canvas[shown] = np.rint(blended).astype(np.uint8)
+    return canvas
+
+
+def principal_components(patches: NDArray[np.float32], count: int = 3) -> NDArray[np.float32]:
+    """(h,w,D) vectors -> (h,w,count) in 0..1: their strongest principal components, scaled between percentiles.
+
+    The 2nd and 98th percentile become 0 and 1, so that a few outlying patches do not grey out the rest. A
+    component's sign is chosen so that its distribution leans to the right, which keeps colours the same from run
+    to run.
+    """
+    height, width, channels = patches.shape
+    vectors = patches.reshape(-1, channels).astype(np.float64)
+    vectors -= vectors.mean(0)
+    _, axes = np.linalg.eigh(vectors.T @ vectors)
+    scores = np.zeros((height * width, count))
+    kept = min(count, channels)
+    scores[:, :kept] = vectors @ axes[:, ::-1][:, :kept]
+    scores *= np.where((scores**3).sum(0) < 0, -1, 1)
+    low, high = np.percentile(scores, (2, 98), axis=0)
+    scaled = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
+    components: NDArray[np.float32] = scaled.reshape(height, width, count).astype(np.float32)
+    return components
+
+
+def attention_picture(attention: NDArray[np.float32], *, height: int = 240) -> Frame:
+    """(heads,h,w) attention maps -> a row of heat maps, one a head, each `height` px high: (height,W,3) uint8 BGR.
+
+    Every head is scaled by its own range, 2nd to 98th percentile: heads differ in strength a lot, and what matters
+    is where each one looks.
+    """
+    if attention.ndim != 3 or 0 in attention.shape:
+        raise InputError(f"attention must be (heads, h, w), but got {attention.shape}")
+    heads, rows, cols = attention.shape
+    width, gap = max(1, round(height * cols / rows)), max(1, height // 60)
+    low, high = np.percentile(attention, (2, 98), axis=(1, 2), keepdims=True)
+    scaled = np.clip((attention - low) / np.maximum(high - low, 1e-12), 0, 1)
+    geometry = Geometry((height, width), (0, 0, width, height), 0, (rows, cols), (0, 0), (rows, cols))
+    maps = heat(geometry.masks_to_frame(scaled.astype(np.float32)))
+    picture = np.full((height, heads * (width + gap) - gap, 3), 255, np.uint8)
+    for i, one in enumerate(maps):
+        picture[:, i * (width + gap) : i * (width + gap) + width] = one
+    return picture
+
+
+def heat(values: NDArray[np.float32]) -> Frame:
+    """(...) in 0..1 -> (...,3) uint8 BGR, from dark violet over green to yellow."""
+    at = np.clip(values, 0, 1) * (len(_HEAT) - 1)
+    channels = [np.interp(at, np.arange(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+
+
+# -- pixels ----------------------------------------------------------------------------------------------------
+
+
+def _canvas(frame: Array) -> Frame:
+    """A copy of the frame to draw on; grey becomes three channels."""
+    image = check_frame(frame)
+    return image.copy(order="C") if image.ndim == 3 else np.stack([image] * 3, -1)
+
+
+def _outline(canvas: Frame, box: tuple[int, int, int, int], line: int, colour: Colour) -> None:
+    """A rectangle of `line` px inside `box`; parts outside the canvas are left out."""
+    rows = canvas.reshape(len(canvas), -1)  # whole rows of bytes: numpy is slow over a last axis of three
+    ink = _row(colour, canvas.shape[1])
+    x0, y0, x1, y1 = box
+    for left, top, right, bottom in (
+        (x0, y0, x1, min(y0 + line, y1)),
+        (x0, max(y1 - line, y0), x1, y1),
+        (x0, y0, min(x0 + line, x1), y1),
+        (max(x1 - line, x0), y0, x1, y1),
+    ):
+        left, right = max(left, 0), min(max(right, 0), canvas.shape[1])
+        rows[max(top, 0) : max(bottom, 0), 3 * left : 3 * right] = ink[: 3 * max(right - left, 0)]
+
+
+@lru_cache(maxsize=64)
+def _row(colour: Colour, width: int) -> Frame:
+    """A row of the colour, (3 * width,) uint8."""
+    return np.tile(np.array(colour, np.uint8), width)
+
+
+def _paste(canvas: Frame, label: Frame, left: int, top: int) -> None:
+    """Put a label at (left, top), moved and cut so that it lies inside the canvas."""
+    height, width = canvas.shape[:2]
+    label = label[:height, :width]
+    left = max(0, min(left, width - label.shape[1]))
+    top = max(0, min(top, height - label.shape[0]))
+    canvas[top : top + label.shape[0], left : left + label.shape[1]] = label
+
+
+def _font_size(canvas: Frame) -> int:
+    height, width = canvas.shape[:2]
+    return max(11, int(min(height, width)) // 42)
+
+
+@lru_cache(maxsize=2048)
+def _label(text: str, size: int, colour: Colour) -> Frame:
+    """Words on a filled box (h,w,3) uint8 BGR; kept, since the same words come again on the next frame."""
+    from PIL import Image, ImageDraw
+
+    font, margin = _font(size), max(2, size // 5)
+    left, _, right, _ = font.getbbox(text)
+    _, top, _, bottom = font.getbbox("Ág")  # every label gets the same height
+    brightness = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2]
+    ink = _DARK if brightness > 110 else _LIGHT
+    image = Image.new("RGB", (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin), colour)
+    ImageDraw.Draw(image).text((margin - left, margin - top), text, fill=ink, font=font)
+    return np.array(image)
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

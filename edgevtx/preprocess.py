@@ -6,7 +6,12 @@ scaling and normalisation are the graph's work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +23,13 @@ from edgevtx.manifest import Interpolation, Letterbox, Preprocess
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
+
+# below this many source px a second thread costs more than it saves
+_THREADED_PIXELS = 300_000
+_MOST_BANDS = 4
+# radius in source px per unit of scale of the filters that fade to zero at their edge. Not "box": its weight jumps
+# there, so that the last bit of a coordinate decides whether a pixel counts, and bands would differ from the whole
+_RADIUS = {"bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
 def prepare(
@@ -33,26 +45,226 @@ def prepare(
 
     `frame` (H,W,3) uint8 in the order of `color`; grey (H,W) or (H,W,1) uint8 is repeated over the channels. `roi`
     x0, y0, x1, y1 in whole px of the frame, `rotation` degrees clockwise that make it upright; both are applied
-    before resizing. `out` takes the result where it has the right shape and is C-contiguous, and is returned.
+    before resizing. `out` (h,w,3) uint8 takes the result and is returned; it must have the input's size.
     Raises `InputError` for a frame, roi, rotation or `out` that cannot be used, and `RuntimeUnavailableError`
     where the bundle resizes with OpenCV and OpenCV is missing.
     """
-    frame = check_frame(frame)
+    image = check_frame(frame)
     if color not in ("bgr", "rgb"):
         raise InputError(f'color must be "bgr" or "rgb", but got {color!r}')
-    geometry = plan((frame.shape[0], frame.shape[1]), preprocess, roi=roi, rotation=rotation)
-    raise NotImplementedError
+    geometry = plan((image.shape[0], image.shape[1]), preprocess, roi=roi, rotation=rotation)
+    result = _output(out, geometry.input_size)
+    x0, y0, x1, y1 = geometry.roi
+    upright = np.rot90(image[y0:y1, x0:x1], -(geometry.rotation // 90))
+    if geometry.valid_size != geometry.input_size:
+        result[...] = preprocess.size.fill if isinstance(preprocess.size, Letterbox) else 0
 
-
-def check_frame(frame: object) -> Frame:
-    """The frame itself, or `InputError` saying what it must be: (H,W,3), (H,W,1) or (H,W) uint8, not empty."""
-    raise NotImplementedError
+    left, top, right, bottom = geometry.valid_box
+    valid = result[top:bottom, left:right, :: 1 if color == "bgr" else -1]
+    resize = _resize_opencv if preprocess.resize == "opencv" else _resize_pillow
+    if geometry.valid_size == geometry.resized:
+        resize(upright, preprocess.interpolation, valid)
+    else:
+        whole = np.empty((*geometry.resized, 3), np.uint8)
+        resize(upright, preprocess.interpolation, whole)
+        y, x = top - geometry.offset[0], left - geometry.offset[1]
+        valid[...] = whole[y : y + bottom - top, x : x + right - left]
+    return result, geometry
 
 
 def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
     """Inputs of unequal size -> one array (N,H,W,3) uint8, zero at the bottom and right, and their sizes.
 
     The sizes are `valid_size` (N,2) int32 (height, width); the graph zeroes what lies outside after normalising,
-    as the reference processors pad.
+    as the reference processors pad. Raises `InputError` for an empty batch or arrays other than (h,w,3) uint8.
     """
-    raise NotImplementedError
+    if not arrays:
+        raise InputError("a batch must hold at least one frame, but got none")
+    for array in arrays:
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise InputError(f"a batch takes prepared inputs (h, w, 3) uint8, but got {array.shape} {array.dtype}")
+    sizes = np.array([array.shape[:2] for array in arrays], np.int32)
+    height, width = (int(size) for size in sizes.max(0))
+    batch = np.zeros((len(arrays), height, width, 3), np.uint8)
+    for item, array in zip(batch, arrays, strict=True):
+        item[: array.shape[0], : array.shape[1]] = array
+    return batch, sizes
+
+
+def check_frame(frame: object) -> Frame:
+    """The frame as (H,W,3), or (H,W) where it is grey; `InputError` says what else it is and what to do."""
+    wanted = "a frame must be (H, W, 3) uint8 BGR, or (H, W) where it is grey"
+    if not isinstance(frame, np.ndarray):
+        hint = "the image could not be read" if frame is None else "convert it with numpy.asarray"
+        raise InputError(f"{wanted}, but got {type(frame).__name__}; {hint}")
+    found = f"{wanted}, but got {frame.shape} {frame.dtype}"
+    if frame.ndim not in (2, 3):
+        raise InputError(f"{found}; pass the frames of a batch one by one, or use batch([...])")
+    if 0 in frame.shape:
+        raise InputError(f"{found}, which is empty; check that the source gave an image")
+    if frame.ndim == 3 and frame.shape[2] == 4:
+        raise InputError(f"{found}; drop its alpha channel with frame[..., :3]")
+    if frame.ndim == 3 and frame.shape[2] not in (1, 3):
+        hint = "; its channels come first, use frame.transpose(1, 2, 0)" if frame.shape[0] in (1, 3) else ""
+        raise InputError(f"{found}{hint or '; give it three channels'}")
+    if frame.dtype != np.uint8:
+        raise InputError(f"{found}; {_conversion(frame.dtype)}")
+    return frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
+
+
+def _conversion(dtype: np.dtype[Any]) -> str:
+    """How to make uint8 of another type; which range its values span is the caller's knowledge."""
+    if dtype == np.uint16:
+        return "scale it to 8 bits, for full-range 16-bit values with (frame >> 8).astype(numpy.uint8)"
+    if dtype == np.bool_:
+        return "convert it with frame.astype(numpy.uint8) * 255"
+    return "scale it to 0..255 and convert it with .astype(numpy.uint8)"
+
+
+def _output(out: Frame | None, size: Size) -> Frame:
+    if out is None:
+        return np.empty((*size, 3), np.uint8)
+    if not isinstance(out, np.ndarray) or out.shape != (*size, 3) or out.dtype != np.uint8:
+        found = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out must be ({size[0]}, {size[1]}, 3) uint8 for this frame, but got {found}")
+    if not out.flags.writeable:
+        raise InputError("out must be writeable, but got a read-only array; pass a copy")
+    return out
+
+
+# -- Pillow ----------------------------------------------------------------------------------------------------
+
+
+def _resize_pillow(image: Frame, interpolation: Interpolation, out: Frame) -> None:
+    """Resize (H,W,3) or (H,W) into `out` (h,w,3), equal to `PIL.Image.resize` byte by byte.
+
+    Large images are cut into bands, one a thread, where bands have been seen to give the same bytes.
+    """
+    size, new_size = (image.shape[0], image.shape[1]), (out.shape[0], out.shape[1])
+    if size == new_size:
+        out[...] = image if image.ndim == 3 else image[..., None]
+        return
+    count = 1
+    if interpolation in _RADIUS and size[0] * size[1] >= _THREADED_PIXELS:
+        count = min(_cores(), _MOST_BANDS)
+        if count > 1 and not _bands_are_exact(size, new_size, interpolation, count):
+            count = 1
+    _resize_in_bands(image, interpolation, out, count)
+
+
+@lru_cache(maxsize=256)
+def _bands_are_exact(size: Size, new_size: Size, interpolation: Interpolation, count: int) -> bool:
+    """Whether this Pillow gives noise of this size the same bytes in bands as in one piece.
+
+    Tried and not derived, because the answer hangs on the order of Pillow's two passes (rounding lies between
+    them): up to 12 the horizontal one came first, 13.0 decides by the sizes (python-pillow/Pillow#9549).
+    """
+    noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    whole, bands = np.empty((2, *new_size, 1), np.uint8)
+    _resize_in_bands(noise, interpolation, whole, 1)
+    _resize_in_bands(noise, interpolation, bands, count)
+    return np.array_equal(whole, bands)
+
+
+def _resize_in_bands(image: Frame, interpolation: Interpolation, out: Frame, count: int) -> None:
+    """Resize (H,W,3) or (H,W) into `out` (h,w,C) in at most `count` bands across the longer side.
+
+    A band's edges lie on whole px of both images, so that its coefficients are those of the whole image; it is
+    converted with the margin that the filter reaches into, and `box` leaves the margin out.
+    """
+    from PIL import Image
+
+    resample = Image.Resampling[interpolation.upper()]
+    axis = 0 if image.shape[0] <= image.shape[1] else 1
+    length, new_length = image.shape[axis], out.shape[axis]
+    margin = math.ceil(_RADIUS.get(interpolation, 0) * max(length / new_length, 1)) + 1
+
+    def resize_band(start: int, stop: int) -> None:
+        first, last = start * length // new_length, stop * length // new_length
+        low, high = max(0, first - margin), min(length, last + margin)
+        target = out[start:stop] if axis == 0 else out[:, start:stop]
+        band = Image.fromarray(image[low:high] if axis == 0 else image[:, low:high])
+        edges = (first - low, last - low)
+        box = (0, edges[0], band.width, edges[1]) if axis == 0 else (edges[0], 0, edges[1], band.height)
+        pixels = np.asarray(band.resize((target.shape[1], target.shape[0]), resample, box=box))
+        target[...] = pixels if pixels.ndim == 3 else pixels[..., None]
+
+    cuts = _band_edges(length, new_length, count)
+    _run_all([partial(resize_band, start, stop) for start, stop in pairwise(cuts)])
+
+
+def _band_edges(length: int, new_length: int, count: int) -> list[int]:
+    """Where to cut the resized image into at most `count` bands so that the source is cut at whole px too."""
+    common = math.gcd(length, new_length)
+    count = min(count, common)
+    return [common * i // count * (new_length // common) for i in range(count + 1)]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# -- OpenCV ----------------------------------------------------------------------------------------------------
+
+
+def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> None:
+    """Resize (H,W,3) or (H,W) into `out` (h,w,3) with OpenCV: fast, and near Pillow's result, not equal to it.
+
+    OpenCV's filters do not widen when they shrink an image. So it is halved (the mean of 2 x 2 px) until less
+    than three times the wanted area is left, and interpolated linearly from there: about as near to Pillow as
+    `INTER_AREA`, at a fraction of its time.
+    """
+    try:
+        import cv2
+    except ImportError:
+        raise RuntimeUnavailableError(
+            'this bundle resizes with OpenCV, which is not installed; install it with pip install "edgevtx[opencv]", '
+            "or export the bundle with the Pillow resize"
+        ) from None
+
+    new_height, new_width = out.shape[:2]
+    final = {
+        "nearest": cv2.INTER_NEAREST_EXACT,
+        "box": cv2.INTER_NEAREST_EXACT,
+        "bicubic": cv2.INTER_CUBIC,
+        "lanczos": cv2.INTER_LANCZOS4,
+    }.get(interpolation, cv2.INTER_LINEAR)
+    image = np.ascontiguousarray(image)
+    if interpolation != "nearest" and image.shape[0] * image.shape[1] > new_height * new_width:
+        final = cv2.INTER_LINEAR
+        while image.shape[0] * image.shape[1] >= 3 * new_height * new_width and min(image.shape[:2]) > 1:
+            # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
+            halved = (image.shape[1] // 2, image.shape[0] // 2)
+            image = cv2.resize(image, halved, interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(image, (new_width, new_height), interpolation=final)
+    out[...] = resized if resized.ndim == 3 else resized[..., None]
+
+
+# -- threads ---------------------------------------------------------------------------------------------------
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)  # a forked child has the pool's bookkeeping but not its threads
+
+
+def _run_all(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run the jobs, the first on the calling thread; those that no thread has begun by then as well."""
+    global _pool
+    if len(jobs) > 1 and _pool is None:
+        _pool = ThreadPoolExecutor(_MOST_BANDS - 1, thread_name_prefix="edgevtx-resize")
+    waiting = [(job, _pool.submit(job)) for job in jobs[1:]] if _pool else []
+    jobs[0]()
+    for job, future in reversed(waiting):
+        if future.cancel():
+            job()
+        else:
+            future.result()

@@ -147,9 +147,7 @@ class Detections:
                 "class_id": int(class_id),
                 "label": label,
             }
-            for box, score, class_id, label in zip(
-                self.boxes, self.scores, self.class_ids, self.labels, strict=True
-            )
+            for box, score, class_id, label in zip(self.boxes, self.scores, self.class_ids, self.labels, strict=True)
         ]
         if self.track_ids is not None:
             for row, track_id in zip(rows, self.track_ids, strict=True):
@@ -194,7 +192,8 @@ class Features:
     def to_dict(self) -> dict[str, Any]:
         """`{"features": {"cls": [D floats], "patches_shape": [h, w, D], "attention_shape": [heads, h, w]}}`.
 
-        What there is none of is None. The maps are left out (hundreds of thousands of floats a frame): keep them with `numpy.save`.
+        What there is none of is None. The maps are left out (hundreds of thousands of floats a frame): keep them
+        with `numpy.save`.
         """
         return {
             "features": {
@@ -215,6 +214,11 @@ class Features:
 
 
 Result = Classification | Detections | Features
+
+
+def names_of(class_ids: NDArray[np.int64], labels: Sequence[str]) -> tuple[str, ...]:
+    """The name of each class id; its number where the bundle names no such class."""
+    return tuple(labels[i] if 0 <= i < len(labels) else str(i) for i in class_ids.tolist())
 
 
 def _round(value: np.floating[Any], digits: int) -> float:
