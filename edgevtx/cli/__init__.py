@@ -52,7 +52,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "stopped", INTERRUPTED
     if isinstance(error, MemoryError):
         return "out of memory; close other programs, or use a smaller model or batch", FAILED
-    words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    words = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
     return f"unexpected {words}; `edgevtx --debug ...` shows where, please report it", FAILED
 
 

@@ -73,6 +73,8 @@ def _machine() -> list[Finding]:
     found = describe()
     python = str(found.pop("python"))
     rows = [Finding("machine", "python", "ok" if supported else "broken", python, "" if supported else "3.10 or newer")]
+    if memory := found.pop("memory_gb", None):
+        found["memory"] = f"{memory} GB"
     return rows + [Finding("machine", name.replace("_", " "), "note", str(value)) for name, value in found.items()]
 
 
@@ -201,11 +203,11 @@ def _cache() -> list[Finding]:
     place = root
     while not place.exists() and place != place.parent:
         place = place.parent
-    if not os.access(place, os.W_OK | os.X_OK):
-        return [Finding("cache", str(root), "broken", "not writable: every load compiles again", help_)]
-    used = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) if root.exists() else 0
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return [Finding("cache", "folder", "broken", f"{root} cannot be written: every start compiles again", help_)]
+    used = sum(entry.size for entry in cache.entries())
     free = shutil.disk_usage(place).free
-    return [Finding("cache", str(root), "ok", f"writable, {common.size(used)} used, {common.size(free)} free")]
+    return [Finding("cache", "folder", "ok", f"{root}, {common.size(used)} used, {common.size(free)} free")]
 
 
 def _at_least(version: str, *floor: int) -> bool:

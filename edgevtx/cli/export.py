@@ -61,7 +61,9 @@ if TYPE_CHECKING:
 )
 @click.option("--keep-failed", is_flag=True, help="Pack what failed verification too, marked; load refuses it.")
 @click.option("--all-or-nothing", is_flag=True, help="Pack nothing if anything requested failed.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a file that is no bundle (an older bundle is replaced anyway)."
+)
 @click.option("--name", metavar="TEXT", default="", help="The model's name in the manifest; default: the file's.")
 @click.option("--licence", metavar="TEXT", default="", help="The weights' licence; default: what the checkpoint says.")
 @click.option("--source", metavar="TEXT", default="", help="Where the weights come from.")

@@ -49,9 +49,9 @@ def command(bundle: str, runtimes: tuple[str, ...], precisions: tuple[str, ...],
     from edgevtx.bundle import Bundle
     from edgevtx.errors import BundleError
 
-    opened = Bundle.open(bundle)
     with common.stages("hash files") as progress:
         try:
+            opened = Bundle.open(bundle)
             opened.check_hashes()
         except BundleError as error:
             raise VerificationError(str(error)) from None

@@ -72,9 +72,8 @@ class JsonLines(Sink):
         super().__init__()
         self.path = path
         self._size = 0
-        if path is None:
-            self._file = sys.stdout.buffer.fileno()
-        else:
+        self._file = -1
+        if path is not None:
             claim(path, overwrite)
             try:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

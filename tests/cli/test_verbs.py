@@ -1,0 +1,407 @@
+"""Every verb on a small bundle: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgevtx.cli import VERBS
+
+
+def sentence(text: str) -> str:
+    """Standard error, checked to be one line without a traceback."""
+    assert "Traceback" not in text
+    lines = text.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("edgevtx: "), text
+    return lines[0]
+
+
+# -- help and usage --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(edgevtx_cli: Any, verb: str) -> None:
+    found = edgevtx_cli(verb, "--help")
+    assert found.exit_code == 0
+    assert f"  edgevtx {verb}" in found.stdout.split("Example:")[1]
+
+
+def test_the_help_lists_every_verb_with_a_whole_line(edgevtx_cli: Any) -> None:
+    found = edgevtx_cli("--help")
+    rows = found.stdout.split("Commands:\n")[1].splitlines()
+    assert [row.split()[0] for row in rows] == list(VERBS)
+    assert all(row.endswith(".") and not row.endswith("...") for row in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["run"],
+        ["run", "a.vtx"],
+        ["info"],
+        ["info", "a.vtx", "--nonsense"],
+        ["export", "vit"],
+        ["export", "vit", "--out", "a.vtx"],
+        ["export", "vit", "--out", "a.vtx", "--checkpoint", "a", "--config", "b"],
+        ["export", "vit", "--out", "a.vtx", "--config", "b", "--batch", "2", "--dynamic-batch"],
+        ["export", "vit", "--out", "a.vtx", "--config", "b", "--frame", "1920"],
+        ["export", "vit", "--out", "a.vtx", "--config", "b", "--batch", "0"],
+        ["run", "a.vtx", "b.jpg", "--roi", "1,2,3"],
+        ["run", "a.vtx", "b.jpg", "--rotation", "45"],
+        ["run", "a.vtx", "b.jpg", "--threshold", "2"],
+        ["profile", "a.vtx", "--size", "axb"],
+        ["cache"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_help(edgevtx_cli: Any, arguments: list[str]) -> None:
+    found = edgevtx_cli(*arguments)
+    assert found.exit_code == 2
+    assert "Usage: edgevtx" in found.stderr and "Traceback" not in found.stderr
+
+
+# -- errors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["info", "missing.vtx"], 2, "missing.vtx"),
+        (["info", "{photo}"], 1, "green.png"),
+        (["verify", "missing.vtx"], 2, "missing.vtx"),
+        (["compile", "missing.vtx"], 2, "missing.vtx"),
+        (["run", "missing.vtx", "{photo}"], 2, "missing.vtx"),
+        (["run", "{bundle}", "missing.jpg"], 1, "missing.jpg does not exist"),
+        (["run", "{bundle}", "{bundle}"], 1, "no image or video"),
+        (["run", "{bundle}", "{photo}", "--runtime", "nonsense"], 2, "nonsense"),
+        (["run", "{bundle}", "{photo}", "--precision", "fp64"], 3, "never verified"),
+        (["run", "{bundle}", "{photo}", "--top-k", "99"], 2, "99"),
+        (["run", "{bundle}", "{photo}", "--roi", "500,0,600,50"], 2, "roi"),
+        (["run", "{bundle}", "{photo}", "--out", "{photo}"], 1, "cannot write"),
+        (["run", "{failed}", "{photo}"], 3, "failed"),
+        (["run", "{wrong}", "{photo}"], 3, "differs from the reference"),
+        (["compile", "{wrong}"], 3, "differs from the reference"),
+        (["compile", "{bundle}", "--target", "onnxruntime", "--out", "ir"], 2, "OpenVINO IR"),
+        (["profile", "missing.vtx"], 2, "missing.vtx"),
+        (["profile", "{bundle}", "missing.mp4"], 1, "missing.mp4 does not exist"),
+        (["families", "nonsense"], 2, "unknown family"),
+        (["export", "nonsense", "--config", "x.json", "--out", "x.vtx"], 2, "unknown family"),
+        (["export", "vit", "--checkpoint", "missing", "--out", "x.vtx"], 1, "missing"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(
+    edgevtx_cli: Any,
+    bundle: Path,
+    wrong_bundle: Path,
+    failed_bundle: Path,
+    photo: Path,
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    places = {"bundle": bundle, "wrong": wrong_bundle, "failed": failed_bundle, "photo": photo}
+    found = edgevtx_cli(*(item.format(**places) for item in arguments))
+    assert words in sentence(found.stderr)
+    assert found.exit_code == code, found.stderr
+    assert found.stdout == ""
+
+
+def test_debug_shows_the_traceback(edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgevtx.errors import EdgevtxError
+
+    with pytest.raises(EdgevtxError):
+        edgevtx_cli("--debug", "info", "missing.vtx")
+    monkeypatch.setenv("EDGEVTX_DEBUG", "1")
+    with pytest.raises(EdgevtxError):
+        edgevtx_cli("info", "missing.vtx")
+
+
+def test_a_fault_of_ours_is_said_to_be_one(edgevtx_cli: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("edgevtx.bundle.Bundle.open", broken)
+    found = edgevtx_cli("info", bundle)
+    assert found.exit_code == 1
+    assert "unexpected KeyError: 'surprise'" in sentence(found.stderr)
+
+
+# -- info, verify, compile, cache ------------------------------------------------------------------------------
+
+
+def test_info(edgevtx_cli: Any, bundle: Path) -> None:
+    text = edgevtx_cli("info", bundle)
+    assert text.exit_code == 0
+    for words in ("colours", "toy (classify)", "exactly 48x32, bilinear", "3: blue, green, red", "Apache-2.0"):
+        assert words in text.stdout
+    facts = json.loads(edgevtx_cli("info", bundle, "--json").stdout)
+    assert facts["labels"] == ["blue", "green", "red"] and len(facts["digest"]) == 64
+
+
+def test_verify_replays_the_golden_sample_on_every_runtime(edgevtx_cli: Any, bundle: Path) -> None:
+    found = edgevtx_cli("verify", bundle)
+    assert found.exit_code == 0, found.stderr
+    assert "every hash is right" in found.stdout
+    facts = json.loads(edgevtx_cli("verify", bundle, "--json").stdout)
+    assert [(item["target"], item["status"]) for item in facts["verdicts"]] == [
+        ("openvino", "passed-here"),
+        ("onnxruntime", "passed-here"),
+    ]
+    one = json.loads(edgevtx_cli("verify", bundle, "--json", "--runtime", "onnxruntime").stdout)
+    assert [item["target"] for item in one["verdicts"]] == ["onnxruntime"]
+
+
+def test_verify_refuses_an_answer_that_differs(edgevtx_cli: Any, wrong_bundle: Path) -> None:
+    found = edgevtx_cli("verify", wrong_bundle)
+    assert found.exit_code == 3
+    assert "failed" in found.stdout
+    assert "openvino fp32, onnxruntime fp32" in sentence(found.stderr)
+
+
+def test_verify_refuses_a_file_that_differs(edgevtx_cli: Any, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "colours"
+    with zipfile.ZipFile(bundle) as archive:
+        archive.extractall(folder)
+    assert edgevtx_cli("verify", folder).exit_code == 0
+    graph = folder / "graph.openvino.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    found = edgevtx_cli("verify", folder)
+    assert found.exit_code == 3
+    assert "graph.openvino.onnx" in sentence(found.stderr)
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_compile_fills_the_cache(
+    edgevtx_cli: Any, bundle: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    refused = edgevtx_cli("run", bundle, bundle, "--runtime", target, "--compile", "never")
+    assert refused.exit_code == 1
+    first = json.loads(edgevtx_cli("compile", bundle, "--target", target, "--json").stdout)
+    again = json.loads(edgevtx_cli("compile", bundle, "--target", target, "--json").stdout)
+    forced = json.loads(edgevtx_cli("compile", bundle, "--target", target, "--json", "--force").stdout)
+    assert [item["cache_hit"] for item in (first, again, forced)] == [False, True, False]
+    assert first["runtime"] == target and first["verdict"] == "passed-here"
+    assert sum(first["precision_share"].values()) == pytest.approx(1)
+    text = edgevtx_cli("compile", bundle, "--target", target).stdout
+    assert "hit: opened in" in text and "f32 100%" in text
+
+    listed = json.loads(edgevtx_cli("cache", "list", "--json").stdout)
+    assert {entry["kind"] for entry in listed["entries"]} == {"bundles", "engines"}
+    assert "engines" in edgevtx_cli("cache", "list").stdout
+
+
+def test_compile_writes_openvino_ir(edgevtx_cli: Any, bundle: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    found = edgevtx_cli("compile", bundle, "--target", "openvino", "--out", tmp_path / "ir")
+    assert found.exit_code == 0, found.stderr
+    model = openvino.Core().compile_model(tmp_path / "ir" / "colours.xml", "CPU")
+    red = np.zeros((1, 32, 48, 3), np.uint8)
+    red[..., 2] = 200
+    assert model({"pixels": red})["class_ids"][0, 0] == 2
+    refused = edgevtx_cli("compile", bundle, "--target", "openvino", "--out", tmp_path / "ir")
+    assert refused.exit_code == 1 and "--overwrite" in sentence(refused.stderr)
+
+
+def test_cache_clear(edgevtx_cli: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    assert "0 B" in edgevtx_cli("cache", "list").stdout
+    assert edgevtx_cli("cache", "clear").exit_code == 0
+
+
+# -- run -------------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_the_answer(edgevtx_cli: Any, bundle: Path, photo: Path) -> None:
+    found = edgevtx_cli("run", bundle, photo)
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout.startswith(f"{photo}  green ")
+    assert "1 frames in" in found.stderr
+
+
+def test_run_prints_json_lines(edgevtx_cli: Any, bundle: Path, clip: Path) -> None:
+    found = edgevtx_cli("run", bundle, clip, "--json", "--limit", 20)
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [row["frame"] for row in rows] == list(range(20))
+    best = [row["result"]["classes"][0]["label"] for row in rows]
+    assert best == ["green"] * 15 + ["red"] * 5
+    assert rows[10]["position_seconds"] == 1.0
+    assert {"read", "preprocess", "engine", "decode"} == set(rows[0]["stages_ms"])
+
+
+def test_run_writes_an_annotated_video_and_json_lines(
+    edgevtx_cli: Any, bundle: Path, clip: Path, tmp_path: Path
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    out = tmp_path / "out"
+    found = edgevtx_cli("run", bundle, clip, "--out", out)
+    assert found.exit_code == 0, found.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["annotated.mp4", "results.jsonl"]
+    assert len((out / "results.jsonl").read_text().splitlines()) == 30
+    capture = cv2.VideoCapture(str(out / "annotated.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 30
+    assert f"wrote {out / 'results.jsonl'}" in found.stderr
+
+    before = (out / "results.jsonl").read_bytes()
+    refused = edgevtx_cli("run", bundle, clip, "--out", out)
+    assert refused.exit_code == 1 and "--overwrite" in sentence(refused.stderr)
+    assert (out / "results.jsonl").read_bytes() == before
+    assert edgevtx_cli("run", bundle, clip, "--out", out, "--overwrite", "--limit", 3).exit_code == 0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_run_writes_annotated_images(edgevtx_cli: Any, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(photo, folder / name)
+    (folder / "readme.txt").write_text("hello")
+    found = edgevtx_cli("run", bundle, folder, "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.stderr
+    assert sorted(path.name for path in (tmp_path / "out" / "annotated").iterdir()) == ["a.png", "b.png"]
+    assert "note: skipped what is no readable image: readme.txt" in found.stderr
+    lines = edgevtx_cli("run", bundle, folder, "--out", tmp_path / "lines", "--jsonl-only")
+    assert lines.exit_code == 0
+    assert [path.name for path in (tmp_path / "lines").iterdir()] == ["results.jsonl"]
+
+
+def test_a_run_that_fails_to_load_leaves_nothing_in_the_way(
+    edgevtx_cli: Any, failed_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    assert edgevtx_cli("run", failed_bundle, photo, "--out", tmp_path / "out").exit_code == 3
+    again = edgevtx_cli("run", failed_bundle, photo, "--out", tmp_path / "out", "--allow-unverified")
+    assert again.exit_code == 0, again.stderr
+
+
+# -- profile, doctor, families, export -------------------------------------------------------------------------
+
+
+def test_profile(edgevtx_cli: Any, bundle: Path, clip: Path, photo: Path, tmp_path: Path) -> None:
+    sizes = ("--frames", 6, "--warmup", 2, "--size", "320x240")
+    text = edgevtx_cli("profile", bundle, *sizes)
+    assert text.exit_code == 0, text.stderr
+    for words in ("preprocess", "engine", "decode", "p99", "cold start", "synthetic 320x240", "6 frames after 2"):
+        assert words in text.stdout
+    found = json.loads(edgevtx_cli("profile", bundle, *sizes, "--json", "--out", tmp_path / "p.json").stdout)
+    assert found == json.loads((tmp_path / "p.json").read_text())
+    assert {stage: times["n"] for stage, times in found["stages"].items()} == dict.fromkeys(
+        ("preprocess", "engine", "decode", "total"), 6
+    )
+    video = json.loads(edgevtx_cli("profile", bundle, clip, "--frames", 50, "--warmup", 5, "--json").stdout)
+    assert video["stages"]["read"]["n"] == 25  # the clip has 30 frames
+    image = json.loads(edgevtx_cli("profile", bundle, photo, "--frames", 5, "--warmup", 1, "--json").stdout)
+    assert image["stages"]["total"]["n"] == 5 and image["frame_size"] == [72, 108]
+
+
+def test_doctor(edgevtx_cli: Any, cache: Path) -> None:
+    found = edgevtx_cli("doctor")
+    assert found.exit_code == 0, found.stdout
+    rows = json.loads(edgevtx_cli("doctor", "--json").stdout)
+    names = {(row["area"], row["name"]): row for row in rows}
+    assert names["runtimes", "openvino"]["level"] == "ok"
+    assert "GStreamer" in names["video", "opencv"]["value"]
+    assert names["base", "numpy"]["value"] == np.__version__
+    assert names["cache", "folder"]["value"].startswith(str(cache))
+
+
+def test_doctor_says_what_is_missing_and_what_helps(
+    edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sys
+
+    from edgevtx.cli import doctor
+
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    rows = {(row.area, row.name): row for row in doctor.examine()}
+    for place in (("video", "opencv"), ("runtimes", "openvino")):
+        assert rows[place].level == "unusable" and "pip install" in rows[place].help
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    broken = edgevtx_cli("doctor")
+    assert broken.exit_code == 1 and "no runtime is usable" in broken.stdout
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "file"))
+    assert [row.level for row in doctor.examine() if row.area == "cache"] == ["broken"]
+
+
+def test_families(edgevtx_cli: Any) -> None:
+    from edgevtx.export.recipe import FAMILIES
+
+    text = edgevtx_cli("families")
+    assert text.exit_code == 0, text.stderr
+    facts = json.loads(edgevtx_cli("families", "--json").stdout)
+    assert [row["family"] for row in facts] == list(FAMILIES)
+    assert all(row["family"] in text.stdout and row["paper"] and row["model_types"] for row in facts)
+    assert facts[0]["paper"] in edgevtx_cli("families", facts[0]["family"]).stdout.replace("\n", " ")
+
+
+def test_without_torch_the_export_verbs_name_the_extra(edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("edgevtx.export.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for arguments in (["families"], ["export", "vit", "--config", "x.json", "--out", "x.vtx"]):
+        found = edgevtx_cli(*arguments)
+        assert found.exit_code == 1
+        assert 'pip install "edgevtx[export]"' in sentence(found.stderr)
+
+
+def test_export_to_run(edgevtx_cli: Any, tmp_path: Path, photo: Path) -> None:
+    from edgevtx.export.recipe import get_recipe
+
+    (tmp_path / "config.json").write_text(json.dumps(next(iter(get_recipe("vit").tiny_config().values()))))
+    out = tmp_path / "vit.vtx"
+    arguments = ["export", "vit", "--config", tmp_path / "config.json", "--out", out, "--targets", "onnxruntime"]
+    found = edgevtx_cli(*arguments, "--name", "tiny", "--licence", "MIT", "--intended-use", "tests")
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout.count("passed-here") == 1 and str(out) in found.stdout
+    facts = json.loads(edgevtx_cli("info", out, "--json").stdout)
+    assert (facts["name"], facts["provenance"]["licence"]) == ("tiny", "MIT")
+    assert edgevtx_cli("run", out, photo).exit_code == 0
+
+
+def test_an_export_that_is_refused_is_exit_code_3(
+    edgevtx_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgevtx.export import pipeline
+    from edgevtx.export.recipe import get_recipe
+
+    monkeypatch.setattr(pipeline, "measure_sensitivity", lambda *arguments: 0.0)
+    (tmp_path / "config.json").write_text(json.dumps(next(iter(get_recipe("vit").tiny_config().values()))))
+    arguments = ("export", "vit", "--config", tmp_path / "config.json", "--out", tmp_path / "vit.vtx")
+    found = edgevtx_cli(*arguments, "--targets", "onnxruntime")
+    assert found.exit_code == 3
+    assert "insensitive" in found.stdout and "Nothing was packed" in found.stderr
+    assert not (tmp_path / "vit.vtx").exists()
+    kept = edgevtx_cli(*arguments, "--targets", "onnxruntime", "--keep-failed", "--json")
+    assert kept.exit_code == 3 and (tmp_path / "vit.vtx").exists()
+    report = json.loads(kept.stdout)
+    assert report["bundle"] == str(tmp_path / "vit.vtx")
+    assert report["refused"] == ["onnxruntime fp32"] and report["seconds"]
+
+
+def test_labels_file(tmp_path: Path) -> None:
+    from edgevtx.cli.export import read_labels
+    from edgevtx.errors import InputError
+
+    path = tmp_path / "labels.txt"
+    path.write_text("fire\nsmoke \n\n", encoding="utf-8")
+    assert read_labels(path) == ("fire", "smoke")
+    for text in ("", "a\n\nb\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="one class name a line"):
+            read_labels(path)
+    with pytest.raises(InputError, match="cannot read"):
+        read_labels(tmp_path / "missing.txt")
