@@ -59,3 +59,10 @@ def detect_outputs(batch: int | None, top_k: int) -> tuple[TensorInfo, ...]:
         TensorInfo(name="scores", shape=(batch, top_k), dtype="float32"),
         TensorInfo(name="class_ids", shape=(batch, top_k), dtype="int64"),
     )
+
+
+def needless_frame(frame: tuple[int, int] | None, size: tuple[int, int]) -> tuple[str, ...]:
+    """A note where the user fixed the camera's frame size although the input's does not depend on it."""
+    if frame is None:
+        return ()
+    return (f"the frame size {frame[1]}x{frame[0]} changes nothing: every frame is resized to {size[1]}x{size[0]}",)

@@ -19,7 +19,7 @@ from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.patches import fold_positions, pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, pixels_spec
+from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, needless_frame, pixels_spec
 from edgevtx.manifest import ClassifyDecode, TensorInfo
 from edgevtx.results import Classification
 from edgevtx.runtimes.base import Array
@@ -87,7 +87,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         decode=ClassifyDecode(top_k=top_k, activation=activation),
         labels=labels,
         reference=partial(_reference, model, processor, labels, activation, top_k),
-        notes=() if options.frame is None else (f"every frame is resized to {size[0]}x{size[1]} anyway: no --frame",),
+        notes=needless_frame(options.frame, size),
     )
 
 
