@@ -42,7 +42,7 @@ check-wheel: $(STAMP)  ## the wheel installs in a clean environment, and importi
 	scripts/check_wheel.sh $(PYTHON)
 
 bench: $(STAMP)  ## all benchmarks; tables under bench/results
-	for script in bench/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	bench/run_all.sh $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .venv-* out build dist *.egg-info

@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 import numpy as np
-from common import FOLDER, Report, Table, photographs
-from models import MODELS, Model, export_model
+from common import Report, Table, photographs
+from models import MODELS, PRECISIONS, Model, bundle_path, export_model
 
 STAGES = ("build", "trace", "lower", "reference", "verify", "pack")
 
@@ -68,7 +68,7 @@ def measure(path: Path, pairs: list[Pair], rounds: int, warmup: int) -> dict[Pai
 @click.command()
 @click.option("--rounds", default=12, show_default=True, help="Timed calls of each runtime and precision.")
 @click.option("--warmup", default=2, show_default=True)
-@click.option("--precision", "precisions", multiple=True, default=["fp32", "bf16"], show_default=True)
+@click.option("--precision", "precisions", multiple=True, default=PRECISIONS, show_default=True)
 @click.option("--model", "names", multiple=True, default=list(MODELS), help="Names of bench/models.py; all by default.")
 def main(rounds: int, warmup: int, precisions: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Export, load and call one full-size model a family."""
@@ -90,10 +90,9 @@ def run_model(
     model: Model, precisions: tuple[str, ...], rounds: tuple[int, int], report: Report, exports: Table, calls: Table
 ) -> None:
     """Export and measure one model into the report's tables."""
-    out = FOLDER / "families" / model.name
     start = perf_counter()
-    done = export_model(model, out, precisions=precisions)
-    whole = perf_counter() - start
+    done = export_model(model, precisions=precisions)
+    whole, out = perf_counter() - start, bundle_path(model, "pillow")
     exports.add(model.name, *by_stage(done.seconds), whole, size_mb(out), len(done.manifest.graphs))
     verdicts = {(item.target, item.precision): item for item in done.manifest.verdicts}
     for pair, item in measure(out, list(verdicts), *rounds).items():

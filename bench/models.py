@@ -14,6 +14,7 @@ from typing import Any
 
 from common import FOLDER, ROOT
 
+PRECISIONS = ("fp32", "bf16")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -179,28 +180,35 @@ def build_options(model: Model, resize: str = "pillow") -> Any:
     return BuildOptions(frame=model.frame, resize=resize)
 
 
-def export_model(model: Model, out: Path, *, precisions: tuple[str, ...] = ("fp32",), resize: str = "pillow") -> Any:
-    """Export to `out` and return the `ExportReport`; what failed verification is kept, marked, and reported."""
+def export_model(model: Model, *, resize: str = "pillow", precisions: tuple[str, ...] = PRECISIONS) -> Any:
+    """Export to `bundle_path` and return the `ExportReport`; what failed verification is kept, marked and reported."""
     from edgevtx.export.pipeline import ExportOptions, export
 
+    out = bundle_path(model, resize)
+    out.parent.mkdir(parents=True, exist_ok=True)
     options = ExportOptions(
         precisions=precisions, build=build_options(model, resize), keep_failed=True, overwrite=True, name=model.name
     )
-    return export(model.family, open_checkpoint(model), out, options)
+    report = export(model.family, open_checkpoint(model), out, options)
+    for verdict in report.refused:
+        print(f"{model.name}: {verdict.target} {verdict.precision} is {verdict.status}: {verdict.reason}", flush=True)
+    return report
 
 
-def bundle(name: str, *, resize: str = "pillow", precisions: tuple[str, ...] = ("fp32",)) -> Path:
+def bundle(name: str, *, resize: str = "pillow") -> Path:
     """The bundle of a model, a directory; exported if these sources have not made it yet."""
     model = MODELS[name]
-    key = f"{model!r} {resize} {precisions} {sources_digest()}".encode()
-    out = FOLDER / "bundles" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+    out = bundle_path(model, resize)
     if not (out / "manifest.json").is_file():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        print(f"exporting {name} ({resize}, {' '.join(precisions)}) to {out} ...", flush=True)
-        report = export_model(model, out, precisions=precisions, resize=resize)
-        for verdict in report.refused:
-            print(f"{name}: {verdict.target} {verdict.precision} is {verdict.status}: {verdict.reason}", flush=True)
+        print(f"exporting {name} (resize {resize}) to {out} ...", flush=True)
+        export_model(model, resize=resize)
     return out
+
+
+def bundle_path(model: Model, resize: str) -> Path:
+    """Where the bundle of a model lies that the exporter's present sources make."""
+    key = hashlib.sha256(f"{model!r} {resize} {sources_digest()}".encode()).hexdigest()[:12]
+    return FOLDER / "bundles" / f"{model.name}-{key}"
 
 
 def sources_digest() -> str:

@@ -1,6 +1,6 @@
 """One way from a frame to an answer, served over standard input and output for `bench/peers.py`.
 
-    python bench/peer.py KIND MODEL FOLDER       KIND: edgevtx, transformers or model-api
+    python bench/peer.py KIND MODEL FOLDER       KIND: edgevtx, transformers, model-api or optimum
 
 Each line of input is the index of a frame in FOLDER/frames.npy; each line of output a JSON object with the call's
 milliseconds and its answer. `KIND` may need packages that edgevtx does not: this file runs under an interpreter of
@@ -101,6 +101,23 @@ def model_api_call(name: str, folder: Path) -> tuple[Callable[[np.ndarray], Any]
     )
 
 
+def optimum_call(name: str, folder: Path) -> tuple[Callable[[np.ndarray], Any], Callable[[Any], Answer]]:
+    """Optimum Intel: transformers' processor and a model class over OpenVINO. It has none for RT-DETR."""
+    import torch
+    from optimum.intel import OVModelForImageClassification
+    from transformers import AutoImageProcessor
+
+    checkpoint = folder / f"{name}.checkpoint"
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = OVModelForImageClassification.from_pretrained(checkpoint, export=True, device="CPU", ov_config=CONFIG)
+
+    def call(frame: np.ndarray) -> Any:
+        inputs = processor(images=frame[..., ::-1], return_tensors="pt", input_data_format="channels_last")
+        return torch.as_tensor(model(**inputs).logits).softmax(-1)[0].topk(TOP_K)
+
+    return call, lambda found: answer(found.indices, found.values)
+
+
 def prepare(name: str, folder: Path) -> None:
     """Write NAME.xml (pixels -> logits[, boxes]), and NAME.model_api.xml in the form that Model API reads."""
     import openvino
@@ -127,6 +144,9 @@ def prepare(name: str, folder: Path) -> None:
     detects = len(graph.outputs) == 2
     if detects:
         graph = with_boxes_and_labels(graph, (height, width))
+    else:  # Optimum exports from a checkpoint with weights
+        model.save_pretrained(folder / f"{name}.checkpoint")
+        processor.save_pretrained(folder / f"{name}.checkpoint")
     openvino.save_model(graph, folder / f"{name}.model_api.xml", compress_to_fp16=False)
     scale = 1 / processor.rescale_factor if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
@@ -156,7 +176,12 @@ def with_boxes_and_labels(graph: Any, size: tuple[int, int]) -> Any:
     return openvino.Model([scored.output(0), labels.output(0)], graph.get_parameters(), "rtdetr")
 
 
-CALLS = {"edgevtx": edgevtx_call, "transformers": transformers_call, "model-api": model_api_call}
+CALLS = {
+    "edgevtx": edgevtx_call,
+    "transformers": transformers_call,
+    "model-api": model_api_call,
+    "optimum": optimum_call,
+}
 
 
 def main(kind: str, name: str, folder: Path) -> None:

@@ -8,8 +8,8 @@ Each peer is a process of its own with its own interpreter; their calls are inte
 same weights on OpenVINO in fp32. "Agrees" compares with transformers' processor and post-processing: the same best
 class; boxes above 0.5 that have a partner of the same class with an IoU of 0.9.
 
-Model API lives in a virtual environment that this script makes with pip (`--offline` leaves it out). Not run:
-Ultralytics (AGPL; needs torchvision, which has no build here for this CPU torch).
+Model API and Optimum Intel live in virtual environments that this script makes with pip (`--offline` leaves them out).
+Not run: Ultralytics (AGPL, needs torchvision, which has no build for this torch); Optimum with RT-DETR (no class).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from common import FOLDER, Ratio, Report, photographs, quantiles, ratio
 from models import bundle
 
 PEER = Path(__file__).with_name("peer.py")
-MODEL_API = "openvino-model-api==0.4.7"
+ENVIRONMENTS = {"model-api": "openvino-model-api==0.4.7", "optimum": "optimum-intel==2.2.0"}
+CLASSIFY_ONLY = ("optimum",)
 
 
 class Peer:
@@ -63,14 +65,18 @@ class Peer:
         self.errors.close()
 
 
-def model_api_python(openvino: str) -> Path:
-    """The interpreter of an environment with OpenVINO Model API and our OpenVINO's version."""
-    venv = FOLDER / "model-api"
+def make_environment(kind: str) -> Path:
+    """The interpreter of a virtual environment with a peer's packages and the versions that we run with."""
+    venv = FOLDER / kind
     python = venv / "bin" / "python"
     if not (venv / "done").is_file():
+        names = ("openvino", "numpy", "torch") if kind == "optimum" else ("openvino", "numpy")
+        packages = [ENVIRONMENTS[kind], *(f"{name}=={version(name).split('+')[0]}" for name in names)]
+        pip = [str(python), "-m", "pip", "--quiet"]
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        packages = [MODEL_API, f"openvino=={openvino}", f"numpy=={np.__version__}"]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        subprocess.run([*pip, "install", *packages], check=True)
+        # it comes along, fails at import beside a CPU build of torch, and is not needed
+        subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
         (venv / "done").write_text(" ".join(packages))
     return python
 
@@ -110,7 +116,9 @@ def compare(name: str, pythons: dict[str, Path], rounds: int, warmup: int) -> di
     np.save(folder / "frames.npy", np.stack(frames))
     bundle(name)
     subprocess.run([sys.executable, str(PEER), "prepare", name, str(folder)], check=True)
-    peers = [Peer(python, kind, name, folder) for kind, python in pythons.items()]
+    detects = "detr" in name
+    kinds = [kind for kind in pythons if not (detects and kind in CLASSIFY_ONLY)]
+    peers = [Peer(pythons[kind], kind, name, folder) for kind in kinds]
     found: dict[str, list[dict[str, Any]]] = {peer.kind: [] for peer in peers}
     for index in range(-warmup, rounds):
         for peer in peers if index % 2 else reversed(peers):
@@ -126,16 +134,14 @@ def compare(name: str, pythons: dict[str, Path], rounds: int, warmup: int) -> di
 @click.option("--rounds", default=40, show_default=True)
 @click.option("--warmup", default=4, show_default=True)
 @click.option("--model", "names", multiple=True, default=["vit_b16_224", "rtdetr_r18_640"], show_default=True)
-@click.option("--offline", is_flag=True, help="Make no environment for OpenVINO Model API; leave it out.")
+@click.option("--offline", is_flag=True, help="Make no environments; leave Model API and Optimum out.")
 def main(rounds: int, warmup: int, names: tuple[str, ...], offline: bool) -> None:
-    """Compare whole calls with transformers and OpenVINO Model API."""
-    from importlib.metadata import version
-
+    """Compare whole calls with transformers, OpenVINO Model API and Optimum Intel."""
     pythons = {"edgevtx": Path(sys.executable), "transformers": Path(sys.executable)}
     settings: dict[str, Any] = {"rounds": rounds, "warm-up": warmup, "frame": "1920x1080", "precision": "fp32"}
     if not offline:
-        pythons["model-api"] = model_api_python(version("openvino"))
-        settings["Model API"] = MODEL_API
+        pythons |= {kind: make_environment(kind) for kind in ENVIRONMENTS}
+        settings["peers"] = " ".join(ENVIRONMENTS.values())
     report = Report("peers", "Whole calls beside today's tools", settings)
     table = report.table(
         "From a 1080p frame to the answer, ms", "model", "way", "median", "p95", "over edgevtx [95%]", "agrees", "worst"
@@ -155,10 +161,11 @@ def main(rounds: int, warmup: int, names: tuple[str, ...], offline: bool) -> Non
         "agrees: same best class, or boxes above 0.5 matched at IoU 0.9, against transformers' pipeline; worst: the "
         "largest difference among them, in score (ViT) or px of the frame (RT-DETR)",
         "Model API has no RT-DETR: its decoding was added to the graph for it, in OpenVINO's operations",
-        "not run: Ultralytics (AGPL; needs torchvision, which has no build for this torch)",
+        "not run: Ultralytics (AGPL; needs torchvision, which has no build for this torch); Optimum with RT-DETR (it "
+        "has no class for detection)",
     ]
     if offline:
-        report.notes.append("not run: OpenVINO Model API (--offline)")
+        report.notes.append("not run: OpenVINO Model API and Optimum Intel (--offline)")
     report.finish()
 
 
