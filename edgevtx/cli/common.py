@@ -133,13 +133,13 @@ def facts_table(facts: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> Table:
     return table
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a verdict: status, where it ran, the precision found, the worst check."""
+def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
+    """One row a verdict: status, where it ran, the precision found; and below, why one did not pass."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("target", "precision", "verdict", "ran on", "executed as", "why"):
+    for name in ("target", "precision", "verdict", "ran on", "executed as"):
         table.add_column(name, overflow="fold")
     for item in verdicts:
         table.add_row(
@@ -148,9 +148,11 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
             Text(item.status, STYLES.get(item.status, "")),
             Text(f"{item.device} {item.target_version}".strip() or "-"),
             Text(shares(item.precision_share)),
-            Text(item.reason),
         )
-    return table
+    out.print(table)
+    for item in verdicts:
+        if item.reason:
+            out.print(Text(f"{item.target} {item.precision}: {item.reason}"), soft_wrap=True)
 
 
 def shares(precision_share: Mapping[str, float]) -> str:

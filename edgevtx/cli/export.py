@@ -156,7 +156,7 @@ def _facts(report: ExportReport) -> dict[str, Any]:
 
 def _print(report: ExportReport) -> None:
     out = common.console()
-    out.print(common.verdict_table(report.manifest.verdicts))
+    common.print_verdicts(out, report.manifest.verdicts)
     for pair in report.skipped:
         out.print(f"{pair}: there is no such precision on that target, nothing was exported for it")
     spent = common.seconds(sum(report.seconds.values()))

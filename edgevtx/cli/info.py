@@ -35,7 +35,7 @@ def command(bundle: str, as_json: bool) -> None:
     out = common.console()
     out.print(common.facts_table(facts(opened)))
     out.print()
-    out.print(common.verdict_table(opened.manifest.verdicts))
+    common.print_verdicts(out, opened.manifest.verdicts)
     out.print()
     out.print(_graphs(opened))
 

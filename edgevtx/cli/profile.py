@@ -113,4 +113,4 @@ def _print(found: Profile) -> None:
     )
     out.print()
     out.print(found.table())
-    out.print(f"{found.fps:.1f} frames/s one after the other; `edgevtx run` overlaps the stages")
+    out.print(f"{found.footnote()} (`edgevtx run` overlaps the stages)", soft_wrap=True)

@@ -71,7 +71,8 @@ def command(
             sinks.append(_json_sink())
         show = folder is None and not as_json
         stop = stack.enter_context(stop_on_signal())
-        with live_rate(opened, quiet=show and sys.stdout.isatty()) as count:
+        known = min((n for n in (opened.count, options["limit"]) if n is not None), default=None)
+        with live_rate(known, quiet=show and sys.stdout.isatty()) as count:
 
             def on_record(record: Record) -> None:
                 count()
@@ -154,19 +155,22 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def live_rate(source: Source, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A bar with the frames done and the frames per second, on a terminal; call it once a frame."""
+def live_rate(total: int | None, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A bar with the frames done, of `total` where known, and the frames per second; call it once a frame.
+
+    On a terminal only.
+    """
     target = common.console(stderr=True)
     if quiet or not target.is_terminal:
         yield lambda: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    known = [] if source.count is None else [BarColumn(), TimeRemainingColumn()]
+    known = [] if total is None else [BarColumn(), TimeRemainingColumn()]
     text = "{task.completed} frames  {task.fields[fps]:.1f} frames/s"
     rate = _Rate()
-    with Progress(*known, TextColumn(text), console=target, transient=True) as progress:
-        task = progress.add_task("", total=source.count, fps=0.0)
+    with Progress(TextColumn(text), *known, console=target, transient=True) as progress:
+        task = progress.add_task("", total=total, fps=0.0)
 
         def count() -> None:
             progress.update(task, advance=1, fps=rate.tick())

@@ -134,6 +134,6 @@ def _print(bundle: Bundle, verdicts: list[Verdict], skipped: dict[str, str]) -> 
     total = common.size(sum(item.size for item in bundle.manifest.files))
     out.print(f"{len(bundle.manifest.files)} files, {total}: every hash is right\n")
     if verdicts:
-        out.print(common.verdict_table(verdicts))
+        common.print_verdicts(out, verdicts)
     for name, why in skipped.items():
         out.print(f"{name} was not run: {why}")

@@ -172,15 +172,17 @@ def _is_image(path: Path) -> bool:
 class Capture(Source):
     """A video file, a camera or a network stream, through OpenCV. Rotation metadata is applied.
 
+    `live` is what the address suggests; a video file behind a URL is found to be none.
     Of a file that ends within a frame, the whole frames are given and `notes` says how many are missing.
     """
 
     def __init__(self, address: str | int | Path, *, name: str, live: bool) -> None:
         super().__init__(name)
-        self.live = live
         self._address = address
         self._capture = _open_capture(address, name)
-        self.fps, self.size, self.count = _announced(self._capture, live)
+        self.fps, self.size, self.count = _announced(self._capture)
+        # a URL whose frames are counted is a file on a server
+        self.live = live and not (isinstance(address, str) and self.count)
 
     def __iter__(self) -> Iterator[Frame]:
         import cv2
@@ -244,13 +246,13 @@ def _open_capture(address: str | int | Path, name: str) -> Any:
     return capture
 
 
-def _announced(capture: Any, live: bool) -> tuple[float | None, tuple[int, int] | None, int | None]:
+def _announced(capture: Any) -> tuple[float | None, tuple[int, int] | None, int | None]:
     """Frames per second, (height, width) and frame count of an opened capture; None where it says nothing sane."""
     import cv2
 
     fps = capture.get(cv2.CAP_PROP_FPS)
     height, width = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
-    count = -1 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     return (
         fps if 0 < fps <= 1000 else None,
         (height, width) if height > 0 and width > 0 else None,

@@ -117,6 +117,28 @@ def test_an_error_of_a_sink_closes_the_others_and_is_raised(predictor: Any, fail
     assert [sink.closed for sink in sinks] == [1, 1, 1]
 
 
+def test_a_slow_sink_that_fails_with_full_queues_blocks_nobody(predictor: Any) -> None:
+    sink = Memory()
+
+    def fail_late(record: Record) -> None:
+        time.sleep(0.3)  # all queues before this sink are full by now
+        raise OutputError("the disk is full")
+
+    sink.write = fail_late  # type: ignore[method-assign]
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run(Numbers(1000), predictor, [sink])
+        except OutputError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive() and len(caught) == 1 and sink.closed == 1
+
+
 def test_an_error_of_the_source_comes_after_the_frames_before_it(predictor: Any) -> None:
     def fail(index: int) -> None:
         if index == 6:

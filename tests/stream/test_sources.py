@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
+import http.server
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,23 @@ def test_what_cannot_be_read_is_one_clear_error(
         list(source)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_video_behind_a_url_is_a_file(make_video: Any) -> None:
+    path = make_video(frames=10, index_first=True)
+    handler = functools.partial(SilentHandler, directory=str(path.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        with open_source(url) as source:
+            assert (source.live, source.count, source.name) == (False, 10, url)
+            assert [frame.index for frame in source] == list(range(10))
+        server.shutdown()
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 def test_video_without_opencv_names_the_extra(make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
