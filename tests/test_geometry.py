@@ -75,7 +75,7 @@ def test_detr_sizes_of_photographs(short: int, long: int, turned: bool) -> None:
 def test_longest_edge_rounds_as_sam(height: int, width: int, longest: int) -> None:
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-    want = SamImageProcessorPil()._get_preprocess_shape((height, width), longest)
+    want = SamImageProcessorPil._get_preprocess_shape(None, (height, width), longest)
     assert resized_size((height, width), LongestEdge(longest=longest)) == want
 
 

@@ -85,7 +85,10 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
 def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path, suffix: str) -> None:
     values = np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / f"a{suffix}", **({"format": "PPM"} if suffix == ".pgm" else {}))
+    if suffix == ".pgm":  # by hand: older Pillow reads 16-bit PGM but does not write it
+        (tmp_path / "a.pgm").write_bytes(b"P5\n48 32\n65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / f"a{suffix}")
     found = read_image(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(found, np.stack([(values >> 8).astype(np.uint8)] * 3, -1))
 
