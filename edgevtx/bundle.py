@@ -155,9 +155,10 @@ def _open_zip(path: Path) -> Bundle:
         # the cached copy is whole, but this file may be another one under the same manifest, damaged on its way
         checked = _Checked(digest, {path.name: (stat.st_size, stat.st_mtime_ns)})
         subject = f"zip {path.resolve()}"
-        if hit and _recall(subject) != checked:
-            archive.verify_entries(opened, entries, manifest.files, None)
-        cache.remember(subject, msgspec.json.encode(checked))
+        if _recall(subject) != checked:
+            if hit:
+                archive.verify_entries(opened, entries, manifest.files, None)
+            cache.remember(subject, msgspec.json.encode(checked))
     return Bundle(entry / "bundle", manifest, digest)
 
 

@@ -54,7 +54,7 @@ def processor() -> str:
 
     The instruction sets are hashed; on systems without /proc/cpuinfo the name alone must do.
     """
-    name, flags = platform.processor() or "unknown", ""
+    name, flags = "", ""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -66,6 +66,7 @@ def processor() -> str:
         elif key in ("flags", "Features"):
             flags = " ".join(sorted(value.split()))
             break
+    name = name or platform.processor() or "unknown"  # the last resort: it runs a program
     return f"{platform.machine()} {name} {hashlib.sha256(flags.encode()).hexdigest()[:12]}"
 
 

@@ -319,7 +319,7 @@ def test_unpacking_without_space_says_so(zipped: Path, monkeypatch: pytest.Monke
 # -- writing that fails ----------------------------------------------------------------------------------------
 
 
-def _full(*args: Any, **kwargs: Any) -> None:
+def _full(*args: Any, **kwargs: Any) -> Any:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -337,6 +337,21 @@ def test_a_full_disk_leaves_no_half_bundle(
     assert [path.name for path in out.parent.iterdir()] == ([name] if existing else [])
     if existing:
         Bundle.open(out)
+
+
+def test_a_folder_that_cannot_be_renamed_into_place_leaves_the_old_one(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_bundle(parts.folder, parts.manifest, tmp_path / "tiny")
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        return _full() if self.name == "bundle" else real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OutputError, match="the disk is full"):
+        write_bundle(parts.folder, msgspec.structs.replace(parts.manifest, name="other"), out)
+    assert Bundle.open(out).manifest.name == "tiny"
 
 
 def test_an_unwritable_place_is_said(parts: Any, tmp_path: Path) -> None:

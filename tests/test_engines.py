@@ -120,9 +120,17 @@ def _same_size(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def _truncate_unseen(path: Path) -> None:
+    """Cut short with its time kept, as an interrupted copy of the cache leaves it."""
+    stat = path.stat()
+    os.truncate(path, stat.st_size // 2)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "missing file": lambda folder: _largest(folder).unlink(),
     "truncated file": lambda folder: os.truncate(_largest(folder), 7),
+    "truncated file of the same time": lambda folder: _truncate_unseen(_largest(folder)),
     "changed file": lambda folder: _largest(folder).write_bytes(b"\0" * _largest(folder).stat().st_size),
     "missing record": lambda folder: (folder.parent / engines.RECORD).unlink(),
     "bad record": lambda folder: (folder.parent / engines.RECORD).write_bytes(b'{"name": '),
