@@ -43,6 +43,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
 @given(height=SIZES, width=SIZES, shortest=st.integers(16, 1200))
 @settings(max_examples=400, deadline=None)
 def test_shortest_edge_rounds_as_transformers(height: int, width: int, shortest: int) -> None:
+    pytest.importorskip("transformers")
     from transformers.image_transforms import get_resize_output_image_size
 
     want = get_resize_output_image_size(
@@ -54,6 +55,7 @@ def test_shortest_edge_rounds_as_transformers(height: int, width: int, shortest:
 @given(height=SIZES, width=SIZES, shortest=st.integers(16, 1200), ratio=st.floats(1, 3))
 @settings(max_examples=600, deadline=None)
 def test_shortest_and_longest_edge_round_as_transformers(height: int, width: int, shortest: int, ratio: float) -> None:
+    pytest.importorskip("transformers")
     from transformers.image_transforms import get_size_with_aspect_ratio
 
     longest = int(shortest * ratio)
@@ -64,6 +66,7 @@ def test_shortest_and_longest_edge_round_as_transformers(height: int, width: int
 @given(short=st.integers(300, 1200), long=st.integers(300, 4000), turned=st.booleans())
 @settings(max_examples=400, deadline=None)
 def test_detr_sizes_of_photographs(short: int, long: int, turned: bool) -> None:
+    pytest.importorskip("transformers")
     from transformers.image_transforms import get_size_with_aspect_ratio
 
     size = (long, short) if turned else (short, long)
@@ -73,6 +76,7 @@ def test_detr_sizes_of_photographs(short: int, long: int, turned: bool) -> None:
 @given(height=SIZES, width=SIZES, longest=st.integers(16, 1500))
 @settings(max_examples=400, deadline=None)
 def test_longest_edge_rounds_as_sam(height: int, width: int, longest: int) -> None:
+    pytest.importorskip("transformers")
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
     want = SamImageProcessorPil._get_preprocess_shape(None, (height, width), longest)
@@ -94,6 +98,7 @@ def test_letterbox_fits_and_keeps_the_aspect_ratio(height: int, width: int) -> N
 )
 @settings(max_examples=200, deadline=None)
 def test_crop_lies_where_transformers_crops(size: tuple[int, int], crop: tuple[int, int]) -> None:
+    pytest.importorskip("transformers")
     from transformers.image_transforms import center_crop
 
     geometry = plan(size, preprocess(Exact(height=size[0], width=size[1]), crop))

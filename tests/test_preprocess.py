@@ -131,6 +131,7 @@ def test_the_frame_is_left_alone_and_never_shared() -> None:
 
 
 def processors() -> list[tuple[str, Any, Preprocess]]:
+    pytest.importorskip("transformers")
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
     from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
     from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
@@ -245,6 +246,7 @@ def test_out_is_checked(out: Any, said: str) -> None:
 
 
 def test_a_batch_is_padded_as_the_reference_pads() -> None:
+    pytest.importorskip("transformers")
     from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
     frames = [noise(60, 90), noise(80, 50), noise(64, 64)]

@@ -55,6 +55,7 @@ def detection_outputs(count: int = 50, seed: int = 0) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("frame", [(480, 853), (1000, 333), (2160, 3840)])
 def test_detections_equal_transformers(family: str, frame: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
     from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
