@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
-from edgevtx.errors import InputError
+from edgevtx.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from edgevtx.export.pipeline import ExportReport
@@ -95,7 +95,11 @@ def command(**options: Any) -> None:
     else:
         _print(report)
     if report.refused:
-        raise SystemExit(3)
+        names = ", ".join(f"{item.target} {item.precision}" for item in report.refused)
+        if report.bundle is None:
+            raise VerificationError(f"nothing was packed, since {names} did not pass; --keep-failed packs it, marked")
+        kept = "is marked as failed in" if options["keep_failed"] else "was left out of"
+        raise VerificationError(f"{names} did not pass and {kept} {report.bundle}")
 
 
 def _export(options: dict[str, Any]) -> ExportReport:
@@ -158,12 +162,9 @@ def _print(report: ExportReport) -> None:
     out = common.console()
     common.print_verdicts(out, report.manifest.verdicts)
     for pair in report.skipped:
-        out.print(f"{pair}: there is no such precision on that target, nothing was exported for it")
+        out.print(f"{pair}: that target has no such precision, so nothing was exported for it", soft_wrap=True)
     spent = common.seconds(sum(report.seconds.values()))
     if report.bundle is None:
-        common.console(stderr=True).print(
-            f"\nNothing was packed ({spent}): verification refused what was asked; --keep-failed packs it, marked."
-        )
         return
     path = report.bundle
     size = path.stat().st_size if path.is_file() else sum(item.stat().st_size for item in path.rglob("*"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgevtx.stream.sinks import Sink
     from edgevtx.stream.sources import Source
 
+SHOWN = 5  # items of a result that its printed line names
 LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate is unknown
 
 
@@ -208,12 +209,13 @@ def words(result: Result) -> str:
     from edgevtx.results import Classification, Detections
 
     if isinstance(result, Classification):
-        pairs = zip(result.labels[:5], result.scores, strict=False)
+        pairs = zip(result.labels[:SHOWN], result.scores, strict=False)
         return "  ".join(f"{label} {score:.3f}" for label, score in pairs)
     if isinstance(result, Detections):
         rows = zip(result.labels, result.scores, result.boxes, strict=True)
         found = [f"{label} {score:.2f} [{' '.join(f'{v:.0f}' for v in box)}]" for label, score, box in rows]
-        return "  ".join(found) or "nothing found"
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        return "  ".join([*found[:SHOWN], *more]) or "nothing found"
     height, width, channels = result.patches.shape
     return f"features: {height}x{width} patches of {channels}"
 
