@@ -16,6 +16,9 @@ from edgevtx.runtimes.base import Array, Arrays
 TIE = 10.0
 """A selection whose score lies within this many times the tensor error of the last one kept is a tie."""
 
+PEAK = 10.0
+"""How much more than the mean one element may be off; see `error_of`."""
+
 SENSITIVE = 100.0
 """Outputs that should differ must do so by this many times the tolerance, or they could not have shown a fault."""
 
@@ -24,8 +27,8 @@ SENSITIVE = 100.0
 class Tolerance:
     """What a precision may cost.
 
-    `values`: largest error of any element, in standard deviations of the reference tensor; None where only the
-    task is judged. `iou`, `agreement`: a share `agreement` of the boxes must be matched at `iou` with the same
+    `values`: largest `error_of` a tensor, in standard deviations of the reference's; None where only the task is
+    judged. `iou`, `agreement`: a share `agreement` of the boxes must be matched at `iou` with the same
     class, and the same share of images must keep its top class. `cosine`: smallest cosine of feature vectors.
     `ties`: largest share of ties.
     """
@@ -66,14 +69,18 @@ def sensitivity(first: Arrays, second: Arrays) -> float:
 
 
 def error_of(reference: Array, found: Array) -> float:
-    """Largest absolute difference in standard deviations of the reference; infinite where `found` is not finite."""
+    """Root mean square difference in standard deviations of the reference; infinite where `found` is not finite.
+
+    One element alone may be off by `PEAK` times as much: the error is a tenth of the largest difference where that is
+    more. The mean tells arithmetic's noise from a fault, the peak catches a fault in few elements.
+    """
     if reference.size == 0:
         return 0.0
     difference = np.abs(found.astype(np.float64) - reference)
     if not np.isfinite(difference).all():
         return float("inf")
-    spread = float(reference.std())
-    return float(difference.max()) / (spread or 1.0)
+    error = max(float(np.sqrt(np.mean(difference**2))), float(difference.max()) / PEAK)
+    return error / (float(reference.std()) or 1.0)
 
 
 def box_iou(first: Array, second: Array) -> Array:

@@ -9,7 +9,6 @@ import torch
 
 from edgevtx.errors import InputError
 from edgevtx.results import Detections
-from edgevtx.runtimes.base import Array
 
 
 def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
@@ -37,17 +36,13 @@ def check_top_k(top_k: int | None, queries: int) -> int:
     return top_k
 
 
-def reference_detections(
-    found: dict[str, Any], labels: tuple[str, ...], top_k: int, frame: Array
-) -> Detections:
-    """A dict of transformers' post-processing as `Detections`: best first, `top_k` rows, clipped to the frame."""
+def reference_detections(found: dict[str, Any], labels: tuple[str, ...], top_k: int) -> Detections:
+    """A dict of transformers' post-processing as `Detections`: best first, `top_k` rows, boxes as they are."""
     scores, rows = found["scores"].sort(descending=True, stable=True)
     rows = rows[:top_k]
-    height, width = frame.shape[:2]
-    boxes = found["boxes"][rows].numpy().clip(0, np.array([width, height, width, height], np.float32))
     ids = found["labels"][rows].numpy().astype(np.int64)
     return Detections(
-        boxes=boxes.astype(np.float32),
+        boxes=found["boxes"][rows].numpy().astype(np.float32),
         scores=scores[:top_k].numpy(),
         class_ids=ids,
         labels=tuple(labels[index] for index in ids),

@@ -225,7 +225,7 @@ def _reference(model: Any, processor: Any, labels: tuple[str, ...], top_k: int, 
     with torch.no_grad():
         outputs = model(**reference_inputs(processor, [frame]))
         found = processor.post_process_object_detection(outputs, -math.inf, [frame.shape[:2]])[0]
-    return reference_detections(found, labels, top_k, frame)
+    return reference_detections(found, labels, top_k)
 
 
 def _tiny_config() -> dict[str, Any]:

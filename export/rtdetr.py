@@ -104,6 +104,16 @@ class Detector(nn.Module):
             selected = core.weight_embedding.weight.expand(chosen.shape[0], -1, -1)
         return selected, boxes, memory
 
+    def margin(self, pixels: Array) -> float:
+        """How clear the selection of queries was: the last kept score less the next, in standard deviations."""
+        with torch.inference_mode():
+            memory = self._encode(self.frames(torch.from_numpy(pixels)))
+            core = self.model.model
+            scores = core.enc_score_head(core.enc_output(self.inside * memory)).max(-1).values
+            kept = min(self.num_queries, scores.shape[1] - 1)
+            best = scores.topk(kept + 1, dim=1).values
+            return float(((best[:, -2] - best[:, -1]) / scores.std(dim=1)).min())
+
     def _best(self, logits: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The K best of all query x class scores, as post_process_object_detection(use_focal_loss=True) has it."""
         classes = logits.shape[2]
@@ -164,10 +174,11 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         raise CheckpointError(f"{checkpoint.path} has a backbone of type {kind}; expected rt_detr_resnet or resnet")
     stem = "embedder.embedder.0" if kind == "rt_detr_resnet" else "embedder.embedder"
     traced = traced_copy(model, f"model.backbone.model.{stem}.convolution", preprocess)
+    detector = Detector(traced, Frames(preprocess), top_k, size).eval()
     return Traceable(
         family=RECIPE.family,
         task=RECIPE.task,
-        module=Detector(traced, Frames(preprocess), top_k, size).eval(),
+        module=detector,
         inputs=(pixels_spec(options.batch, size),),
         outputs=detect_outputs(options.batch, top_k),
         dynamic=batch_dimension(options.batch, "pixels"),
@@ -177,6 +188,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         decode=DetectDecode(top_k=top_k, threshold=THRESHOLD),
         labels=labels,
         reference=partial(_reference, model, processor, labels, top_k),
+        selection=detector.margin,
         notes=needless_frame(options.frame, size),
     )
 

@@ -164,6 +164,13 @@ def test_error_is_in_standard_deviations_of_the_reference():
     assert error_of(reference, np.array([0.0, np.inf])) == np.inf
 
 
+def test_one_wrong_element_among_many_is_not_averaged_away():
+    reference = np.random.default_rng(0).normal(size=1_000_000)
+    found = reference.copy()
+    found[123] += 5 * reference.std()
+    assert error_of(reference, found) == pytest.approx(0.5)
+
+
 def test_sensitivity_is_that_of_the_deafest_output():
     first, second = features(0), features(1)
     assert sensitivity(first, second) > SENSITIVE * 1e-4
