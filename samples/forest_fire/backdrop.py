@@ -312,13 +312,16 @@ def landscape(rng: np.random.Generator, height: int, width: int, extra: float = 
     return land
 
 
-def finish(canvas: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Camera effects: exposure, softness, sensor noise, compression. Returns (H,W,3) uint8 BGR."""
+def finish(canvas: Array, rng: np.random.Generator, grain: np.random.Generator | None = None) -> NDArray[np.uint8]:
+    """Camera effects: exposure, softness, sensor noise, compression. Returns (H,W,3) uint8 BGR.
+
+    The noise comes from ``grain`` where that is given: in a clip it changes while the camera's settings stay.
+    """
     height, width = canvas.shape[:2]
     canvas = canvas * np.asarray(rng.uniform(0.9, 1.1) * rng.uniform(0.96, 1.04, 3), np.float32)
     if rng.random() < 0.4:
         canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 1.1)), np.float32)
-    tile = rng.standard_normal((96, 128, 3), np.float32) * np.float32(rng.uniform(0.5, 5.0))
+    tile = (grain or rng).standard_normal((96, 128, 3), np.float32) * np.float32(rng.uniform(0.5, 5.0))
     canvas += np.tile(tile, (height // 96 + 1, width // 128 + 1, 1))[:height, :width]
     frame = np.clip(canvas, 0, 255).astype(np.uint8)
     if rng.random() < 0.5:

@@ -17,6 +17,7 @@ from transformers import (
     RTDetrResNetConfig,
 )
 
+from .convergence import anchor_queries, dense_loss, dense_proposals, even_start
 from .data import Renderer
 from .scenes import LABELS, render_dense, render_scene
 
@@ -45,6 +46,8 @@ class Family:
     repeats: int = 1
     half: bool = False  # store float16: loads back as the float32 that config.json asks for
     backbone: str = "model.backbone"
+    prepare: Callable[[Any], None] | None = None  # of a fresh model, before training
+    extra_loss: Callable[[Any, Any, list[dict[str, Any]], Size], Any] | None = None  # model, outputs, labels, size
 
 
 def rtdetr() -> RTDetrForObjectDetection:
@@ -72,6 +75,7 @@ def rtdetr() -> RTDetrForObjectDetection:
         decoder_attention_heads=4,
         num_queries=60,
         num_denoising=40,
+        initializer_bias_prior_prob=0.02,
         **_NAMES,
     )
     return RTDetrForObjectDetection(config)
@@ -101,10 +105,15 @@ def detr() -> DetrForObjectDetection:
         decoder_attention_heads=4,
         dropout=0.0,
         auxiliary_loss=True,
-        eos_coefficient=0.1,
+        eos_coefficient=0.2,
         **_NAMES,
     )
     return DetrForObjectDetection(config)
+
+
+def _start_detr(model: Any) -> None:
+    even_start(model)
+    anchor_queries(model)
 
 
 FAMILIES: dict[str, Family] = {
@@ -115,10 +124,12 @@ FAMILIES: dict[str, Family] = {
         kind="forest",
         stored=((352, 352), (288, 512), (320, 426)),
         scenes=2000,
-        phases=((0.0, ((256, 256),)), (0.7, ((320, 320),))),
+        phases=((0.0, ((256, 256),)), (0.75, ((320, 320),))),
         batch=8,
-        steps=3600,
-        rate=1e-3,
+        steps=3200,
+        rate=5e-4,
+        prepare=even_start,
+        extra_loss=dense_proposals,
     ),
     "detr": Family(
         build=detr,
@@ -129,9 +140,10 @@ FAMILIES: dict[str, Family] = {
         scenes=3000,
         phases=((0.0, ((192, 192), (160, 240), (240, 160))), (0.6, ((208, 208), (208, 288), (288, 208), (208, 336)))),
         batch=8,
-        steps=6000,
+        steps=2800,
         rate=6e-4,
-        repeats=2,
         half=True,
+        prepare=_start_detr,
+        extra_loss=dense_loss,
     ),
 }

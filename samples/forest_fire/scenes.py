@@ -164,8 +164,8 @@ def render_clip(seed: int, frames: int, size: tuple[int, int] = (384, 384), fps:
         canvas = land.canvas.copy()
         found = _burn(canvas, land.depth, lit, land.noise, index / fps * 2.0)
         left = round(travel * done)
-        camera = np.random.default_rng((seed, 3))  # the same exposure in every frame
-        frame = finish(canvas[:, left : left + width], camera)
+        camera, grain = np.random.default_rng((seed, 3)), np.random.default_rng((seed, 3, index))
+        frame = finish(canvas[:, left : left + width], camera, grain)
         shifted = [((b[0] - left, b[1], b[2] - left, b[3]), c) for b, c in found]
         clipped = [((max(b[0], 0.0), b[1], min(b[2], float(width)), b[3]), c) for b, c in shifted]
         yield _pack(frame, clipped)

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from .convergence import thaw
 from .data import Shard, cached_shard, sample
 from .evaluate import evaluate, held_out
 from .families import FAMILIES, Family
@@ -36,21 +37,11 @@ _WARM_UP = 200
 _DECAY = 0.998  # of the weight average
 
 
-def thaw(module: nn.Module) -> None:
-    """Turn frozen batch norms back into trainable ones: without pretrained statistics there is nothing to freeze."""
-    for name, child in module.named_children():
-        if type(child).__name__.endswith("FrozenBatchNorm2d"):
-            buffers = dict(child.named_buffers())
-            norm = nn.BatchNorm2d(len(buffers["weight"]))
-            norm.load_state_dict({**buffers, "num_batches_tracked": torch.tensor(0)})
-            setattr(module, name, norm)
-        else:
-            thaw(child)
-
-
 def trainable(family: Family) -> Any:
     """A fresh model in training mode, every parameter learning, the backbone in bfloat16 autocast."""
     model = family.build()
+    if family.prepare is not None:
+        family.prepare(model)
     thaw(model)
     model.requires_grad_(True)
     backbone = model.get_submodule(family.backbone)
@@ -136,7 +127,10 @@ class Trainer:
         pixels, labels = batch_of(sample(self.shards, size, self.family.batch, rng), self.family, self.processor)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        loss = self.model(pixel_values=pixels, labels=labels).loss
+        outputs = self.model(pixel_values=pixels, labels=labels)
+        loss = outputs.loss
+        if self.family.extra_loss is not None:
+            loss = loss + self.family.extra_loss(self.model, outputs, labels, size)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
