@@ -165,9 +165,7 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {_brief(error)}") from None
             if self.seed is not None:
                 with torch.random.fork_rng(devices=[]):
-                    model = model_class._from_config(
-                        model_config, dtype=torch.float32, **(arguments or {})
-                    )
+                    model = model_class._from_config(model_config, dtype=torch.float32, **(arguments or {}))
                 trial.seed_weights(model, self.seed)
             else:
                 model = self._load_weights(model_class, model_config, rename or {}, unused, arguments or {})

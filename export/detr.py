@@ -21,7 +21,7 @@ from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.resnet_keys import asks_for_timm, dilate_last_stage, is_dilated, timm_to_native, without_timm
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs, pixels_spec
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import DetectDecode, Exact, TensorInfo
+from edgevtx.manifest import DetectDecode, TensorInfo
 from edgevtx.results import Detections
 from edgevtx.runtimes.base import Array
 

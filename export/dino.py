@@ -50,10 +50,10 @@ class Backbone(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.looks.clear()
         tokens = self.model(pixel_values=self.frames(pixels)).last_hidden_state
-        features = tokens[:, 0], tokens[:, self.special :].unflatten(1, self.grid)
+        features = tokens[:, 0], torch.unflatten(tokens[:, self.special :], 1, self.grid)
         if not self.attention:
             return features
-        return *features, self.looks.pop()[:, :, self.special :].unflatten(2, self.grid)
+        return *features, torch.unflatten(self.looks.pop()[:, :, self.special :], 2, self.grid)
 
 
 def _layers(model: Any) -> Any:
@@ -167,11 +167,11 @@ def _reference(
         inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]
     with torch.no_grad():
         tokens = model(**inputs).last_hidden_state[0]
-        looks = _eager_attention(model, inputs)[0, :, 0, special:].unflatten(1, grid) if attention else None
+        looks = _eager_attention(model, inputs)[0, :, 0, special:] if attention else None
     return Features(
         cls=tokens[0].numpy(),
-        patches=tokens[special:].unflatten(0, grid).numpy(),
-        attention=None if looks is None else looks.numpy(),
+        patches=torch.unflatten(tokens[special:], 0, grid).numpy(),
+        attention=None if looks is None else torch.unflatten(looks, 1, grid).numpy(),
         geometry=plan((frame.shape[0], frame.shape[1]), preprocess),
     )
 

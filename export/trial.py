@@ -49,13 +49,19 @@ def seed_weights(model: nn.Module, seed: int) -> None:
 
 
 def _seed_product(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, name: str, random: torch.Generator) -> None:
-    fan_in = module.weight[0].numel()
     default = 1.6 if isinstance(module, nn.Conv2d) else 1.0  # ReLU and SiLU pass about 0.4 of the variance
     gain = next((gain for pattern, gain in _GAINS if pattern.search(name)), default)
-    module.weight.normal_(0, gain / math.sqrt(fan_in), generator=random)
-    if not (isinstance(module, nn.Conv2d) and module.in_channels <= 4):
+    inputs, taps = module.weight.shape[1], module.weight[0, 0].numel()
+    module.weight.normal_(0, gain / math.sqrt(inputs * taps), generator=random)
+    if taps > 1:
+        # smooth kernels: white ones make features of pixel noise, and box refinement amplifies its rounding errors
+        smooth = torch.empty_like(module.weight[..., :1, :1]).normal_(
+            0, gain / math.sqrt(inputs) / taps, generator=random
+        )
+        module.weight.mul_(0.4).add_(smooth, alpha=0.9)
+    if inputs > 4:
         # rectified inputs have a mean: without it, positions and images do not grow alike with every layer
-        module.weight -= module.weight.flatten(1).mean(1).reshape(-1, *[1] * (module.weight.ndim - 1))
+        module.weight -= module.weight.mean(1, keepdim=True)
     if module.bias is None:
         return
     module.bias.normal_(0, 0.1, generator=random)
@@ -66,7 +72,7 @@ def _seed_product(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, name: str,
     if _FOCAL_HEAD.search(name):
         # the best of Q x C scores are kept: shift their distribution so that the Q-th best stays near one half
         classes = module.weight.shape[0]
-        module.bias -= gain * max(0.0, float(torch.special.ndtri(torch.tensor(1 - 1 / (classes + 1)))))
+        module.bias -= gain * max(0.0, float(torch.special.ndtri(torch.tensor(1 - 1 / classes))))
 
 
 def _seed_norm(module: nn.Module, name: str, random: torch.Generator, *, last_of_residual: bool) -> None:
