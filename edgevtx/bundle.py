@@ -249,7 +249,7 @@ def write_bundle(folder: Path, manifest: Manifest, out: str | Path, *, overwrite
     as_folder = out.is_dir() or not out.suffix
     try:
         members = _members(folder, manifest)
-        _check_out(out, overwrite)
+        check_out(out, overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             made = Path(temporary) / "bundle"
@@ -274,7 +274,8 @@ def _members(folder: Path, manifest: Manifest) -> list[tuple[str, Path | bytes]]
     return sorted(members.items())
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise `OutputError` where `write_bundle` would refuse to replace what is at `out`."""
     if not out.exists() or is_bundle(out):
         return
     if out.is_dir():

@@ -63,8 +63,7 @@ def sensitivity(first: Arrays, second: Arrays) -> float:
     """How far apart the outputs of two inputs are: the smallest over the float tensors of `error_of`."""
     floats = [name for name, array in first.items() if array.dtype.kind == "f"]
     return min(
-        error_of(first[name], second[name]) if first[name].shape == second[name].shape else np.inf
-        for name in floats
+        error_of(first[name], second[name]) if first[name].shape == second[name].shape else np.inf for name in floats
     )
 
 
@@ -134,8 +133,8 @@ def _values_check(name: str, reference: Array, found: Array, tolerance: Toleranc
         name=f"values: {name}",
         passed=bool(np.isfinite(error)) if limit is None else error <= limit,
         compared=int(reference.size),
-        error=_round(error),
-        tolerance=limit if limit is not None else float("inf"),
+        error=_round(error) if np.isfinite(error) else None,
+        tolerance=limit,
         ties=ties,
     )
 
@@ -194,14 +193,10 @@ def _compare_classes(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -
     ]
 
 
-def _compare_detections(
-    reference: Arrays, outputs: Arrays, decode: DetectDecode, tolerance: Tolerance
-) -> list[Check]:
+def _compare_detections(reference: Arrays, outputs: Arrays, decode: DetectDecode, tolerance: Tolerance) -> list[Check]:
     """Queries are a set: rows are matched one to one before their values are compared."""
     rows = [
-        _match_rows(
-            {name: reference[name][n] for name in reference}, {name: outputs[name][n] for name in reference}
-        )
+        _match_rows({name: reference[name][n] for name in reference}, {name: outputs[name][n] for name in reference})
         for n in range(len(reference["scores"]))
     ]
     compared = sum(len(row.matched) for row in rows)

@@ -142,13 +142,17 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One comparison: what was compared, over how many items, the error found and the error allowed."""
+    """One comparison: what was compared, over how many items, the error found and the error allowed.
+
+    `error` None is an error without bounds (NaN, infinity, nothing to compare with), which no JSON number says;
+    `tolerance` None means that the error is told and not judged, as long as it is finite.
+    """
 
     name: str
     passed: bool
     compared: int
-    error: float
-    tolerance: float
+    error: float | None
+    tolerance: float | None
     ties: int = 0
     note: str = ""
 

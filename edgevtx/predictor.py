@@ -281,9 +281,7 @@ def choose_runtime(manifest: Manifest, asked: str) -> str:
         if found.available:
             return target
     reasons = "; ".join(f"{target}: {found.reason} ({found.install})" for target, found in probes.items())
-    raise RuntimeUnavailableError(
-        f"none of this bundle's runtimes is usable here: {reasons or 'it has no graphs'}"
-    )
+    raise RuntimeUnavailableError(f"none of this bundle's runtimes is usable here: {reasons or 'it has no graphs'}")
 
 
 def _first_precision(manifest: Manifest, target: str) -> str:

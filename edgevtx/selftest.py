@@ -36,7 +36,9 @@ def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, 
 
 def explain(check: Check) -> str:
     """A failed check in words."""
-    words = f"{check.name}: error {check.error:g}, allowed {check.tolerance:g}, over {check.compared} compared"
+    error = "without bounds" if check.error is None else f"{check.error:g}"
+    allowed = "" if check.tolerance is None else f", allowed {check.tolerance:g}"
+    words = f"{check.name}: error {error}{allowed}, over {check.compared} compared"
     return f"{words} ({check.note})" if check.note else words
 
 

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import msgspec
 
-from edgevtx.bundle import write_bundle, write_golden
+from edgevtx.bundle import check_out, write_bundle, write_golden
 from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
@@ -97,6 +97,7 @@ def export(
     """
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
+    check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
     photos = load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:

@@ -245,3 +245,21 @@ def test_compile_never_says_how_to_compile(seeded, tmp_path):
     export("vit", seeded("vit"), tmp_path / "model.vtx", FP32)
     with pytest.raises(CompileError, match="edgevtx compile"):
         edgevtx.load(tmp_path / "model.vtx", compile="never")
+
+
+def test_an_unusable_output_is_refused_before_the_work(seeded, tmp_path, monkeypatch):
+    (tmp_path / "notes.vtx").write_text("not a bundle")
+    monkeypatch.setattr(pipeline, "trace", lambda traceable: pytest.fail("the work began"))
+    with pytest.raises(OutputError, match="no bundle"):
+        export("vit", seeded("vit"), tmp_path / "notes.vtx", FP32)
+    assert (tmp_path / "notes.vtx").read_text() == "not a bundle"
+
+
+def test_the_faster_resize_is_held_to_looser_limits_and_recorded(seeded, tmp_path):
+    options = replace(FP32, build=BuildOptions(resize="opencv"), targets=("onnxruntime",), keep_failed=True)
+    report = export("vit", seeded("vit"), tmp_path / "fast.vtx", options)
+    assert report.manifest.preprocess.resize == "opencv"
+    check = report.manifest.verdicts[0].checks[0]
+    assert check.name.startswith("reference")
+    assert check.error is not None
+    assert check.error > 1e-3  # it is another resize, and that shows
