@@ -22,7 +22,7 @@ from edgevtx.export.parity import compare_results
 from edgevtx.export.recipe import Traceable
 from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import Check, Graph, Manifest, Verdict
+from edgevtx.manifest import Check, EmbedDecode, Graph, Manifest, Verdict
 from edgevtx.predictor import collate
 from edgevtx.preprocess import prepare
 from edgevtx.runtimes import get_backend, probe
@@ -80,8 +80,9 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
 def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: Manifest) -> Check:
     """Our answer for every sample's frame against the reference's own pipeline."""
     checks = []
+    threshold = None if isinstance(manifest.decode, EmbedDecode) else 0.0
     for sample in samples:
-        found = decode(sample.outputs, sample.geometries, manifest, threshold=0.0, top_k=None)[0]
+        found = decode(sample.outputs, sample.geometries, manifest, threshold=threshold, top_k=None)[0]
         exact = sample.clear and traceable.preprocess.resize == "pillow"
         checks.append(compare_results(traceable.reference(sample.frame), found, exact=exact))
     return _worst("", checks)
