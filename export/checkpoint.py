@@ -154,15 +154,14 @@ class Checkpoint:
 
         `config` replaces the published one; `rename` maps regular expressions of the file's tensor names to the
         model's; `unused` are prefixes of tensors that the model does not need; `arguments` go to the model's
-        constructor. Raises `CheckpointError` when a
-        tensor is missing, left over or of another shape.
+        constructor. Raises `CheckpointError` when a tensor is missing, left over or of another shape.
         """
         settings = dict(self.config if config is None else config)
         with _offline():
             try:
                 model_config = model_class.config_class.from_dict(settings)
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {_brief(error)}") from None
+            except Exception as error:  # the config classes raise whatever their validators raise
+                raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {_brief(error)}") from error
             if self.seed is not None:
                 with torch.random.fork_rng(devices=[]):
                     model = model_class._from_config(model_config, dtype=torch.float32, **(arguments or {}))
@@ -237,9 +236,9 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of an error's text."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """The start of an error's text, on one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()[:2]]
+    return " ".join(lines).rstrip(".") or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from torch import nn
 # standard deviation of a layer's output for inputs of unit variance, by the name of the layer; first match
 _GAINS = (
     (re.compile(r"(q|k)_proj$"), 1.6),  # peaked attention: an average over all tokens would forget the image
-    (re.compile(r"decoder\.layers\.\d+\.(self|encoder)_attn\.(v|o)_proj$"), 1.6),
-    (re.compile(r"(classifier|cls_classifier|distillation_classifier)$"), 3.0),
+    (re.compile(r"(v|o)_proj$"), 1.6),
     (re.compile(r"class_labels_classifier$"), 4.0),
+    (re.compile(r"classifier$"), 1.0),
     (re.compile(r"(class_embed\.\d+|enc_score_head)$"), 2.0),
     (re.compile(r"bbox_predictor\.layers\.\d+$"), 2.0),
     (re.compile(r"(bbox_embed\.\d+|enc_bbox_head)\.layers\.2$"), 0.7),  # refined six times over, in logits

@@ -1,0 +1,197 @@
+"""What every family keeps, over the registry: a tiny model of each type that its recipe reads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from edgevtx.compare import error_of  # noqa: E402
+from edgevtx.decode import decode  # noqa: E402
+from edgevtx.errors import InputError  # noqa: E402
+from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.parity import compare_results  # noqa: E402
+from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
+from edgevtx.preprocess import pad_batch, prepare  # noqa: E402
+
+TYPES = [(family, kind) for family in FAMILIES for kind in get_recipe(family).tiny_config()]
+each_type = pytest.mark.parametrize(("family", "kind"), TYPES, ids=[f"{family}-{kind}" for family, kind in TYPES])
+
+
+@pytest.fixture
+def build(config_folder):
+    """(family, kind, seed=, changes of the config, **options) -> Traceable with seeded weights."""
+
+    def make(family, kind, *, seed=0, changes=None, **options):
+        checkpoint = Checkpoint.open(config_folder(family, kind, **(changes or {})), seed=seed)
+        return get_recipe(family).build(checkpoint, BuildOptions(**options))
+
+    return make
+
+
+def run(traceable, frames):
+    """Our outputs for a batch of frames by name, and the frames' geometries."""
+    arrays, geometries = zip(*(prepare(frame, traceable.preprocess) for frame in frames), strict=True)
+    padded, valid_size = pad_batch(arrays)
+    feeds = {"pixels": padded, "valid_size": valid_size}
+    outputs = traceable.module(*(torch.from_numpy(feeds[spec.name]) for spec in traceable.inputs))
+    names = [spec.name for spec in traceable.outputs]
+    return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}, geometries
+
+
+def answers(traceable, frames):
+    """Our results for a batch of frames, no score threshold applied."""
+    outputs, geometries = run(traceable, frames)
+    manifest = SimpleNamespace(decode=traceable.decode, labels=traceable.labels)
+    threshold = None if traceable.task == "embed" else 0.0
+    return decode(outputs, geometries, manifest, threshold=threshold)
+
+
+def assert_shape(array, spec, **sizes):
+    expected = [sizes.get(axis, want) if want is None else want for axis, want in zip("nhwc", spec.shape, strict=False)]
+    assert list(array.shape) == expected
+    assert array.dtype == np.dtype(spec.dtype)
+
+
+@each_type
+def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, kind, build, photos):
+    traceable = build(family, kind)
+    compared = 0
+    for name in ("coffee", "portrait"):
+        outputs, _ = run(traceable, [photos[name]])
+        assert list(outputs) == [spec.name for spec in traceable.outputs]
+        for spec in traceable.outputs:
+            assert_shape(outputs[spec.name], spec)
+        check = compare_results(traceable.reference(photos[name]), answers(traceable, [photos[name]])[0])
+        assert check.passed, check
+        compared += check.compared
+    # every score, detection above 0.3 (both ways), or feature vector of two photographs
+    assert compared >= {"classify": 10, "detect": 80, "embed": 34}[traceable.task]
+
+
+@each_type
+def test_a_saved_directory_gives_the_same_as_the_seeded_config(family, kind, build, config_folder, photos):
+    seeded = build(family, kind)
+    folder = config_folder(family, kind)
+    model = seeded.reference.args[0]  # the recipe's transformers model, as its authors would publish it
+    model.save_pretrained(folder)
+    loaded = get_recipe(family).build(Checkpoint.open(folder), BuildOptions())
+    expected, found = (run(traceable, [photos["chelsea"]])[0] for traceable in (seeded, loaded))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert loaded.labels == seeded.labels
+
+
+@each_type
+def test_a_batch_gives_what_its_frames_give_alone(family, kind, build, photos):
+    single, double = build(family, kind), build(family, kind, batch=2)
+    frames = [photos["coffee"], photos["coffee"][:, ::-1].copy()]
+    together, _ = run(double, frames)
+    for index, frame in enumerate(frames):
+        alone, _ = run(single, [frame])
+        for name, array in alone.items():
+            assert error_of(array[0], together[name][index]) < 1e-4, name
+
+
+@each_type
+def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
+    traceable = build(family, kind, batch=None)
+    smallest = {"batch": 1, "height": 33, "width": 33}  # more than one cell of DETR's stride 32
+    names = {name for sizes in traceable.dynamic.values() for name in sizes.values()}
+    dimensions = {name: torch.export.Dim(name, min=smallest[name]) for name in names}
+    shapes = tuple(
+        {axis: dimensions[name] for axis, name in traceable.dynamic[spec.name].items()} for spec in traceable.inputs
+    )
+    exported = torch.export.export(
+        traceable.module, feeds(traceable, 2, traceable.trace_size), dynamic_shapes=shapes, strict=False
+    )
+    other = feeds(traceable, 3, traceable.other_size)
+    for expected, found in zip(traceable.module(*other), exported.module()(*other), strict=True):
+        assert expected.shape == found.shape
+        assert error_of(expected.numpy(), found.numpy()) < 1e-5
+
+    nodes = exported.graph.nodes
+    pixels = next(node for node in nodes if node.op == "placeholder" and node.name == "pixels")
+    users = {str(node.target) for node in pixels.users} - {
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_size.int",
+    }
+    assert users == {"aten.to.dtype"}  # nothing else may touch uint8
+    attentions = [node for node in nodes if "scaled_dot_product_attention" in str(node.target)]
+    masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
+    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions
+    assert attentions
+    assert len(masked) == (3 if len(traceable.inputs) == 2 else 0)
+
+
+def feeds(traceable, batch, size):
+    """Random inputs for every input of the module, the valid sizes smaller than `size`."""
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8))
+    valid = torch.tensor([[size[0] - 9 * index, size[1] - 5 * index] for index in range(batch)], dtype=torch.int32)
+    return (pixels, valid)[: len(traceable.inputs)]
+
+
+@each_type
+@pytest.mark.parametrize("seed", [0, 1])
+def test_seeded_weights_show_the_image_and_its_colours(family, kind, seed, build, photos):
+    traceable = build(family, kind, seed=seed)
+    first, second = photos["astronaut"], photos["chelsea"]
+    mine, other, swapped = (run(traceable, [frame])[0] for frame in (first, second, first[..., ::-1].copy()))
+    for name, array in mine.items():
+        if array.dtype == np.float32 and array.shape == other[name].shape:
+            assert min(error_of(array, other[name]), error_of(array, swapped[name])) > 0.01, name
+    if traceable.task == "detect":
+        assert (mine["scores"] > 0.3).sum() >= 20
+        assert mine["scores"].std() > 0.02
+        assert mine["boxes"].std(axis=1).min() > 0.05
+
+
+@each_type
+def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, build):
+    with pytest.raises(InputError, match="batch is 0"):
+        build(family, kind, batch=0)
+    with pytest.raises(InputError, match="choose pillow or opencv"):
+        build(family, kind, resize="nearest")
+    if get_recipe(family).task == "embed":
+        with pytest.raises(InputError, match="has no classes"):
+            build(family, kind, top_k=3)
+        return
+    count = len(get_recipe(family).tiny_config()[kind]["id2label"])
+    names = tuple(f"thing {index}" for index in range(count))
+    assert build(family, kind, labels=names).labels == names
+    with pytest.raises(InputError, match=f"1 labels were given, but the checkpoint has {count} classes"):
+        build(family, kind, labels=("fire",))
+    for top_k in (0, 1000):
+        with pytest.raises(InputError, match=f"top_k is {top_k}, .* choose 1 to"):
+            build(family, kind, top_k=top_k)
+
+
+@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task != "embed"])
+def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
+    whole, few = build(family, kind), build(family, kind, top_k=3)
+    everything, three = answers(whole, [photos["coffee"]])[0], answers(few, [photos["coffee"]])[0]
+    assert len(three) == 3 == len(few.reference(photos["coffee"]))
+    np.testing.assert_array_equal(three.class_ids, everything.class_ids[:3])
+    np.testing.assert_allclose(three.scores, everything.scores[:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if case[0] in ("vit", "rtdetr")])
+def test_a_camera_size_is_noted_as_needless_where_the_input_has_one_size(family, kind, build):
+    traceable = build(family, kind, frame=(1080, 1920))
+    assert "1920x1080 changes nothing" in traceable.notes[0]
+    assert not build(family, kind).notes
+
+
+def test_the_registry_names_what_it_reads():
+    for family in FAMILIES:
+        recipe = get_recipe(family)
+        assert recipe.family == family
+        assert set(recipe.tiny_config()) == set(recipe.model_types)
+        assert all(config["model_type"] == kind for kind, config in recipe.tiny_config().items())
+    with pytest.raises(InputError, match="choose one of: vit, dino, detr, rtdetr"):
+        get_recipe("yolo")
