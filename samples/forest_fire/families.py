@@ -48,6 +48,7 @@ class Family:
     backbone: str = "model.backbone"
     prepare: Callable[[Any], None] | None = None  # of a fresh model, before training
     extra_loss: Callable[[Any, Any, list[dict[str, Any]], Size], Any] | None = None  # model, outputs, labels, size
+    extra_share: float = 1.0  # of the run, from its start, that has the extra loss
 
 
 def rtdetr() -> RTDetrForObjectDetection:
@@ -130,6 +131,7 @@ FAMILIES: dict[str, Family] = {
         rate=5e-4,
         prepare=even_start,
         extra_loss=dense_proposals,
+        extra_share=0.375,  # longer, and the proposals crowd on the easy objects: one-to-one matching has to thin them
     ),
     "detr": Family(
         build=detr,
