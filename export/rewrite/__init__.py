@@ -13,7 +13,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgevtx.errors import ExportError
+from edgevtx.export.rewrite.affine import drop_neutral, fold_affine
 from edgevtx.export.rewrite.attention import drop_true_masks, spell_out_attention
+from edgevtx.export.rewrite.attention_scale import fold_attention_scale
+from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
+from edgevtx.export.rewrite.opset import declare_lowest_opset
+from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
 
 Rewrite = Callable[[ir.Model], int]
 
@@ -44,14 +49,27 @@ class Variant:
     rewrites: dict[str, Rewrite]
 
 
+# before any target's own: what these change in the weights, all graphs share
+COMMON: dict[str, Rewrite] = {
+    "drop-true-masks": drop_true_masks,
+    "drop-neutral": drop_neutral,
+    "fold-affine": fold_affine,
+    "merge-parallel-convs": merge_parallel_convs,
+    "fold-attention-scale": fold_attention_scale,
+}
 VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "onnxruntime": (Variant("", ">=1.23", ("fp32",), {"drop-true-masks": drop_true_masks}),),
+    "onnxruntime": (Variant("", ">=1.23", ("fp32",), COMMON),),
     "openvino": (
         Variant(
             "",
             ">=2025.0",
             ("fp32", "bf16"),
-            {"drop-true-masks": drop_true_masks, "spell-out-attention": spell_out_attention},
+            {
+                **COMMON,
+                "spell-out-attention": spell_out_attention,
+                "drop-default-grid-mode": drop_default_grid_mode,
+                "declare-lowest-opset": declare_lowest_opset,
+            },
         ),
     ),
 }

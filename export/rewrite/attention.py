@@ -6,18 +6,17 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevtx.errors import ExportError
-from edgevtx.export.rewrite.edit import constant, insert, replace
+from edgevtx.export.rewrite.edit import constant, insert, nodes, replace, tensor_of
 
 
 def drop_true_masks(model: ir.Model) -> int:
     """Remove masks that hide nothing: constant, and all true or all zero."""
     count = 0
-    for node in model.graph:
-        if node.op_type == "Attention" and node.domain == "" and len(node.inputs) > 3 and node.inputs[3] is not None:
-            mask = ir.convenience.get_const_tensor(node.inputs[3])
-            if mask is not None and (mask.numpy().all() if mask.dtype == ir.DataType.BOOL else not mask.numpy().any()):
-                node.replace_input_with(3, None)
-                count += 1
+    for node in nodes(model, "Attention"):
+        mask = tensor_of(node.inputs[3]) if len(node.inputs) > 3 else None
+        if mask is not None and (mask.numpy().all() if mask.dtype == ir.DataType.BOOL else not mask.numpy().any()):
+            node.replace_input_with(3, None)
+            count += 1
     return count
 
 
@@ -27,40 +26,44 @@ def spell_out_attention(model: ir.Model) -> int:
     Vaswani et al., "Attention Is All You Need", 2017, eq. 1. No guard for rows without any key: no family here
     masks a whole row, and the guard (IsNaN, Where) is what keeps compilers from fusing the chain.
     """
-    found = [node for node in model.graph if node.op_type == "Attention" and node.domain == ""]
+    found = nodes(model, "Attention")
     for node in found:
         _spell_out(node)
     return len(found)
 
 
-def _spell_out(node: ir.Node) -> None:
-    unsupported = [
-        name
-        for name in ("is_causal", "softcap", "qk_matmul_output_mode")
-        if name in node.attributes and node.attributes[name].value
-    ]
-    query, key, value, *rest = node.inputs
-    if unsupported or any(item is not None for item in rest[1:]) or len(node.outputs) > 1:
-        raise ExportError(
-            f"{node.name}: attention with {unsupported or 'a cache'} cannot be lowered; export without it"
-        )
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    mask = rest[0] if rest else None
-    if query.shape is None or len(query.shape) != 4:
-        raise ExportError(f"{node.name}: attention over other than (N,heads,T,d) tensors cannot be lowered")
-    width = query.shape[3]
-    assert isinstance(width, int)
-    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else width**-0.5
+def scale_of(node: ir.Node) -> float:
+    """What an Attention over (N,heads,T,d) multiplies its scores by: its attribute, or 1/sqrt(d)."""
+    if "scale" in node.attributes:
+        return node.attributes["scale"].as_float()
+    query = node.inputs[0]
+    if query is None or query.shape is None or len(query.shape) != 4 or not isinstance(query.shape[3], int):
+        raise ExportError(f"{node.name}: attention over other than (N,heads,T,d) tensors of known d cannot be lowered")
+    return float(query.shape[3] ** -0.5)
 
-    scaled = insert(node, "Mul", [query, constant(node, "scale", np.float32(scale))], "query")
+
+def _spell_out(node: ir.Node) -> None:
+    query, key, value = node.inputs[:3]
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    asked = [name for name in ("is_causal", "softcap", "q_num_heads") if _is_set(node, name)]
+    asked += ["a key-value cache"] if any(node.inputs[4:]) or len(node.outputs) > 1 else []
+    if asked:
+        raise ExportError(f"{node.name}: attention with {' and '.join(asked)} cannot be lowered; export without it")
+
+    scale = scale_of(node)
+    if scale != 1:
+        query = insert(node, "Mul", [query, constant(node, "scale", np.float32(scale))], "query")
     turned = insert(node, "Transpose", [key], "key", perm=[0, 1, 3, 2])
-    scores = insert(node, "MatMul", [scaled, turned], "scores")
+    scores = insert(node, "MatMul", [query, turned], "scores")
     if mask is not None:
         if mask.dtype == ir.DataType.BOOL:
+            # the lowest float and not -inf: no sum with it is NaN
             shown, hidden = constant(node, "shown", np.float32(0)), constant(node, "hidden", np.finfo(np.float32).min)
             mask = insert(node, "Where", [mask, shown, hidden], "bias")
         scores = insert(node, "Add", [scores, mask], "masked")
     weights = insert(node, "Softmax", [scores], "softmax", axis=-1)
     replace(node, insert(node, "MatMul", [weights, value], "mix"))
+
+
+def _is_set(node: ir.Node, name: str) -> bool:
+    return name in node.attributes and bool(node.attributes[name].value)

@@ -2,51 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+Array = NDArray[Any]
+
 
 def insert(
     before: ir.Node,
     op_type: str,
     inputs: Sequence[ir.Value | None],
-    suffix: str,
+    suffix: str = "",
     *,
     domain: str = "",
     **attributes: Any,
 ) -> ir.Value:
     """A new node ahead of `before`, named after it, and its one output."""
-    graph = before.graph
-    assert isinstance(graph, ir.Graph)
-    name = f"{before.name}/{suffix}"
+    name = f"{before.name}/{suffix}" if suffix else before.name
     node = ir.node(op_type, inputs, attributes or None, domain=domain, name=name)
     node.outputs[0].name = name
     node.outputs[0].type = before.outputs[0].type
-    graph.insert_before(before, node)
+    _graph(before).insert_before(before, node)
     return node.outputs[0]
 
 
-def constant(near: ir.Node, suffix: str, array: NDArray[Any] | np.generic) -> ir.Value:
+def constant(near: ir.Node, suffix: str, array: Array | np.generic) -> ir.Value:
     """A new initialiser, named after the node `near`."""
-    graph = near.graph
-    assert isinstance(graph, ir.Graph)
-    tensor = ir.tensor(np.asarray(array), name=f"{near.name}/{suffix}")
+    return _register(near, ir.tensor(np.asarray(array), name=f"{near.name}/{suffix}"))
+
+
+def derived(near: ir.Node, suffix: str, shape: Sequence[int], make: Callable[[], Array]) -> ir.Value:
+    """A new float32 initialiser that is computed when it is written: a large model is never in memory twice."""
+
+    def make_tensor() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(make(), dtype=np.float32))
+
+    name = f"{near.name}/{suffix}"
+    return _register(near, ir.LazyTensor(make_tensor, ir.DataType.FLOAT, ir.Shape(shape), name=name))
+
+
+def _register(near: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(
-        name=tensor.name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=tensor.name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
-    graph.register_initializer(value)
+    _graph(near).register_initializer(value)
     return value
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:
     """Put `value` in the place of the only output of `node`, and remove the node."""
     old = node.outputs[0]
-    value.shape, value.type = old.shape, old.type
+    if value.producer() is not None:
+        value.shape, value.type = old.shape, old.type
     ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    graph.remove(node, safe=True)
+    _graph(node).remove(node, safe=True)
+
+
+def set_inputs(node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
+    """Give a node these inputs, however many it had."""
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+
+
+def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant behind a value, or None."""
+    return None if value is None else ir.convenience.get_const_tensor(value)
+
+
+def only_user(value: ir.Value | None) -> bool:
+    """Whether exactly one input of one node reads the value, and it is no output of the graph."""
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node of this type in ONNX's own domain that makes the value, or None."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
+
+
+def nodes(model: ir.Model, *op_types: str) -> list[ir.Node]:
+    """The nodes of these types in ONNX's own domain, in order; a list, so that the graph may change under way."""
+    return [node for node in model.graph if node.domain == "" and node.op_type in op_types]
+
+
+def ints(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    """An attribute of integers."""
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else tuple(default)
+
+
+def _graph(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)  # functions are inlined before any rewrite
+    return node.graph

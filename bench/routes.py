@@ -1,0 +1,257 @@
+"""The engine in the bundle against the engines of the usual export routes, interleaved.
+
+Demand: for each model, runtime and precision the bundle's engine is no slower than the fastest route's: the lower
+confidence bound of the ratio of pairs is 1.02 at most. The bundle's graph takes uint8 frames and decodes its outputs
+itself; the routes' graphs are the bare float model from normalised pixels to logits, so they do less.
+Prediction: ratios of 0.93 to 1.00; the casts, the normalisation and the decoding cost less than 1% of an engine.
+
+Routes: TorchScript tracer at opset 17; `torch.export` at opset 18 and 23; `openvino.convert_model` straight from torch.
+A route that fails is a row without a time. The dynamic DETR graph is measured too, without a demand.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from common import FOLDER, Report, Table, interleave, quantiles, ratio, versions
+from models import MODELS, build_options, open_checkpoint, sources_digest
+
+SIZES = {
+    "vit_b16_224": (224, 224),
+    "dino_s16_224": (224, 224),
+    "dinov2_s14_518": (518, 518),
+    "rtdetr_r18_640": (640, 640),
+    "detr_r50_800": (800, 1066),
+}
+PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+OURS, DYNAMIC = "edgevtx", "edgevtx dynamic"
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+LIMIT = 1.02
+
+Call = Callable[[], object]
+
+
+# -- the routes: a bare torch module and its input to an ONNX file, or to an OpenVINO model -----------------------
+
+
+def script17(module: Any, pixels: Any, path: Path) -> None:
+    """The TorchScript tracer at opset 17."""
+    import torch
+
+    torch.onnx.export(module, (pixels,), path, dynamo=False, opset_version=17, input_names=["pixel_values"])
+
+
+def export18(module: Any, pixels: Any, path: Path) -> None:
+    """`torch.export` at opset 18."""
+    _dynamo(module, pixels, path, 18)
+
+
+def export23(module: Any, pixels: Any, path: Path) -> None:
+    """`torch.export` at opset 23."""
+    _dynamo(module, pixels, path, 23)
+
+
+def direct(module: Any, pixels: Any, path: Path) -> None:
+    """`openvino.convert_model` straight from torch, saved as IR in fp32."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(module, example_input=pixels, input=pixels.shape), path, False)
+
+
+ROUTES: dict[str, tuple[str, Callable[[Any, Any, Path], None]]] = {
+    "script17": ("script17.onnx", script17),
+    "export18": ("export18.onnx", export18),
+    "export23": ("export23.onnx", export23),
+    "direct": ("direct.xml", direct),
+}
+
+
+def _dynamo(module: Any, pixels: Any, path: Path, opset: int) -> None:
+    import torch
+
+    torch.onnx.export(module, (pixels,), path, dynamo=True, opset_version=opset, verbose=False, external_data=False)
+
+
+def bare(name: str) -> Any:
+    """The library's own model of `bench/models.py` with seeded weights: pixel_values -> its output tensors."""
+    import torch
+    import transformers
+
+    from edgevtx.export.trial import seed_weights
+
+    checkpoint = open_checkpoint(MODELS[name])
+    config = transformers.AutoConfig.for_model(**checkpoint.config)
+    model = getattr(transformers, checkpoint.architecture)(config).eval()
+    seed_weights(model, MODELS[name].seed)
+    keys = {"vit": ("logits",), "dino": ("last_hidden_state",)}.get(MODELS[name].family, ("logits", "pred_boxes"))
+
+    class Bare(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            output = self.model(pixel_values=pixel_values)
+            return tuple(output[key] for key in keys)
+
+    return Bare().eval()
+
+
+def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """The exported file of each route that works, made once for each set of versions; and why others do not."""
+    import torch
+
+    key = hashlib.sha256(repr((versions(), MODELS[name])).encode()).hexdigest()[:12]
+    folder = FOLDER / "routes" / f"{name}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = torch.rand(1, 3, *SIZES[name], generator=torch.Generator().manual_seed(0))
+    found, failed, module = {}, {}, None
+    for route, (file, export) in ROUTES.items():
+        done, refused = folder / file, folder / f"{route}.failed"
+        if not done.is_file() and not refused.is_file():
+            print(f"{name}: exporting by {route} ...", flush=True)
+            module = module or bare(name)
+            try:
+                with torch.no_grad():
+                    export(module, pixels, done)
+            except Exception as error:  # a route that does not serve the model is a result
+                done.unlink(missing_ok=True)
+                refused.write_text((str(error).strip() or type(error).__name__).splitlines()[0], encoding="utf-8")
+        if done.is_file():
+            found[route] = done
+        else:
+            failed[route] = refused.read_text(encoding="utf-8")
+    return found, failed
+
+
+# -- ours ------------------------------------------------------------------------------------------------------
+
+
+def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
+    """The preferred lowered graph of each target, made once for each state of the exporter's sources."""
+    from edgevtx.export.pack import write_graphs
+    from edgevtx.export.recipe import get_recipe
+    from edgevtx.export.rewrite import lower
+    from edgevtx.export.trace import trace
+
+    model = replace(MODELS[name], frame=None if dynamic else SIZES[name])
+    folder = FOLDER / "routes" / f"{name}-{'dynamic' if dynamic else 'ours'}"
+    stamp = f"{model!r} {sources_digest()} {versions()}"
+    mark = folder / "stamp"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != stamp:
+        print(f"{name}: exporting ours ...", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        traced = trace(get_recipe(model.family).build(open_checkpoint(model), build_options(model)))
+        write_graphs({target: lower(traced, target) for target in ("onnxruntime", "openvino")}, folder)
+        mark.write_text(stamp, encoding="utf-8")
+    return {
+        target: sorted(folder.glob(f"graph.{target}*.onnx"), key=lambda path: len(path.name))[0]
+        for target in HINT_TARGETS
+    }
+
+
+HINT_TARGETS = ("onnxruntime", "openvino")
+
+
+# -- engines ---------------------------------------------------------------------------------------------------
+
+
+def engine(path: Path, target: str, precision: str, feeds: dict[str, Any]) -> Call:
+    """Compile a file and return a call that runs it once."""
+    if target == "onnxruntime":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        named = dict(zip((item.name for item in session.get_inputs()), feeds.values(), strict=True))
+        return lambda: session.run(None, named)
+    import openvino
+
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+    request = openvino.Core().compile_model(str(path), "CPU", config).create_infer_request()
+    values = list(feeds.values())
+    return lambda: request.infer(values, share_inputs=True, share_outputs=False)
+
+
+def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> tuple[dict[str, Call], dict[str, str]]:
+    """A call for each route and for ours; and why a route has none."""
+    height, width = SIZES[name]
+    random = np.random.default_rng(0)
+    floats = {"pixel_values": random.standard_normal((1, 3, height, width), dtype=np.float32)}
+    frames = {"pixels": random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)}
+    calls, failed = {}, {}
+    for route, path in files.items():
+        if target == "onnxruntime" and path.suffix != ".onnx":
+            continue
+        try:
+            calls[route] = engine(path, target, precision, floats)
+            calls[route]()
+        except Exception as error:
+            calls.pop(route, None)
+            failed[route] = str(error).strip().splitlines()[0]
+    calls[OURS] = engine(our_graphs(name)[target], target, precision, frames)
+    if name == "detr_r50_800":
+        calls[DYNAMIC] = engine(our_graphs(name, dynamic=True)[target], target, precision, frames)
+    return calls, failed
+
+
+def measure(name: str, target: str, precision: str, rounds: int, warmup: int, report: Report, table: Table) -> None:
+    """One model on one runtime at one precision into the report."""
+    files, failed = route_files(name)
+    calls, refused = engines(name, target, precision, files)
+    times = interleave(calls, rounds, warmup)
+    routes = [route for route in ROUTES if route in times]
+    # the fastest by its median; the pairs with it, and not with each round's fastest, which noise would choose
+    best = min(routes, key=lambda route: float(np.median(times[route])))
+    found = ratio(times[OURS], times[best])
+    medians = {key: quantiles(value)["median"] for key, value in times.items()}
+    table.add(name, target, precision, *(medians.get(key) for key in (*ROUTES, OURS, DYNAMIC)), best, str(found))
+    report.demand(f"{name} {target} {precision}: ours / {best}, lower bound", f"<= {LIMIT}", found.low)
+    report.raw[f"{name} {target} {precision}"] = times
+    for route, reason in {**failed, **refused}.items():
+        report.notes.append(f"{name} {target}: {route} fails: {reason[:200]}")
+
+
+@click.command()
+@click.option("--model", "names", multiple=True, type=click.Choice(list(SIZES)), default=list(SIZES))
+@click.option("--runtime", "targets", multiple=True, default=["onnxruntime", "openvino"], show_default=True)
+@click.option("--precision", "precisions", multiple=True, default=["fp32", "bf16"], show_default=True)
+@click.option("--rounds", default=31, show_default=True, help="Timed calls of each engine.")
+@click.option("--warmup", default=2, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Another folder than bench/results.")
+def main(
+    names: tuple[str, ...],
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    rounds: int,
+    warmup: int,
+    out: Path | None,
+) -> None:
+    """Compare the bundle's engine with the engines of the usual export routes."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    settings = {"rounds": rounds, "warm-up": warmup, "batch": 1, "weights": "random, seeded"}
+    report = Report("routes", "The bundle's engine against the usual export routes", settings)
+    columns = ("model", "runtime", "precision", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
+    table = report.table("Medians in ms; ratio of pairs with its 95% interval", *columns)
+    for name in names:
+        for target, precision in PAIRS:
+            if target in targets and precision in precisions:
+                print(f"{name} {target} {precision} ...", flush=True)
+                measure(name, target, precision, rounds, warmup, report, table)
+                gc.collect()
+    report.finish(*([out] if out else []))
+
+
+if __name__ == "__main__":
+    main()
