@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 from common import Report, Table, photographs
-from models import MODELS, PRECISIONS, Model, bundle_path, export_model
+from models import MODELS, PRECISIONS, Model, export_model
 
 STAGES = ("build", "trace", "lower", "reference", "verify", "pack")
 
@@ -92,7 +92,7 @@ def run_model(
     """Export and measure one model into the report's tables."""
     start = perf_counter()
     done = export_model(model, precisions=precisions)
-    whole, out = perf_counter() - start, bundle_path(model, "pillow")
+    whole, out = perf_counter() - start, done.bundle
     exports.add(model.name, *by_stage(done.seconds), whole, size_mb(out), len(done.manifest.graphs))
     verdicts = {(item.target, item.precision): item for item in done.manifest.verdicts}
     for pair, item in measure(out, list(verdicts), *rounds).items():

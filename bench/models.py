@@ -201,7 +201,7 @@ def bundle(name: str, *, resize: str = "pillow") -> Path:
     out = bundle_path(model, resize)
     if not (out / "manifest.json").is_file():
         print(f"exporting {name} (resize {resize}) to {out} ...", flush=True)
-        export_model(model, resize=resize)
+        out = export_model(model, resize=resize).bundle
     return out
 
 
