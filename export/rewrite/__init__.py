@@ -14,7 +14,7 @@ import onnx_ir.passes.common as passes
 
 from edgevtx.errors import ExportError
 from edgevtx.export.rewrite.affine import drop_neutral, fold_affine
-from edgevtx.export.rewrite.attention import drop_true_masks, spell_out_attention
+from edgevtx.export.rewrite.attention import drop_true_masks, spell_out_attention, spell_out_broadcast_masks
 from edgevtx.export.rewrite.attention_scale import fold_attention_scale
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
 from edgevtx.export.rewrite.opset import declare_lowest_opset
@@ -58,7 +58,9 @@ COMMON: dict[str, Rewrite] = {
     "fold-attention-scale": fold_attention_scale,
 }
 VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "onnxruntime": (Variant("", ">=1.23", ("fp32",), COMMON),),
+    "onnxruntime": (
+        Variant("", ">=1.23", ("fp32",), {**COMMON, "spell-out-broadcast-masks": spell_out_broadcast_masks}),
+    ),
     "openvino": (
         Variant(
             "",

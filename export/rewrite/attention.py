@@ -32,6 +32,24 @@ def spell_out_attention(model: ir.Model) -> int:
     return len(found)
 
 
+def spell_out_broadcast_masks(model: ir.Model) -> int:
+    """Replace each `Attention` whose mask is one row for all queries, as that of a padded batch is.
+
+    The operator allows such a mask; ONNX Runtime's CPU kernel (1.23 to 1.32) refuses it: "inconsistent
+    q_sequence_length (between attn_mask and Q)".
+    """
+    found = [
+        node for node in nodes(model, "Attention") if _is_one_row(node.inputs[3] if len(node.inputs) > 3 else None)
+    ]
+    for node in found:
+        _spell_out(node)
+    return len(found)
+
+
+def _is_one_row(mask: ir.Value | None) -> bool:
+    return mask is not None and mask.shape is not None and len(mask.shape) > 1 and mask.shape[-2] == 1
+
+
 def scale_of(node: ir.Node) -> float:
     """What an Attention over (N,heads,T,d) multiplies its scores by: its attribute, or 1/sqrt(d)."""
     if "scale" in node.attributes:
