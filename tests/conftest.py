@@ -178,3 +178,17 @@ def tiny_bundle(tmp_path: Path, tiny_parts: Callable[..., TinyParts]) -> Path:
     """A bundle as one file, tiny.vtx."""
     parts = tiny_parts()
     return write_bundle(parts.folder, parts.manifest, tmp_path / "tiny.vtx")
+
+
+@pytest.fixture(scope="session")
+def fire_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed fire detector as fire.vtx, exported and verified for both runtimes."""
+    pytest.importorskip("torch")
+    from edgevtx.export.checkpoint import Checkpoint
+    from edgevtx.export.pipeline import ExportOptions, export
+
+    out = tmp_path_factory.mktemp("fire") / "fire.vtx"
+    checkpoint = Path(__file__).parents[1] / "samples" / "forest_fire" / "checkpoint"
+    report = export("rtdetr", Checkpoint.open(checkpoint), out, ExportOptions())
+    assert report.bundle == out and not report.refused
+    return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,19 +81,14 @@ def test_pictures_are_small():
     assert pictures and all(path.stat().st_size <= 150_000 for path in pictures)
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def workplace(tmp_path: Path, fire_bundle: Path) -> Path:
     """A folder with the files that the pages' examples name."""
-    pytest.importorskip("torch")
-    from edgevtx.export.checkpoint import Checkpoint
-    from edgevtx.export.pipeline import ExportOptions, export
     from edgevtx.export.samples import load_photos
 
-    folder = tmp_path_factory.mktemp("workplace")
-    write_image(folder / "photo.jpg", load_photos(None)[0].frame)
-    checkpoint = Checkpoint.open(ROOT / "samples" / "forest_fire" / "checkpoint")
-    assert export("rtdetr", checkpoint, folder / "fire.vtx", ExportOptions()).bundle
-    return folder
+    shutil.copyfile(fire_bundle, tmp_path / "fire.vtx")
+    write_image(tmp_path / "photo.jpg", load_photos(None)[0].frame)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -103,8 +99,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for code in blocks(page, "python")
     ],
 )
-def test_python_examples_run(page, code, workplace, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path))
+def test_python_examples_run(page, code, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     exec(compile(code, page, "exec"), {"__name__": "__main__", "np": np})
     assert capsys.readouterr().out.count("\n") >= 2

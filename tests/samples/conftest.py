@@ -1,4 +1,4 @@
-"""The fire detector's bundle and a short clip, made once; and a way to run a sample as a user does."""
+"""A short clip of fires, made once, and a way to run a sample as a user does."""
 
 from __future__ import annotations
 
@@ -34,18 +34,6 @@ def run_sample(samples_environment: dict[str, str]) -> Run:
 
 
 @pytest.fixture(scope="session")
-def fire_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed fire detector, exported and verified."""
-    from edgevtx.export.checkpoint import Checkpoint
-    from edgevtx.export.pipeline import ExportOptions, export
-
-    out = tmp_path_factory.mktemp("fire") / "fire.vtx"
-    report = export("rtdetr", Checkpoint.open(SAMPLES / "forest_fire" / "checkpoint"), out, ExportOptions())
-    assert report.bundle == out and not report.refused
-    return out
-
-
-@pytest.fixture(scope="session")
 def fire_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip of 30 frames in which fires start: 360x640 px, 25 frames per second."""
     cv2 = pytest.importorskip("cv2")
@@ -53,7 +41,7 @@ def fire_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25.0, (640, 360))
-    for scene in render_clip(5, 30, (360, 640)):
+    for scene in render_clip(14, 30, (360, 640)):
         video.write(scene.frame)
     video.release()
     return path
