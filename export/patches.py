@@ -29,11 +29,18 @@ def patch_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
 def fold_positions(embeddings: Any, config: Any, size: tuple[int, int]) -> None:
     """Replace the position table of `embeddings` by the one interpolated for inputs of `size` (height, width).
 
-    The model's own bicubic interpolation is used once, here, so that the graph holds a constant.
+    The model's own bicubic interpolation is used once, here, so that the graph holds a constant. Raises
+    `CheckpointError` for another size than the trained one where that was not square.
     """
-    if size != pair(config.image_size):
+    trained = pair(config.image_size)
+    if size != trained:
+        if trained[0] != trained[1]:
+            raise CheckpointError(
+                f"the position table was trained for {trained[0]}x{trained[1]}, the image processor gives "
+                f"{size[0]}x{size[1]}: only square tables can be interpolated; make the two sizes equal"
+            )
         rows, columns = patch_grid(config, size)
-        special = embeddings.position_embeddings.shape[1] - math.prod(patch_grid(config, pair(config.image_size)))
+        special = embeddings.position_embeddings.shape[1] - math.prod(patch_grid(config, trained))
         tokens = torch.zeros(1, special + rows * columns, embeddings.position_embeddings.shape[2])
         table = embeddings.interpolate_pos_encoding(tokens, *size).detach()
         embeddings.position_embeddings = nn.Parameter(table, requires_grad=False)

@@ -100,8 +100,6 @@ class Detector(nn.Module):
         selected = proposals.gather(1, chosen.expand(-1, -1, proposals.shape[2]))
         anchors = self.anchors.expand(chosen.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
         boxes = (core.enc_bbox_head(selected) + anchors).sigmoid()
-        if core.config.learn_initial_query:
-            selected = core.weight_embedding.weight.expand(chosen.shape[0], -1, -1)
         return selected, boxes, memory
 
     def margin(self, pixels: Array) -> float:
@@ -196,6 +194,10 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 def _load(checkpoint: Checkpoint) -> Any:
     import transformers
 
+    if checkpoint.config.get("learn_initial_query"):
+        raise CheckpointError(
+            f"{checkpoint.path} has learn_initial_query, which transformers cannot run, so there is no reference for it"
+        )
     v1, v2 = transformers.RTDetrForObjectDetection, transformers.RTDetrV2ForObjectDetection
     # training's label embedding is left out; anchors follow the size of the input instead of a cached one
     config = {**checkpoint.config, "num_denoising": 0, "anchor_image_size": None}

@@ -68,6 +68,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
     activation: Activation = "sigmoid" if model.config.problem_type == "multi_label_classification" else "softmax"
 
+    trained = pair(model.config.image_size)
     prefix = model.base_model_prefix
     traced = traced_copy(model, f"{prefix}.embeddings.patch_embeddings.projection", preprocess)
     fold_positions(getattr(traced, prefix).embeddings, model.config, size)
@@ -86,18 +87,24 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         preprocess=preprocess,
         decode=ClassifyDecode(top_k=top_k, activation=activation),
         labels=labels,
-        reference=partial(_reference, model, processor, labels, activation, top_k),
+        reference=partial(_reference, model, processor, labels, activation, top_k, size != trained),
         notes=needless_frame(options.frame, size),
     )
 
 
 def _reference(
-    model: Any, processor: Any, labels: tuple[str, ...], activation: Activation, top_k: int, frame: Array
+    model: Any,
+    processor: Any,
+    labels: tuple[str, ...],
+    activation: Activation,
+    top_k: int,
+    interpolate: bool,
+    frame: Array,
 ) -> Classification:
     """The processor, the model and softmax (or sigmoid), as transformers' image classification pipeline has it."""
     with torch.no_grad():
         inputs = reference_inputs(processor, [frame])
-        logits = model(pixel_values=inputs["pixel_values"], interpolate_pos_encoding=True).logits
+        logits = model(pixel_values=inputs["pixel_values"], interpolate_pos_encoding=interpolate).logits
         scores, class_ids = activate(logits, activation)[0].topk(top_k)
     ids = class_ids.numpy()
     return Classification(ids.astype(np.int64), scores.numpy(), tuple(labels[index] for index in ids))

@@ -14,7 +14,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from edgevtx.compare import error_of  # noqa: E402
 from edgevtx.decode import decode  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
@@ -71,15 +70,15 @@ def test_it_is_a_dino_checkpoint_with_every_tensor_accounted_for(folder, photos)
     assert check.compared >= 257
 
 
-def test_its_patches_follow_a_mirrored_photograph(folder, photos):
-    """Each patch's feature is closest to that of the mirrored place: a trained network sees, a random one would not."""
-    frame = photos["coffee"]
+def test_its_patches_find_their_places_in_a_mirrored_photograph(folder, photos):
+    """The most similar patch of the mirrored photograph lies at the mirrored place: random weights find 14% there."""
+    frame = photos["chelsea"]
     traceable = get_recipe("dino").build(Checkpoint.open(folder), BuildOptions(frame=frame.shape[:2]))
     straight, mirrored = (ours(traceable, image).patches for image in (frame, frame[:, ::-1].copy()))
     assert straight.shape == (18, 27, 384)
-    features, back = (grid / np.linalg.norm(grid, axis=-1, keepdims=True) for grid in (straight, mirrored[:, ::-1]))
-    cosine = (features * back).sum(-1).mean()
-    elsewhere = (features * np.roll(back, 9, axis=1)).sum(-1).mean()
-    assert cosine > 0.7
-    assert cosine > elsewhere + 0.2
-    assert error_of(straight, mirrored) > 1  # and it does see that something changed
+    features, back = (
+        (grid / np.linalg.norm(grid, axis=-1, keepdims=True)).reshape(-1, 384) for grid in (straight, mirrored[:, ::-1])
+    )
+    places = np.stack(np.divmod(np.arange(18 * 27), 27), 1)
+    found = places[(features @ back.T).argmax(1)]
+    assert (np.abs(found - places).max(1) <= 1).mean() > 0.35
