@@ -14,9 +14,15 @@ import onnx_ir.passes.common as passes
 
 from edgevtx.errors import ExportError
 from edgevtx.export.rewrite.affine import drop_neutral, fold_affine
-from edgevtx.export.rewrite.attention import drop_true_masks, spell_out_attention, spell_out_broadcast_masks
+from edgevtx.export.rewrite.attention import (
+    drop_true_masks,
+    fold_constant_attention,
+    spell_out_attention,
+    spell_out_broadcast_masks,
+)
 from edgevtx.export.rewrite.attention_scale import fold_attention_scale
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
+from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
 
@@ -52,6 +58,7 @@ class Variant:
 # before any target's own: what these change in the weights, all graphs share
 COMMON: dict[str, Rewrite] = {
     "drop-true-masks": drop_true_masks,
+    "fold-constant-attention": fold_constant_attention,
     "drop-neutral": drop_neutral,
     "fold-affine": fold_affine,
     "merge-parallel-convs": merge_parallel_convs,
@@ -59,7 +66,17 @@ COMMON: dict[str, Rewrite] = {
 }
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "onnxruntime": (
-        Variant("", ">=1.23", ("fp32",), {**COMMON, "spell-out-broadcast-masks": spell_out_broadcast_masks}),
+        Variant(
+            "",
+            ">=1.23",
+            ("fp32",),
+            {
+                **COMMON,
+                "use-multi-head-attention": use_multi_head_attention,
+                "spell-out-broadcast-masks": spell_out_broadcast_masks,
+                "declare-lowest-opset": declare_lowest_opset,
+            },
+        ),
     ),
     "openvino": (
         Variant(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 
 from edgevtx.errors import ExportError
 from edgevtx.export.rewrite.edit import constant, insert, nodes, replace, tensor_of
+
+FOLD_LIMIT = 1 << 20  # elements; queries are few, and weights beyond them stay as they are
 
 
 def drop_true_masks(model: ir.Model) -> int:
@@ -18,6 +22,20 @@ def drop_true_masks(model: ir.Model) -> int:
             node.replace_input_with(3, None)
             count += 1
     return count
+
+
+def fold_constant_attention(model: ir.Model) -> int:
+    """Compute attention over nothing but constants, and what follows from it.
+
+    DETR's first decoder layer attends over its own queries before any of them has seen the image.
+    """
+    found = [node for node in nodes(model, "Attention") if all(map(_is_constant_or_absent, node.inputs))]
+    for node in found:
+        _spell_out(node)
+    if found:
+        fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+        RemoveUnusedNodesPass()(model)
+    return len(found)
 
 
 def spell_out_attention(model: ir.Model) -> int:
@@ -44,6 +62,10 @@ def spell_out_broadcast_masks(model: ir.Model) -> int:
     for node in found:
         _spell_out(node)
     return len(found)
+
+
+def _is_constant_or_absent(value: ir.Value | None) -> bool:
+    return value is None or tensor_of(value) is not None
 
 
 def _is_one_row(mask: ir.Value | None) -> bool:

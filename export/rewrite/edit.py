@@ -62,6 +62,11 @@ def replace(node: ir.Node, value: ir.Value) -> None:
     if value.producer() is not None:
         value.shape, value.type = old.shape, old.type
     ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    remove(node)
+
+
+def remove(node: ir.Node) -> None:
+    """Remove a node whose outputs nothing reads."""
     _graph(node).remove(node, safe=True)
 
 
