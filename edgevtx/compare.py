@@ -175,7 +175,7 @@ def _compare_classes(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -
         ties, missing = ties + tied, missing + len(lost) - tied
         if want_ids[0] != ids[0]:
             at = place.get(int(want_ids[0]))
-            close = at is not None and scores[0] - scores[at] <= margin
+            close = at is not None and bool(scores[0] - scores[at] <= margin)
             ties, wrong = ties + close, wrong + (not close)
     values = _values_check("scores", np.concatenate(wanted), np.concatenate(got), tolerance, ties)
     images = len(reference["scores"])
