@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,10 @@ def derived(near: ir.Node, suffix: str, shape: Sequence[int], make: Callable[[],
 
 
 def _register(near: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
+    taken = _graph(near).initializers
+    name = next(name for name in _numbered(tensor.name or "") if name not in taken)  # a node may be edited twice
     value = ir.Value(
-        name=tensor.name,
+        name=name,
         shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
@@ -56,11 +59,20 @@ def _register(near: ir.Node, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{index}" for index in itertools.count(1))
+
+
 def replace(node: ir.Node, value: ir.Value) -> None:
-    """Put `value` in the place of the only output of `node`, and remove the node."""
+    """Put `value` in the place of the only output of `node`, and remove the node. Outputs of the graph keep names."""
     old = node.outputs[0]
+    if old.is_graph_output() and (value.producer() is None or value.is_graph_output()):
+        value = insert(node, "Identity", [value])
     if value.producer() is not None:
         value.shape, value.type = old.shape, old.type
+    if old.is_graph_output():
+        value.name, old.name = old.name, None
     ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
     remove(node)
 

@@ -57,3 +57,72 @@ def photographs() -> dict[str, Array]:
 def photos() -> dict[str, Array]:
     """See `photographs`."""
     return photographs()
+
+
+@pytest.fixture
+def graph() -> Callable[..., Any]:
+    """Makes an onnx_ir model of one graph in ONNX's text form; inputs that are given as arrays become constants."""
+
+    def make(text: str, *, opset: int = 23, **constants: Any) -> Any:
+        ir = pytest.importorskip("onnx_ir")
+        model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": {opset}]> tiny {text}')
+        for value in [value for value in model.graph.inputs if value.name in constants]:
+            model.graph.inputs.remove(value)
+            value.const_value = ir.tensor(constants[value.name], name=value.name)
+            model.graph.register_initializer(value)
+        return pytest.importorskip("onnx_ir.passes.common").ShapeInferencePass()(model).model
+
+    return make
+
+
+@pytest.fixture
+def rewritten() -> Callable[..., Any]:
+    """Rewrites a model, asserts that the named runtimes still compute what ONNX's reference did, returns the count.
+
+    Feeds are seeded noise of the inputs' shapes; symbolic dimensions take the odd size 7, or `sizes`.
+    """
+
+    def check(
+        model: Any,
+        rewrite: Callable[[Any], int],
+        *,
+        runtimes: tuple[str, ...] = ("onnxruntime", "openvino"),
+        tolerance: float = 2e-5,
+        **sizes: int,
+    ) -> int:
+        ir = pytest.importorskip("onnx_ir")
+        random = np.random.default_rng(0)
+        feeds = {}
+        for value in model.graph.inputs:
+            shape = [size if isinstance(size, int) else sizes.get(str(size), 7) for size in value.shape]
+            noise = random.standard_normal(shape)
+            feeds[value.name] = noise > -1 if value.dtype == ir.DataType.BOOL else noise.astype(np.float32)
+        expected = reference_outputs(model, feeds)
+        count = rewrite(model)
+        for runtime in runtimes:
+            for name, array in run_graph(model, runtime, feeds).items():
+                np.testing.assert_allclose(array, expected[name], rtol=tolerance, atol=tolerance, err_msg=runtime)
+        return count
+
+    return check
+
+
+def reference_outputs(model: Any, feeds: dict[str, Array]) -> dict[str, Array]:
+    """What ONNX's own reference implementation computes, by the names of the outputs."""
+    ir = pytest.importorskip("onnx_ir")
+    reference = pytest.importorskip("onnx.reference").ReferenceEvaluator(ir.to_proto(model))
+    return dict(zip(reference.output_names, reference.run(None, feeds), strict=True))
+
+
+def run_graph(model: Any, runtime: str, feeds: dict[str, Array]) -> dict[str, Array]:
+    """What a runtime computes, by the names of the outputs."""
+    ir = pytest.importorskip("onnx_ir")
+    data = ir.to_proto(model).SerializeToString()
+    names = [value.name for value in model.graph.outputs]
+    if runtime == "onnxruntime":
+        session = pytest.importorskip("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.compile_model(openvino.Core().read_model(data, b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled([feeds[port.any_name] for port in compiled.inputs])
+    return {name: results[index] for index, name in enumerate(names)}

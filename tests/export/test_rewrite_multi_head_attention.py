@@ -1,0 +1,49 @@
+"""ONNX Runtime's own attention operator computes what ONNX's does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxscript")
+
+from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
+
+SPLIT = "[split_{0}] {0}4 = Reshape({0}, shape) "
+TURN = "[turn_{0}] {0}h = Transpose <perm = [0, 2, 1, 3]>({0}4) "
+MERGE = "[back] a4 = Transpose <perm = [0, 2, 1, 3]>(a) [merge] y = Reshape(a4, flat)"
+CONSTANTS = {"shape": np.array([0, 0, 3, 8]), "flat": np.array([0, 0, 24])}
+HEADS = "".join(SPLIT.format(name) + TURN.format(name) for name in "qkv")
+FLAT = "float[n,t,24] q, float[n,s,24] k, float[n,s,24] v, int64[4] shape, int64[3] flat"
+
+
+@pytest.mark.parametrize("attributes", ["", "<scale = 1.0>"])
+@pytest.mark.parametrize("sizes", [{"t": 5, "s": 5}, {"t": 5, "s": 13, "n": 3}, {"t": 301, "s": 203, "n": 1}])
+def test_attention_over_flat_tensors(attributes, sizes, graph, rewritten):
+    text = f"({FLAT}) => (float[n,t,24] y) {{ {HEADS} [layer] a = Attention {attributes}(qh, kh, vh) {MERGE} }}"
+    model = graph(text, **CONSTANTS)
+    assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), **sizes) == 1
+    assert model.opset_imports["com.microsoft"] == 1
+
+
+def test_attention_over_tensors_that_come_with_heads(graph, rewritten):
+    turns = "".join(TURN.format(name) for name in "qkv")
+    text = f"""(float[n,t,3,8] q4, float[n,s,3,8] k4, float[n,s,3,8] v4, int64[3] flat) => (float[n,t,24] y)
+        {{ {turns} [layer] a = Attention(qh, kh, vh) {MERGE} }}"""
+    model = graph(text, flat=CONSTANTS["flat"])
+    assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), t=5, s=9) == 1
+
+
+@pytest.mark.parametrize(
+    ("declared", "argument", "behind"),
+    [
+        (", float[n,3,t,s] m", ", m", MERGE),  # a mask keeps ONNX's operator
+        ("", "", "[merge] y = Relu(a)"),  # as does a result that is used with heads first
+    ],
+)
+def test_other_attention_stays(declared, argument, behind, graph, rewritten):
+    out = "float[n,t,24]" if behind == MERGE else "float[n,3,t,8]"
+    text = f"({FLAT}{declared}) => ({out} y) {{ {HEADS} [layer] a = Attention(qh, kh, vh{argument}) {behind} }}"
+    model = graph(text, **CONSTANTS)
+    assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), t=5, s=9) == 0
+    assert "com.microsoft" not in model.opset_imports
