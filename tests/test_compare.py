@@ -92,16 +92,16 @@ def test_queries_in_another_order_are_the_same_set():
     assert not failed(detections(), found, DETECT)
 
 
+FAULTS = {
+    "moved": lambda found: found["boxes"].__setitem__((0, slice(0, 3)), found["boxes"][0, :3] + 0.2),
+    "other class": lambda found: found["class_ids"].__setitem__((0, slice(0, 3)), 9),
+    "lost": lambda found: found["scores"].__setitem__((0, slice(0, 3)), 0.0),
+    "axes swapped": lambda found: found["boxes"].__setitem__(..., found["boxes"][..., [1, 0, 3, 2]]),
+}
+
+
 @pytest.mark.parametrize("precision", sorted(TOLERANCES))
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(lambda found: found["boxes"].__setitem__((0, slice(0, 3)), found["boxes"][0, :3] + 0.2), id="moved"),
-        pytest.param(lambda found: found["class_ids"].__setitem__((0, slice(0, 3)), 9), id="other class"),
-        pytest.param(lambda found: found["scores"].__setitem__((0, slice(0, 3)), 0.0), id="lost"),
-        pytest.param(lambda found: found["boxes"].__setitem__(..., found["boxes"][..., [1, 0, 3, 2]]), id="axes swapped"),
-    ],
-)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_in_a_few_detections_fails(fault, precision):
     found = detections()
     fault(found)
