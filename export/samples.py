@@ -41,9 +41,7 @@ def load_photos(folder: Path | None, frame_size: tuple[int, int] | None = None) 
     else:
         photos = _read_all(folder)
     if len(photos) < 2:
-        raise InputError(
-            f"verification needs at least two images, {folder} has {len(photos)}; add more of your own"
-        )
+        raise InputError(f"verification needs at least two images, {folder} has {len(photos)}; add more of your own")
     return [Photo(photo.name, _fit(photo.frame, frame_size)) for photo in photos]
 
 
