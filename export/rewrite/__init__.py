@@ -21,6 +21,7 @@ from edgevtx.export.rewrite.attention import (
     spell_out_broadcast_masks,
 )
 from edgevtx.export.rewrite.attention_scale import fold_attention_scale
+from edgevtx.export.rewrite.cast_first import cast_first
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
 from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.opset import declare_lowest_opset
@@ -57,6 +58,7 @@ class Variant:
 
 # before any target's own: what these change in the weights, all graphs share
 COMMON: dict[str, Rewrite] = {
+    "cast-first": cast_first,
     "drop-true-masks": drop_true_masks,
     "fold-constant-attention": fold_constant_attention,
     "drop-neutral": drop_neutral,
