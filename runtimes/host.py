@@ -37,8 +37,9 @@ def import_package(package: str, *, target: str, extra: str) -> Any:
 
 
 def unavailable(target: str, extra: str, error: RuntimeUnavailableError) -> Probe:
-    """The probe of a runtime that is not usable here."""
-    return Probe(name=target, available=False, reason=str(error).split(";")[0], install=install_command(extra))
+    """The probe of a runtime that is not usable here; its reason is the error's without what was asked."""
+    reason = str(error).split(";")[0].split(", but ", 1)[-1]
+    return Probe(name=target, available=False, reason=reason, install=install_command(extra))
 
 
 def first_line(error: BaseException) -> str:

@@ -97,7 +97,7 @@ def backbone(out: Path) -> list[str]:
     with step("Run it on the photographs"):
         edgevtx("run", bundle, photos, "--out", results, "--overwrite")
     pictures = [[read_image(folder / f"{name}.jpg") for name in PHOTOS] for folder in (photos, results / "annotated")]
-    write_image(out / "features.jpg", np.vstack([beside(row, 280) for row in pictures]))
+    write_image(out / "features.jpg", np.vstack([beside(row, 240) for row in pictures]))
     return []
 
 

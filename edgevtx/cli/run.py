@@ -224,10 +224,8 @@ def report(summary: Summary, written: list[Path]) -> None:
     """The end of a run, on standard error."""
     out = common.console(stderr=True)
     dropped = f", {summary.dropped} older ones dropped" if summary.dropped else ""
-    out.print(
-        f"{summary.frames} frames in {common.seconds(summary.seconds)}: {summary.fps:.1f} frames/s{dropped}",
-        soft_wrap=True,
-    )
+    frames = "1 frame" if summary.frames == 1 else f"{summary.frames} frames"
+    out.print(f"{frames} in {common.seconds(summary.seconds)}: {summary.fps:.1f} frames/s{dropped}", soft_wrap=True)
     if summary.frames:
         times = ", ".join(f"{stage} {value:.1f}" for stage, value in summary.stage_ms.items())
         out.print(f"mean ms a frame, overlapped: {times}", soft_wrap=True)

@@ -225,7 +225,7 @@ def test_run_prints_the_answer(edgevtx_cli: Any, bundle: Path, photo: Path) -> N
     found = edgevtx_cli("run", bundle, photo)
     assert found.exit_code == 0, found.stderr
     assert found.stdout.startswith(f"{photo}  green ")
-    assert "1 frames in" in found.stderr
+    assert "1 frame in" in found.stderr
 
 
 def test_run_prints_json_lines(edgevtx_cli: Any, bundle: Path, clip: Path) -> None:

@@ -54,4 +54,4 @@ def test_the_backbone_part_leaves_pictures_of_features(demo, monkeypatch, tmp_pa
     out.mkdir()
     demo.backbone(out)
     assert {path.stem for path in (out / "features" / "annotated").iterdir()} == set(demo.PHOTOS)
-    assert read_image(out / "features.jpg").shape[0] == 560
+    assert read_image(out / "features.jpg").shape[0] == 480
