@@ -17,6 +17,7 @@ from torch import nn
 # standard deviation of a layer's output for inputs of unit variance, by the name of the layer; first match
 _GAINS = (
     (re.compile(r"(q|k)_proj$"), 1.6),  # peaked attention: an average over all tokens would forget the image
+    (re.compile(r"self_attn\.(v|o)_proj$"), 0.7),  # what all tokens attend to must not drown what sets them apart
     (re.compile(r"(v|o)_proj$"), 1.6),
     (re.compile(r"class_labels_classifier$"), 4.0),
     (re.compile(r"classifier$"), 1.0),
@@ -39,7 +40,7 @@ def seed_weights(model: nn.Module, seed: int) -> None:
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm) or "BatchNorm" in type(module).__name__:
             _seed_norm(module, name, random, last_of_residual=_ends_residual(model, name))
         elif isinstance(module, nn.Embedding):
-            module.weight.normal_(0, 3.0, generator=random)  # object queries that look at different places
+            module.weight.normal_(0, 2.0, generator=random)  # object queries that look at different places
         else:  # tokens, position tables, layer scales: parameters of the module itself
             for key, parameter in module.named_parameters(recurse=False):
                 if key.startswith("lambda"):

@@ -110,6 +110,17 @@ def test_detr_answers_as_transformers_does_on_every_photograph(config_folder, ph
     assert_detections(traceable, photos, at_least=20)
 
 
+def test_detr_never_answers_no_object(config_folder, photos):
+    """Where "no object" is the likeliest class, the best of the others is given, with its low score."""
+    traceable = detr.build(Checkpoint.open(config_folder("detr"), seed=0), BuildOptions())
+    model = traceable.reference.args[0]
+    model.class_labels_classifier.bias[-1] += 8  # the traced module shares this tensor
+    expected, found = traceable.reference(photos["coffee"]), ours(traceable, photos["coffee"])
+    assert expected.scores.max() < 0.3
+    np.testing.assert_allclose(np.sort(found["scores"])[::-1], expected.scores, atol=1e-5)
+    assert sorted(found["class_ids"]) == sorted(expected.class_ids)
+
+
 # 448 px wide: the outermost columns of anchors are invalid, so that their masking is seen
 @pytest.mark.parametrize("kind", ["rt_detr", "rt_detr_v2"])
 @pytest.mark.parametrize(
