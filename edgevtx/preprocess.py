@@ -238,8 +238,10 @@ def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> No
             # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
             halved = (image.shape[1] // 2, image.shape[0] // 2)
             image = cv2.resize(image, halved, interpolation=cv2.INTER_LINEAR)
-    resized = cv2.resize(image, (new_width, new_height), interpolation=final)
-    out[...] = resized if resized.ndim == 3 else resized[..., None]
+    direct = out if image.ndim == 3 and out.flags.c_contiguous else None  # saves a copy of the result
+    resized = cv2.resize(image, (new_width, new_height), direct, interpolation=final)
+    if resized is not out:
+        out[...] = resized if resized.ndim == 3 else resized[..., None]
 
 
 # -- threads ---------------------------------------------------------------------------------------------------
