@@ -268,3 +268,13 @@ def photographs(size: tuple[int, int] = (1080, 1920)) -> list[NDArray[np.uint8]]
         fitted = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
         found.append(np.ascontiguousarray(np.asarray(fitted)[..., ::-1]))
     return found
+
+
+def threshold_for(predictor: Any, frames: list[NDArray[np.uint8]], count: int) -> float:
+    """The threshold at which a detector keeps about `count` results a frame.
+
+    Random weights score hundreds of queries above 0.5, which no trained detector does: their decoding and their JSON
+    would be timed for a scene that does not occur.
+    """
+    found = [np.sort(predictor(frame, threshold=0.0).scores)[::-1] for frame in frames]
+    return float(np.median([scores[min(count, len(scores)) - 1] for scores in found if len(scores)] or [0.5]))

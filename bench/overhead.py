@@ -2,7 +2,7 @@
 
 Demand: everything but the engine call takes 8 ms at most in the median with the exact (Pillow-equal) resize, which is
 the default, and 2 ms with `resize="opencv"`.
-Prediction: 5.5 ms and 1 ms; nearly all of it the resize, decoding below 0.3 ms.
+Prediction: 6 ms and 1.5 ms; nearly all of it the resize, decoding below 0.3 ms.
 
 Each call gets another photograph. With the real engine between the calls the frame and our code have left the
 processor's caches, as in use; the null runtime shows what is left with warm ones, and what our wrapper around the
@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Report, photographs
+from common import Report, photographs, threshold_for
 from models import bundle
 
 LIMITS = {"pillow": "<= 8", "opencv": "<= 2"}
@@ -37,10 +37,10 @@ class Case:
         self.times: dict[str, list[float]] = {name: [] for name in ("whole", *STAGES)}
         self.found: list[int] = []
 
-    def call(self, record: bool) -> None:
+    def call(self, threshold: float, record: bool) -> None:
         frame = next(self.frames)
         start = perf_counter()
-        result: Any = self.model(frame)
+        result: Any = self.model(frame, threshold=threshold)
         whole = 1e3 * (perf_counter() - start)
         if record:
             self.times["whole"].append(whole)
@@ -55,14 +55,17 @@ class Case:
 @click.command()
 @click.option("--rounds", default=60, show_default=True, help="Timed calls of each case, interleaved.")
 @click.option("--warmup", default=5, show_default=True)
+@click.option("--results", default=30, show_default=True, help="About so many detections a frame.")
 @click.option("--model", default="rtdetr_r18_640", show_default=True, help="A name of bench/models.py.")
-def main(rounds: int, warmup: int, model: str) -> None:
+def main(rounds: int, warmup: int, results: int, model: str) -> None:
     """Measure everything but the engine call."""
-    report = Report("overhead", f"Beside the engine: {model} from a 1080p frame", {"rounds": rounds, "warm-up": warmup})
+    settings = {"rounds": rounds, "warm-up": warmup, "results a frame": f"about {results}"}
+    report = Report("overhead", f"Beside the engine: {model} from a 1080p frame", settings)
     cases = [Case(resize, runtime, model) for resize in LIMITS for runtime in ("openvino", "null")]
+    threshold = threshold_for(cases[0].model, photographs(), results)
     for index in range(-warmup, rounds):
         for case in cases if index % 2 else reversed(cases):
-            case.call(record=index >= 0)
+            case.call(threshold, record=index >= 0)
     table = report.table(
         "Milliseconds a call, medians",
         *("resize", "runtime", "preprocess", "engine", "decode", "whole", "all but the engine", "p95", "results"),

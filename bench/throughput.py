@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import FOLDER, Report, photographs, ratio
+from common import FOLDER, Report, photographs, ratio, threshold_for
 from models import bundle
 
 STAGES = ("read", "preprocess", "engine", "decode", "write")
@@ -81,11 +81,14 @@ def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
 @click.option("--blocks", default=6, show_default=True, help="Pairs of blocks.")
 @click.option("--frames", default=24, show_default=True, help="Frames a block.")
 @click.option("--warmup", default=1, show_default=True, help="Pairs of blocks that are not counted.")
+@click.option("--results", default=30, show_default=True, help="About so many detections a frame.")
 @click.option("--model", default="rtdetr_r18_640", show_default=True, help="A name of bench/models.py.")
 @click.option("--runtime", default="openvino", show_default=True)
 @click.option("--clip", type=click.Path(exists=True, path_type=Path), help="A video of your own, 1080p.")
 @click.option("--resize", type=click.Choice(["pillow", "opencv"]), default="pillow", show_default=True)
-def main(blocks: int, frames: int, warmup: int, model: str, runtime: str, clip: Path | None, resize: str) -> None:
+def main(
+    blocks: int, frames: int, warmup: int, results: int, model: str, runtime: str, clip: Path | None, resize: str
+) -> None:
     """Measure the pipeline's throughput against the engine's."""
     import edgevtx
     from edgevtx.stream.pipeline import run
@@ -95,10 +98,11 @@ def main(blocks: int, frames: int, warmup: int, model: str, runtime: str, clip: 
     source = Endless(clip)
     predictor = edgevtx.load(bundle(model, resize=resize), runtime=runtime, precision="fp32", allow_unverified=True)
     inputs = itertools.cycle([predictor.prepare(frame) for frame in photographs()])
+    threshold = threshold_for(predictor, photographs(), results)
     lines = FOLDER / "throughput.jsonl"
 
     def pipeline() -> Any:
-        return run(source, predictor, [JsonLines(lines, overwrite=True)], limit=frames)
+        return run(source, predictor, [JsonLines(lines, overwrite=True)], threshold=threshold, limit=frames)
 
     def bare() -> None:
         for _ in range(frames):
@@ -122,7 +126,7 @@ def main(blocks: int, frames: int, warmup: int, model: str, runtime: str, clip: 
         raise SystemExit(f"the pipeline wrote {written} lines for {frames} frames")
 
     settings = {"blocks": blocks, "frames a block": frames, "warm-up blocks": warmup, "clip": clip.name}
-    settings |= {"runtime": runtime, "precision": "fp32", "resize": resize}
+    settings |= {"results a frame": f"about {results}", "runtime": runtime, "precision": "fp32", "resize": resize}
     name = "throughput" if (runtime, resize, model) == ("openvino", "pillow", "rtdetr_r18_640") else ""
     report = Report(name or f"throughput_{model}_{runtime}_{resize}", f"Throughput of the pipeline: {model}", settings)
     table = report.table("A frame, medians of blocks", "", "ms", "frames/s", "CPU ms")
