@@ -105,10 +105,10 @@ def optimum_call(name: str, folder: Path) -> tuple[Callable[[np.ndarray], Any], 
     """Optimum Intel: transformers' processor and a model class over OpenVINO. It has none for RT-DETR."""
     import torch
     from optimum.intel import OVModelForImageClassification
-    from transformers import AutoImageProcessor
+    from transformers import ViTImageProcessorPil  # its AutoImageProcessor needs torchvision
 
     checkpoint = folder / f"{name}.checkpoint"
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor = ViTImageProcessorPil.from_pretrained(checkpoint)
     model = OVModelForImageClassification.from_pretrained(checkpoint, export=True, device="CPU", ov_config=CONFIG)
 
     def call(frame: np.ndarray) -> Any:

@@ -115,11 +115,17 @@ def compare(name: str, pythons: dict[str, Path], rounds: int, warmup: int) -> di
     frames = photographs()
     np.save(folder / "frames.npy", np.stack(frames))
     bundle(name)
-    subprocess.run([sys.executable, str(PEER), "prepare", name, str(folder)], check=True)
+    with (folder / "prepare.log").open("w") as log:
+        subprocess.run([sys.executable, str(PEER), "prepare", name, str(folder)], check=True, stderr=log)
     detects = "detr" in name
     kinds = [kind for kind in pythons if not (detects and kind in CLASSIFY_ONLY)]
-    peers = [Peer(pythons[kind], kind, name, folder) for kind in kinds]
-    found: dict[str, list[dict[str, Any]]] = {peer.kind: [] for peer in peers}
+    peers = []
+    for kind in kinds:
+        try:
+            peers.append(Peer(pythons[kind], kind, name, folder))
+        except RuntimeError as error:
+            print(error, flush=True)  # a peer that cannot be run here is a row without a time
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for index in range(-warmup, rounds):
         for peer in peers if index % 2 else reversed(peers):
             call = peer.call(index % len(frames))
@@ -150,6 +156,9 @@ def main(rounds: int, warmup: int, names: tuple[str, ...], offline: bool) -> Non
         found = compare(name, pythons, rounds, warmup)
         times = {kind: [call["ms"] for call in calls] for kind, calls in found.items()}
         for kind, calls in found.items():
+            if not calls:
+                table.add(name, kind, *[None] * 5)
+                continue
             over: Ratio = ratio(times[kind], times["edgevtx"])
             pairs = zip(found["transformers"], calls, strict=True)
             agreed, items, worst = zip(*(agreement(a["answer"], b["answer"]) for a, b in pairs), strict=True)
