@@ -49,6 +49,8 @@ class Family:
     prepare: Callable[[Any], None] | None = None  # of a fresh model, before training
     extra_loss: Callable[[Any, Any, list[dict[str, Any]], Size], Any] | None = None  # model, outputs, labels, size
     extra_share: float = 1.0  # of the run, from its start, that has the extra loss
+    rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops
+    rest: tuple[str, ...] = ()
 
 
 def rtdetr() -> RTDetrForObjectDetection:
@@ -106,15 +108,10 @@ def detr() -> DetrForObjectDetection:
         decoder_attention_heads=4,
         dropout=0.0,
         auxiliary_loss=True,
-        eos_coefficient=0.2,
+        eos_coefficient=0.1,
         **_NAMES,
     )
     return DetrForObjectDetection(config)
-
-
-def _start_detr(model: Any) -> None:
-    even_start(model)
-    anchor_queries(model)
 
 
 FAMILIES: dict[str, Family] = {
@@ -125,13 +122,16 @@ FAMILIES: dict[str, Family] = {
         kind="forest",
         stored=((352, 352), (288, 512), (320, 426)),
         scenes=2000,
-        phases=((0.0, ((256, 256),)), (0.75, ((320, 320),))),
+        phases=((0.0, ((256, 256),)), (0.48, ((256, 256), (320, 320))), (0.8, ((320, 320),))),
         batch=8,
-        steps=3200,
+        steps=5000,
         rate=5e-4,
         prepare=even_start,
         extra_loss=dense_proposals,
-        extra_share=0.375,  # longer, and the proposals crowd on the easy objects: one-to-one matching has to thin them
+        extra_share=0.24,  # longer, and the proposals crowd on the easy objects
+        # features settle before the decoder has learnt to keep one query an object, and cost most of a step
+        rest_share=0.48,
+        rest=("model.backbone", "model.encoder_input_proj", "model.encoder"),
     ),
     "detr": Family(
         build=detr,
@@ -142,10 +142,11 @@ FAMILIES: dict[str, Family] = {
         scenes=3000,
         phases=((0.0, ((192, 192), (160, 240), (240, 160))), (0.6, ((208, 208), (208, 288), (288, 208), (208, 336)))),
         batch=8,
-        steps=2800,
+        steps=4000,
         rate=6e-4,
+        repeats=2,
         half=True,
-        prepare=_start_detr,
+        prepare=anchor_queries,
         extra_loss=dense_loss,
     ),
 }

@@ -3,7 +3,7 @@
     python -m samples.forest_fire.train --model rtdetr --out samples/forest_fire/checkpoint
     python -m samples.forest_fire.train --model detr --out tests/assets/tiny_detr
 
-Without options these are the runs that made the committed checkpoints. The run can be stopped at any time
+The committed checkpoints come from such runs, stopped early: README.md says where. A run can be stopped at any time
 and taken up again with --resume; what it needs for that lies in --work.
 """
 
@@ -118,6 +118,11 @@ class Trainer:
         cosine = 0.5 + 0.5 * math.cos(math.pi * min(self.step / self.steps, 1))
         return self.family.rate * min((self.step + 1) / _WARM_UP, 1) * max(cosine, 0.01)
 
+    def _rest(self) -> None:
+        for name in self.family.rest:
+            self.model.get_submodule(name).requires_grad_(False).eval()
+        self.model.config.num_denoising = 0
+
     def advance(self) -> float:
         """One optimiser step; returns the loss."""
         rng = np.random.default_rng((self.seed, self.step))  # so that a resumed run sees what an unbroken one sees
@@ -125,6 +130,8 @@ class Trainer:
         sizes = [s for start, s in self.family.phases if self.step >= start * self.steps][-1]
         size = sizes[int(rng.integers(len(sizes)))]
         pixels, labels = batch_of(sample(self.shards, size, self.family.batch, rng), self.family, self.processor)
+        if self.step >= self.family.rest_share * self.steps:
+            self._rest()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         outputs = self.model(pixel_values=pixels, labels=labels)
