@@ -35,7 +35,7 @@ DYNAMIC_BATCH = 3
 
 CLEAR = TIE * 1e-5
 """The gap, in standard deviations, above which a selection inside a model is no tie. Another order of summation moves
-such scores by less than 1e-5; where thousands of candidates compete for hundreds of places, gaps near 1e-3 are usual."""
+such scores by less than 1e-5; where thousands of candidates compete for hundreds of places, gaps of 1e-3 are usual."""
 
 
 @dataclass(frozen=True)
