@@ -33,6 +33,7 @@ SIZES = {
     "rtdetr_r18_640": (640, 640),
     "detr_r50_800": (800, 1066),
 }
+TARGETS = ("onnxruntime", "openvino")
 PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 OURS, DYNAMIC = "edgevtx", "edgevtx dynamic"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -153,15 +154,11 @@ def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         traced = trace(get_recipe(model.family).build(open_checkpoint(model), build_options(model)))
-        write_graphs({target: lower(traced, target) for target in ("onnxruntime", "openvino")}, folder)
+        write_graphs({target: lower(traced, target) for target in TARGETS}, folder)
         mark.write_text(stamp, encoding="utf-8")
     return {
-        target: sorted(folder.glob(f"graph.{target}*.onnx"), key=lambda path: len(path.name))[0]
-        for target in HINT_TARGETS
+        target: sorted(folder.glob(f"graph.{target}*.onnx"), key=lambda path: len(path.name))[0] for target in TARGETS
     }
-
-
-HINT_TARGETS = ("onnxruntime", "openvino")
 
 
 # -- engines ---------------------------------------------------------------------------------------------------
@@ -224,7 +221,7 @@ def measure(name: str, target: str, precision: str, rounds: int, warmup: int, re
 
 @click.command()
 @click.option("--model", "names", multiple=True, type=click.Choice(list(SIZES)), default=list(SIZES))
-@click.option("--runtime", "targets", multiple=True, default=["onnxruntime", "openvino"], show_default=True)
+@click.option("--runtime", "targets", multiple=True, default=TARGETS, show_default=True)
 @click.option("--precision", "precisions", multiple=True, default=["fp32", "bf16"], show_default=True)
 @click.option("--rounds", default=31, show_default=True, help="Timed calls of each engine.")
 @click.option("--warmup", default=2, show_default=True)
