@@ -7,11 +7,8 @@ that is `edgevtx.export.rewrite`'s work.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import torch
 from onnxscript import optimizer
 
 from edgevtx.errors import ExportError
+from edgevtx.export.quiet import quiet
 from edgevtx.manifest import TensorInfo
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ OPSET = 23  # the first with Attention: earlier ones spell it out with IsNaN gua
 # Folding stops above this many elements, so that a dynamic graph never gets a table of gigabytes. The largest
 # tables that a static graph needs are attention masks: DETR's 1333 x 1333 input has 1764 tokens, 3.1 M pairs.
 FOLD_LIMIT = 1 << 24
-_CHATTY = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
 
 def trace(traceable: Traceable, *, progress: Callable[[str], None] | None = None) -> ir.Model:
@@ -42,7 +39,7 @@ def trace(traceable: Traceable, *, progress: Callable[[str], None] | None = None
     """
     say = progress or (lambda _: None)
     module = traceable.module.eval()  # a wrapper left in train mode would put the wrapped model back into it
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         say("tracing")
         program = _capture(module, traceable)
         say("converting to ONNX")
@@ -139,27 +136,6 @@ def _causes(error: BaseException) -> list[BaseException]:
     while found[-1].__cause__ is not None:
         found.append(found[-1].__cause__)
     return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings and log lines, none of which a user can act on, off the terminal."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    loggers += [
-        item
-        for name, item in list(logging.root.manager.loggerDict.items())
-        if isinstance(item, logging.Logger) and name.startswith(_CHATTY)
-    ]
-    levels = [(item, item.level) for item in loggers]
-    try:
-        for item in loggers:
-            item.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for item, level in levels:
-            item.setLevel(level)
 
 
 # -- names, shapes, metadata -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
 from edgevtx.errors import ExportError
+from edgevtx.export.quiet import quiet
 from edgevtx.export.rewrite.edit import constant, insert, nodes, replace, tensor_of
 
 FOLD_LIMIT = 1 << 20  # elements; queries are few, and weights beyond them stay as they are
@@ -33,7 +34,8 @@ def fold_constant_attention(model: ir.Model) -> int:
     for node in found:
         _spell_out(node)
     if found:
-        fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+        with quiet():
+            fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
         RemoveUnusedNodesPass()(model)
     return len(found)
 
