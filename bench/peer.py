@@ -122,14 +122,14 @@ def prepare(name: str, folder: Path) -> None:
     """Write NAME.xml (pixels -> logits[, boxes]), and NAME.model_api.xml in the form that Model API reads."""
     import openvino
     import torch
-    import transformers
-    from models import MODELS, open_checkpoint
+    from models import MODELS, build_options, open_checkpoint
 
-    from edgevtx.export.processor import load_processor
+    from edgevtx.export.recipe import get_recipe
 
-    checkpoint = open_checkpoint(MODELS[name])
-    model: Any = checkpoint.load(getattr(transformers, checkpoint.architecture))
-    processor = load_processor(checkpoint, "ViT")
+    # the very weights of the bundle: seeded ones depend on which modules the recipe leaves out
+    recipe = get_recipe(MODELS[name].family)
+    reference: Any = recipe.build(open_checkpoint(MODELS[name]), build_options(MODELS[name])).reference
+    model, processor = reference.args[:2]
     height, width = processor.size["height"], processor.size["width"]
 
     class Plain(torch.nn.Module):

@@ -169,6 +169,7 @@ def main(rounds: int, warmup: int, names: tuple[str, ...], offline: bool) -> Non
     report.notes += [
         "agrees: same best class, or boxes above 0.5 matched at IoU 0.9, against transformers' pipeline; worst: the "
         "largest difference among them, in score (ViT) or px of the frame (RT-DETR)",
+        "weights are random, which exaggerates what another resize does to the answers",
         "Model API has no RT-DETR: its decoding was added to the graph for it, in OpenVINO's operations",
         "not run: Ultralytics (AGPL; needs torchvision, which has no build for this torch); Optimum with RT-DETR (it "
         "has no class for detection)",
