@@ -17,7 +17,7 @@ from torch import nn
 # standard deviation of a layer's output for inputs of unit variance, by the name of the layer; first match
 _GAINS = (
     (re.compile(r"(q|k)_proj$"), 1.6),  # peaked attention: an average over all tokens would forget the image
-    (re.compile(r"self_attn\.(v|o)_proj$"), 0.7),  # what all tokens attend to must not drown what sets them apart
+    (re.compile(r"self_attn\.(v|o)_proj$"), 0.75),  # what all tokens attend to must not drown what sets them apart
     (re.compile(r"(v|o)_proj$"), 1.6),
     (re.compile(r"class_labels_classifier$"), 4.0),
     (re.compile(r"classifier$"), 1.0),
