@@ -35,13 +35,13 @@ def run_sample(samples_environment: dict[str, str]) -> Run:
 
 @pytest.fixture(scope="session")
 def fire_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of 30 frames in which fires start: 360x640 px, 25 frames per second."""
+    """A clip of 30 frames in which fires start: 540x960 px, 25 frames per second."""
     cv2 = pytest.importorskip("cv2")
     from samples.forest_fire.scenes import render_clip
 
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25.0, (640, 360))
-    for scene in render_clip(14, 30, (360, 640)):
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25.0, (960, 540))
+    for scene in render_clip(14, 30, (540, 960)):
         video.write(scene.frame)
     video.release()
     return path

@@ -60,7 +60,7 @@ def test_it_sees_the_fire_in_a_recording(run_sample, fire_bundle, fire_clip, tmp
     assert done.returncode == 0, done.stderr
     assert "30 frames" in done.stdout and "flame" in done.stdout
     pictures = sorted((tmp_path / "seen").iterdir())
-    assert pictures and read_image(pictures[0]).shape == (360, 640, 3)
+    assert pictures and read_image(pictures[0]).shape == (540, 960, 3)
 
 
 def test_ctrl_c_ends_it_with_a_report(fire_bundle, fire_clip, samples_environment, tmp_path):
