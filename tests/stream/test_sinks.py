@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -32,12 +33,18 @@ def record(picture: Any) -> Any:
     return make
 
 
-@pytest.fixture
-def file_limit() -> Iterator[Any]:
-    """file_limit(bytes): no file of this process may grow beyond, which fails as a full disk does."""
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes, which fails as a full disk does.
+
+    Only around the call under test: the test run's own report may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_line_holds_the_frame_its_times_and_its_result(tmp_path: Path, record: Any) -> None:
@@ -62,15 +69,15 @@ def test_a_line_holds_the_frame_its_times_and_its_result(tmp_path: Path, record:
     )
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path, record: Any, file_limit: Any) -> None:
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, record: Any) -> None:
     path = tmp_path / "results.jsonl"
     sink = JsonLines(path)
     sink.write(record(0))
     line = path.stat().st_size
-    file_limit(int(2.5 * line))
-    sink.write(record(1))
-    with pytest.raises(OutputError, match=r"cannot write .*results\.jsonl"):
-        sink.write(record(2))
+    with file_limit(int(2.5 * line)):
+        sink.write(record(1))
+        with pytest.raises(OutputError, match=r"cannot write .*results\.jsonl"):
+            sink.write(record(2))
     sink.close()
     assert [json.loads(row)["frame"] for row in path.read_text().splitlines()] == [0, 1]
     assert path.read_bytes().endswith(b"\n")
@@ -164,14 +171,14 @@ def test_a_video_is_closed_before_the_disk_is_full(
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
 
 
-def test_a_video_that_was_not_written_is_noticed(tmp_path: Path, record: Any, file_limit: Any) -> None:
+def test_a_video_that_was_not_written_is_noticed(tmp_path: Path, record: Any) -> None:
     pytest.importorskip("cv2")
     sink = AnnotatedVideo(tmp_path / "a.mp4", fps=25)
-    file_limit(2000)
-    for index in range(20):
-        sink.write(record(index))
-    with pytest.raises(OutputError, match="of the 20 frames"):
-        sink.close()
+    with file_limit(2000):
+        for index in range(20):
+            sink.write(record(index))
+        with pytest.raises(OutputError, match="of the 20 frames"):
+            sink.close()
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
