@@ -95,7 +95,15 @@ def _classes(reference: Classification, found: Classification, limit: float) -> 
 def _features(reference: Features, found: Features, limit: float) -> Check:
     """One minus the cosine of every feature vector within the limit."""
     worst, total = 1.0, 0
-    for want, got in ((reference.cls, found.cls), (reference.patches, found.patches)):
+    pairs = [(reference.cls, found.cls), (reference.patches, found.patches)]
+    if reference.attention is not None and found.attention is not None:  # a head's map as one vector
+        pairs.append(
+            (
+                reference.attention.reshape(len(reference.attention), -1),
+                found.attention.reshape(len(found.attention), -1),
+            )
+        )
+    for want, got in pairs:
         if want is None or got is None:
             continue
         want, got = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])

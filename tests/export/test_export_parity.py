@@ -72,6 +72,13 @@ def test_features_of_another_image_fail():
     assert not compare_results(features(), wrong, exact=False).passed
 
 
+def test_a_shifted_attention_map_fails():
+    maps = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
+    reference = replace(features(), attention=maps)
+    assert compare_results(reference, replace(reference)).passed
+    assert not compare_results(reference, replace(reference, attention=np.roll(maps, 1, axis=2))).passed
+
+
 def test_results_of_different_tasks_cannot_be_compared():
     with pytest.raises(InputError, match="cannot compare"):
         compare_results(classes(), features())
