@@ -4,13 +4,14 @@
 
 A zip is for transport. It is unpacked once into the cache, since no runtime reads weights out of an archive, and
 every hash is checked on the way. What was checked is remembered with its size and modification time, so that later
-loads hash nothing; `check_hashes` always does.
+loads hash nothing but the manifest; `check_hashes` always hashes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -46,11 +47,13 @@ class Bundle:
     """An opened bundle: real files under `root`, whose hashes were right when they were last changed.
 
     `digest` is the SHA-256 of manifest.json in hex; since the manifest holds every file's, it names the content.
+    `path` is what was opened: `root` itself, or the zip that `root` was unpacked from.
     """
 
     root: Path
     manifest: Manifest
     digest: str
+    path: Path
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -92,8 +95,8 @@ class Bundle:
         served = "; ".join(f"{target}{item.versions} in {', '.join(item.precisions)}" for item in graphs)
         raise CompileError(
             f"{self.manifest.name} has no graph for {target} {version} in {precision} (it has: {served or 'none'}); "
-            f"make one with: edgevtx export {self.manifest.family} CHECKPOINT --out {self.manifest.name}{SUFFIX} "
-            f"--targets {target} --precisions {precision}"
+            f"make one with: edgevtx export {self.manifest.family} --checkpoint PATH "
+            f"--out {shlex.quote(self.manifest.name + SUFFIX)} --targets {target} --precisions {precision}"
         )
 
     def check_hashes(self, progress: archive.Progress | None = None) -> None:
@@ -159,7 +162,7 @@ def _open_zip(path: Path) -> Bundle:
             if hit:
                 archive.verify_entries(opened, entries, manifest.files, None)
             cache.remember(subject, msgspec.json.encode(checked))
-    return Bundle(entry / "bundle", manifest, digest)
+    return Bundle(entry / "bundle", manifest, digest, path)
 
 
 def _check_unpacked(entry: Path) -> str | None:
@@ -179,7 +182,7 @@ def _check_unpacked(entry: Path) -> str | None:
 
 def _read(folder: Path) -> Bundle:
     data = (folder / MANIFEST).read_bytes()
-    return Bundle(folder, _decode(data), hashlib.sha256(data).hexdigest())
+    return Bundle(folder, _decode(data), hashlib.sha256(data).hexdigest(), folder)
 
 
 def _decode(data: bytes) -> Manifest:
@@ -289,11 +292,12 @@ def _replace(out: Path, made: Path, old: Path) -> None:
     if not out.is_dir():
         made.replace(out)
         return
-    out.replace(old)  # no folder can be renamed over another
     try:
+        out.replace(old)  # no folder can be renamed over another
         made.replace(out)
-    except OSError:
-        old.replace(out)
+    except BaseException:  # Ctrl-C too: `old` goes with the temporary folder
+        if old.exists() and not out.exists():
+            old.replace(out)
         raise
 
 

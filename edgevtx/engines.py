@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -159,7 +160,7 @@ def _find_only(key: str, bundle: Bundle, target: str, options: EngineOptions) ->
         return entry
     raise CompileError(
         f"{bundle.manifest.name} is not compiled for {target} on this device in {options.precision}, and "
-        f"compile='never' was asked; compile it ahead with: edgevtx compile {bundle.manifest.name}.vtx "
+        f"compile='never' was asked; compile it ahead with: edgevtx compile {shlex.quote(str(bundle.path))} "
         f"--target {target} --device {options.device} --precision {options.precision}"
     )
 

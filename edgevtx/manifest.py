@@ -1,12 +1,15 @@
 """The manifest of a bundle: everything about a deployed model that is not a tensor, as validated data.
 
 `manifest.json` is this module's `Manifest`, encoded with sorted keys. Readers refuse an unknown major version of
-the schema and ignore fields that a newer minor version added.
+the schema and ignore fields that a newer minor version added. One more field, `sha256`, guards the file itself: it is
+the SHA-256 of the file's bytes without those 64 digits.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import re
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,6 +21,8 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 ResizeBackend = Literal["pillow", "opencv"]
 Task = Literal["classify", "detect", "embed"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
+REFUSED: tuple[Status, ...] = ("insensitive", "failed")
+"""What `load` does not open unless it is told to."""
 
 
 # -- preprocessing ---------------------------------------------------------------------------------------------
@@ -224,15 +229,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON with sorted keys and two-space indentation: equal manifests give equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+    """`manifest.json`: sorted keys, two-space indentation, its own digest; equal manifests give equal bytes."""
+    facts = {**msgspec.to_builtins(manifest), "sha256": ""}
+    blank = msgspec.json.format(msgspec.json.encode(facts, order="sorted"), indent=2) + b"\n"
+    digest = hashlib.sha256(blank).hexdigest()
+    # two spaces deep there is no other field of that name, and no string holds a raw line break
+    return blank.replace(b'\n  "sha256": ""', f'\n  "sha256": "{digest}"'.encode())
 
 
 def decode(data: bytes) -> Manifest:
-    """Parse and validate `manifest.json`; raises `BundleError` with the offending field."""
+    """Parse and validate `manifest.json`; raises `BundleError` with the offending field, or where a byte differs."""
     try:
         header = msgspec.json.decode(data, type=dict)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"manifest.json is no JSON ({error}); the bundle is damaged, copy it again") from None
     schema = str(header.get("schema", ""))
     if schema.split(".")[0] != SCHEMA.split(".")[0]:
@@ -240,7 +249,18 @@ def decode(data: bytes) -> Manifest:
             f"this bundle has manifest schema {schema or 'none'}, this edgevtx reads {SCHEMA.split('.')[0]}.x; "
             "update edgevtx, or export the bundle again"
         )
+    _check_digest(data, header.get("sha256"))
     try:
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
         raise BundleError(f"manifest.json is not of schema {SCHEMA}: {error}; export the bundle again") from None
+
+
+def _check_digest(data: bytes, stated: Any) -> None:
+    if not isinstance(stated, str) or not re.fullmatch("[0-9a-f]{64}", stated):
+        raise BundleError("manifest.json does not state its own sha256; it was changed, copy or export it again")
+    if hashlib.sha256(data.replace(stated.encode(), b"", 1)).hexdigest() != stated:
+        raise BundleError(
+            f"manifest.json is not what its own SHA-256 {stated[:12]}... states; it was damaged or changed, copy or "
+            "export it again"
+        )

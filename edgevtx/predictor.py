@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -18,12 +18,13 @@ from edgevtx.decode import decode
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import Manifest, TensorInfo
+from edgevtx.manifest import REFUSED, Manifest, TensorInfo
 from edgevtx.preprocess import pad_batch, prepare
 from edgevtx.results import Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
+from edgevtx.versions import in_range
 
 log = logging.getLogger(__name__)
 
@@ -235,10 +236,10 @@ def load(
 ) -> Predictor:
     """Open a bundle (a directory or its .vtx file) on this device.
 
-    `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `AUTO_ORDER` that is installed here and that
-    the bundle serves. `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for;
-    None takes the one it recommends for the runtime. `providers`: ONNX Runtime's, in order. `compile`: "never"
-    raises `CompileError` instead of compiling on a cache miss, "force" compiles again.
+    `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `AUTO_ORDER` that can run the bundle here.
+    `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for; None takes the one it
+    recommends for the runtime. `providers`: ONNX Runtime's, in order. `compile`: "never" raises `CompileError`
+    instead of compiling on a cache miss, "force" compiles again.
 
     An engine that has not yet proven itself on this device replays the bundle's golden sample first. Raises
     `BundleError`, `RuntimeUnavailableError`, `CompileError`, and `VerificationError` where the verdict is
@@ -246,10 +247,10 @@ def load(
     """
     start = perf_counter()
     bundle = Bundle.open(path)
-    target = choose_runtime(bundle.manifest, runtime)
-    precision = precision or bundle.manifest.recommended.get(target) or _first_precision(bundle.manifest, target)
+    target = choose_runtime(bundle.manifest, runtime, precision, allow_unverified=allow_unverified)
+    precision = precision or _default_precision(bundle.manifest, target)
     verdict = bundle.manifest.verdict(target, precision)
-    if verdict is None or verdict.status in ("failed", "insensitive"):
+    if verdict is None or verdict.status in REFUSED:
         _refuse_unverified(bundle.manifest, target, precision, allow_unverified)
     options = EngineOptions(precision=precision, device=device, threads=threads, providers=tuple(providers))
     prepared = prepare_engine(bundle, target, options, compile=compile, progress=progress)
@@ -265,8 +266,13 @@ def load(
     return predictor
 
 
-def choose_runtime(manifest: Manifest, asked: str) -> str:
-    """The target to use: the one asked for, or the first of `AUTO_ORDER` that is here and that the bundle serves."""
+def choose_runtime(
+    manifest: Manifest, asked: str, precision: str | None = None, *, allow_unverified: bool = False
+) -> str:
+    """The target to use: the one asked for, or the first of `AUTO_ORDER` that can run this bundle here.
+
+    That is one whose package is installed in a version that a graph serves, and whose verdict does not refuse it.
+    """
     served = [target for target in AUTO_ORDER if any(graph.target == target for graph in manifest.graphs)]
     if asked != "auto":
         get_backend(asked)
@@ -276,16 +282,39 @@ def choose_runtime(manifest: Manifest, asked: str) -> str:
                 f"export it again with --targets {asked}"
             )
         return asked
-    probes = {target: probe(target) for target in served if target in BACKENDS}
-    for target, found in probes.items():
-        if found.available:
+    reasons, usable = {}, []
+    for target in served:
+        if target not in BACKENDS:
+            continue
+        found = probe(target)
+        wanted = precision or _default_precision(manifest, target)
+        if not found.available:
+            reasons[target] = f"{found.reason} ({found.install})"
+        elif not any(graph.target == target and in_range(found.version, graph.versions) for graph in manifest.graphs):
+            reasons[target] = f"no graph serves version {found.version}"
+        else:
+            usable.append((target, manifest.verdict(target, wanted)))
+    for target, verdict in usable:
+        if allow_unverified or (verdict is not None and verdict.status not in REFUSED):
+            if reasons:
+                log.info("passed over: %s", _listed(reasons))
             return target
-    reasons = "; ".join(f"{target}: {found.reason} ({found.install})" for target, found in probes.items())
-    raise RuntimeUnavailableError(f"none of this bundle's runtimes is usable here: {reasons or 'it has no graphs'}")
+        reasons[target] = "never verified" if verdict is None else f"marked {verdict.status!r}: {verdict.reason}"
+    if usable:
+        return usable[0][0]  # `load` says why it refuses it
+    raise RuntimeUnavailableError(
+        f"none of this bundle's runtimes is usable here: {_listed(reasons) or 'it has no graphs'}"
+    )
 
 
-def _first_precision(manifest: Manifest, target: str) -> str:
-    return next((item.precision for item in manifest.verdicts if item.target == target), "fp32")
+def _listed(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{target}: {reason}" for target, reason in reasons.items())
+
+
+def _default_precision(manifest: Manifest, target: str) -> str:
+    """The one recommended at export, or where none is, the first that has a verdict."""
+    known = (item.precision for item in manifest.verdicts if item.target == target)
+    return manifest.recommended.get(target) or next(known, "fp32")
 
 
 def _refuse_unverified(manifest: Manifest, target: str, precision: str, allowed: bool) -> None:

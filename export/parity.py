@@ -16,6 +16,9 @@ from edgevtx.results import Classification, Detections, Features, Result
 SCORE = 1e-3
 PIXELS = 0.5
 CONFIDENT = 0.3
+FEWEST = 20
+"""Where fewer detections than this are confident, the best ones are compared whatever their score: a model that finds
+nothing in an image must not pass for that."""
 
 LOOSE = TOLERANCES["bf16"]
 LOOSE_SCORE = 0.05
@@ -47,10 +50,12 @@ def _check(compared: int, error: float, note: str) -> Check:
 
 
 def _detections(reference: Detections, found: Detections) -> Check:
-    """Every detection above `CONFIDENT` on either side needs a partner within the limits on the other."""
+    """Every detection above `CONFIDENT`, and the `FEWEST` best, need a partner within the limits on the other side."""
     total, lost, worst_score, worst_px = 0, 0, 0.0, 0.0
     for one, other in ((reference, found), (found, reference)):
-        keep = np.flatnonzero(one.scores > CONFIDENT)
+        best = np.argsort(-one.scores, kind="stable")
+        fewest = min(FEWEST, len(best) // 2)  # of few rows, the last ones kept may be ties
+        keep = best[: max(fewest, int((one.scores > CONFIDENT).sum()))]
         iou = box_iou(one.boxes[keep], other.boxes)
         score_gap = np.abs(one.scores[keep][:, None] - other.scores[None])
         cost = (1.0 - iou) + score_gap

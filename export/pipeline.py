@@ -8,22 +8,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
 import msgspec
 
+from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle, write_golden
 from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
-from edgevtx.export.rewrite import lower
+from edgevtx.export.rewrite import VARIANTS, lower
 from edgevtx.export.samples import load_photos
 from edgevtx.export.trace import trace
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
-from edgevtx.manifest import Graph, Manifest, Provenance, Verdict
-from edgevtx.runtimes import get_backend
+from edgevtx.manifest import REFUSED, Decode, DetectDecode, Graph, Manifest, Provenance, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def export(
             reference=check_reference(traceable, samples, manifest),
             sensitivity=measure_sensitivity(traceable, samples),
         )
-        _write_golden(folder, samples)
+        _write_golden(folder, samples, manifest.decode)
         verdicts = []
         for target, precision in pairs:
             clock.start(f"verify {target} {precision}")
@@ -152,15 +153,17 @@ class _Clock:
 
 def _pairs(targets: Sequence[str], precisions: Sequence[str]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """Targets x precisions, less those that a target does not have; each target and precision must occur."""
+    made = {target: list(dict.fromkeys(chain(*(item.precisions for item in VARIANTS[target])))) for target in VARIANTS}
     asked_for = [(target, precision) for target in targets for precision in precisions]
-    kept = [(target, precision) for target, precision in asked_for if precision in get_backend(target).PRECISIONS]
+    kept = [(target, precision) for target, precision in asked_for if precision in made.get(target, ())]
     skipped = tuple(f"{target} {precision}" for target, precision in asked_for if (target, precision) not in kept)
     for asked, at, kind in ((targets, 0, "target"), (precisions, 1, "precision")):
         for name in asked:
             if not any(pair[at] == name for pair in kept):
+                known = "; ".join(f"{target} at {', '.join(names)}" for target, names in made.items())
                 raise InputError(
                     f"{kind} {name!r} fits none of what was asked ({', '.join(targets)} at {', '.join(precisions)}); "
-                    "leave it out, or add what it needs"
+                    f"leave it out, or choose of {known}"
                 )
     return kept, skipped
 
@@ -171,7 +174,7 @@ def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
         out.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent)
     except OSError as error:
-        raise OutputError(f"cannot write to {out.parent}: {error.strerror}; choose another --out") from None
+        raise OutputError(f"cannot write to {out.parent}: {disk.explain(error)}, or choose another --out") from None
 
 
 def _manifest(
@@ -211,22 +214,30 @@ def _tools() -> dict[str, str]:
     return found
 
 
-def _write_golden(folder: Path, samples: tuple[Sample, ...]) -> None:
-    """The golden sample must be one whose tensors can be compared: the device has no second chance to choose."""
-    golden = next((sample for sample in samples if sample.clear), None)
+def _write_golden(folder: Path, samples: tuple[Sample, ...], decode: Decode) -> None:
+    """Keep a sample whose tensors can be compared, since the device has no second chance to choose: the one that has
+    most to compare."""
+
+    def found(sample: Sample) -> int:
+        return int((sample.outputs["scores"] > decode.threshold).sum()) if isinstance(decode, DetectDecode) else 0
+
+    golden = max((sample for sample in samples if sample.clear), key=found, default=None)
     if golden is None:
         raise ExportError(
             "in every image some selection inside the model is a tie, so no golden sample can be chosen; "
             "give other images with --images"
         )
-    write_golden(folder / "golden.npz", golden.frame, golden.inputs, golden.outputs)
+    try:
+        write_golden(folder / "golden.npz", golden.frame, golden.inputs, golden.outputs)
+    except OSError as error:
+        raise OutputError(f"cannot write the golden sample to {folder}: {disk.explain(error)}") from error
 
 
 def _settle(
     folder: Path, manifest: Manifest, verdicts: tuple[Verdict, ...], options: ExportOptions
 ) -> tuple[Manifest, tuple[Verdict, ...]]:
     """Drop the graphs and precisions that failed, unless they are to be kept, and recommend what passed."""
-    refused = tuple(item for item in verdicts if item.status in ("failed", "insensitive"))
+    refused = tuple(item for item in verdicts if item.status in REFUSED)
     dropped = set() if options.keep_failed else {(item.target, item.precision) for item in refused}
     graphs = []
     for graph in manifest.graphs:

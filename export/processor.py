@@ -57,7 +57,7 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
 def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
     """What a transformers processor does to an image, as the manifest's data.
 
-    Raises `CheckpointError` for a processor without resizing or with a size rule that is unknown here.
+    Raises `CheckpointError` for a processor without resizing, or with a size rule or `resample` unknown here.
     """
     if resize not in ("pillow", "opencv"):
         raise InputError(f"resize is {resize!r}; choose pillow or opencv")
@@ -67,13 +67,23 @@ def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
     crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
     return Preprocess(
         size=_size_rule(processor.size),
-        interpolation=_INTERPOLATION[int(processor.resample)],
+        interpolation=_interpolation(processor.resample),
         scale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
         mean=_triple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
         std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
         resize=cast(ResizeBackend, resize),
     )
+
+
+def _interpolation(resample: Any) -> Interpolation:
+    try:
+        return _INTERPOLATION[int(resample)]
+    except (KeyError, TypeError, ValueError):
+        known = ", ".join(f"{number} ({name})" for number, name in _INTERPOLATION.items())
+        raise CheckpointError(
+            f"the image processor's resample {resample!r} is unknown; expected one of Pillow's filters: {known}"
+        ) from None
 
 
 def _size_rule(size: Any) -> SizeRule:

@@ -45,7 +45,7 @@ def check_model_type(checkpoint: Checkpoint, recipe: Recipe) -> None:
     if checkpoint.model_type in recipe.model_types:
         return
     readers = [family for family in FAMILIES if checkpoint.model_type in get_recipe(family).model_types]
-    advice = f"use --family {' or '.join(readers)}" if readers else "no family of edgevtx reads it"
+    advice = f"export it as family {' or '.join(readers)}" if readers else "no family of edgevtx reads it"
     raise CheckpointError(
         f"{checkpoint.path} is a checkpoint of type {checkpoint.model_type}, family {recipe.family} reads "
         f"{', '.join(recipe.model_types)}; {advice}"

@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgevtx.compare import SENSITIVE, TIE, TOLERANCES, compare, sensitivity
+from edgevtx import disk
+from edgevtx.compare import SENSITIVE, TIE, TOLERANCES, compare, find_empty, sensitivity
 from edgevtx.decode import decode
-from edgevtx.errors import CompileError, InputError, RuntimeUnavailableError
+from edgevtx.errors import CompileError, InputError, OutputError, RuntimeUnavailableError
 from edgevtx.export.parity import compare_results
 from edgevtx.export.recipe import Traceable
 from edgevtx.export.samples import Photo
@@ -104,9 +105,7 @@ def measure_sensitivity(traceable: Traceable, samples: Sequence[Sample]) -> floa
     first = samples[0]
     swapped = {**first.inputs, "pixels": np.ascontiguousarray(first.inputs["pixels"][..., ::-1])}
     others = [run_module(traceable, swapped), *(sample.outputs for sample in samples[1:])]
-    values = TOLERANCES["fp32"].values
-    assert values is not None
-    return min(sensitivity(first.outputs, other) for other in others) / values
+    return min(sensitivity(first.outputs, other) for other in others) / TOLERANCES["fp32"].values
 
 
 def verify_graph(folder: Path, graph: Graph, samples: Sequence[Sample], manifest: Manifest) -> list[Check]:
@@ -128,16 +127,26 @@ def verify_graph(folder: Path, graph: Graph, samples: Sequence[Sample], manifest
 def verify_engine(
     folder: Path, graph: Graph, samples: Sequence[Sample], manifest: Manifest, options: EngineOptions
 ) -> tuple[list[Check], BuildReport]:
-    """Compile the graph with its target's runtime here, and compare what the engine says."""
+    """Compile the graph with its target's runtime here, and compare what the engine says.
+
+    The engine lies beside `folder` for that time: the system's folder for temporary files is often in memory. Raises
+    `OutputError` where it cannot be written.
+    """
     backend = get_backend(graph.target)
-    with tempfile.TemporaryDirectory(prefix="edgevtx-verify-") as temporary:
-        report = backend.build(folder / graph.file, Path(temporary), options)
-        engine = backend.open(folder / graph.file, Path(temporary), options)
-        try:
-            with engine.new_runtime() as runtime:
-                checks = _engine_checks(runtime, samples, manifest, options.precision)
-        finally:
-            engine.close()
+    try:
+        with tempfile.TemporaryDirectory(prefix="verify-", dir=folder.parent) as temporary:
+            report = backend.build(folder / graph.file, Path(temporary), options)
+            engine = backend.open(folder / graph.file, Path(temporary), options)
+            try:
+                with engine.new_runtime() as runtime:
+                    checks = _engine_checks(runtime, samples, manifest, options.precision)
+            finally:
+                engine.close()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the {graph.target} engine that is to be verified to {folder.parent}: {disk.explain(error)}, "
+            "or choose another --out"
+        ) from error
     return checks, report
 
 
@@ -234,5 +243,8 @@ def _conclude(verdict: Verdict, reason: str = "") -> Verdict:
             f"outputs that should differ do so by {verdict.sensitivity:g} tolerances only (at least {SENSITIVE:g} "
             "are needed): these weights or images cannot show a fault"
         )
+        return msgspec.structs.replace(verdict, status="insensitive", reason=words)
+    if empty := find_empty(verdict.checks, verdict.precision):
+        words = f"{explain(empty)}; give --images that show what it detects"
         return msgspec.structs.replace(verdict, status="insensitive", reason=words)
     return msgspec.structs.replace(verdict, reason=reason)

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgevtx.errors import CompileError, InputError, RuntimeUnavailableError
+from edgevtx.errors import CompileError, InputError, OutputError, RuntimeUnavailableError
 from edgevtx.runtimes import context, host, precision, sample
 from edgevtx.runtimes.base import Arrays, BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
 
@@ -69,7 +69,10 @@ def fingerprint(options: EngineOptions) -> dict[str, str]:
 
 
 def build(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
-    """Optimise `graph`, save it, and prove its precision by one profiled run; see `base.Backend`."""
+    """Optimise `graph`, save it, and prove its precision by one profiled run; see `base.Backend`.
+
+    Raises `OutputError` where the engine cannot be saved, such as on a full disk.
+    """
     ort = _package()
     providers = _providers(ort, options)
     settings = _settings(ort, options, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -79,10 +82,17 @@ def build(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="edgevtx-profile-") as profile:
+    with tempfile.TemporaryDirectory(prefix="profile-", dir=folder) as profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(profile) / "run")
-        session = _session(ort, graph, settings, providers)
+        try:
+            session = _session(ort, graph, settings, providers)
+        except CompileError as error:
+            _check_graph(ort, graph, options, providers)
+            raise OutputError(
+                f"ONNX Runtime opens {graph.name}, but cannot save its engine in {folder}: free space on that disk, or "
+                "choose another folder"
+            ) from error
         seconds = time.perf_counter() - started
         found = precision.shares(_work(_profile(session, graph)))
     precision.require(options.precision, found, target=TARGET, device=providers[0])
@@ -186,6 +196,14 @@ def _session(ort: Any, model: Path, settings: Any, providers: tuple[str, ...]) -
     return session
 
 
+def _check_graph(ort: Any, graph: Path, options: EngineOptions, providers: tuple[str, ...]) -> None:
+    """Raise `CompileError` where `graph` cannot be opened, even without saving anything.
+
+    ONNX Runtime's own words are the same for a graph that it refuses and a disk that is full.
+    """
+    _session(ort, graph, _settings(ort, options, ort.GraphOptimizationLevel.ORT_ENABLE_ALL), providers)
+
+
 def _specs(nodes: Any) -> tuple[TensorSpec, ...]:
     specs = []
     for node in nodes:
@@ -203,7 +221,14 @@ def _profile(session: Any, graph: Path) -> list[dict[str, Any]]:
         raise CompileError(
             f"ONNX Runtime built {graph.name}, but cannot run it once to read its precision: {host.first_line(error)}"
         ) from error
-    events = json.loads(Path(session.end_profiling()).read_text())
+    path = Path(session.end_profiling())
+    try:
+        events = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # ONNX Runtime does not say that it could not write all of it
+        raise OutputError(
+            f"ONNX Runtime's profile of {graph.name} in {path.parent} cannot be read: {host.first_line(error)}; free "
+            "space on that disk, or choose another folder"
+        ) from error
     return [event["args"] for event in events if event.get("name", "").endswith("_kernel_time")]
 
 

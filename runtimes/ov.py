@@ -20,11 +20,11 @@ from edgevtx.runtimes import context, host, precision
 from edgevtx.runtimes.base import Arrays, BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
 
 TARGET = "openvino"
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16")
 BLOB = "engine.blob"
 
 # precision -> (OpenVINO's name of the type, the capability that a device must state for it)
-_TYPES = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
+_TYPES = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16")}
 
 # a dynamic dimension's size when operations are weighed; all of a graph's share it, so it nearly cancels out
 _NOMINAL = 64

@@ -122,7 +122,9 @@ def compare(model_path: Path, folder: Path, pixel_values: Array) -> float:
     """The largest difference of the converted model to the original, in standard deviations of the output."""
     import torch
     from transformers import Dinov2Model
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = Dinov2Model.from_pretrained(folder, local_files_only=True).eval()
     with torch.no_grad():
         found = model(pixel_values=torch.from_numpy(pixel_values)).last_hidden_state.numpy()

@@ -21,14 +21,25 @@ from edgevtx.export.samples import load_photos
 from edgevtx.export.verify import make_samples
 
 VARIANTS = {"static": BuildOptions(), "dynamic-batch": BuildOptions(batch=None)}
+# more of some families, for the options that change their graphs further
+MORE = {
+    "vit": {"top-k": BuildOptions(top_k=3)},
+    "dino": {"attention": BuildOptions(attention=True), "camera": BuildOptions(frame=(90, 160))},
+    "detr": {"camera": BuildOptions(frame=(90, 160), top_k=20)},
+    "rtdetr": {"top-k": BuildOptions(top_k=20)},
+}
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for family in FAMILIES:
-        for model_type, config in get_recipe(family).tiny_config().items():
+        configs = get_recipe(family).tiny_config()
+        for model_type, config in configs.items():
             for variant, build in VARIANTS.items():
                 _export(folder, family, f"{model_type}-{variant}", config, build)
+        model_type, config = next(iter(configs.items()))
+        for variant, build in MORE.get(family, {}).items():
+            _export(folder, family, f"{model_type}-{variant}", config, build)
 
 
 def _export(folder: Path, family: str, name: str, config: dict[str, object], build: BuildOptions) -> None:

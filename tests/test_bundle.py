@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ import pytest
 from edgevtx import archive, bundle, cache
 from edgevtx.bundle import Bundle, write_bundle, write_golden
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
-from edgevtx.manifest import decode, encode
+from edgevtx.manifest import DetectDecode, decode, encode
 
 
 @pytest.fixture(autouse=True)
@@ -188,10 +189,16 @@ def _edit_manifest(folder: Path, **changes: Any) -> None:
     (folder / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, **changes)))
 
 
+def _seal(data: bytes) -> bytes:
+    """Put a changed manifest's own digest right, by the words of docs/bundle.md."""
+    blank = data.replace(json.loads(data)["sha256"].encode() or b"\0", b"")
+    return blank.replace(b'"sha256": ""', b'"sha256": "%s"' % hashlib.sha256(blank).hexdigest().encode())
+
+
 def test_a_newer_major_schema_is_refused_and_a_newer_minor_read(folder: Path) -> None:
     _edit_manifest(folder, schema="1.9")
     data = (folder / "manifest.json").read_bytes()
-    (folder / "manifest.json").write_bytes(data.replace(b"{", b'{"novelty": 1,', 1))
+    (folder / "manifest.json").write_bytes(_seal(data.replace(b"{", b'{"novelty": 1,', 1)))
     assert Bundle.open(folder).manifest.schema == "1.9"
     _edit_manifest(folder, schema="2.0")
     with pytest.raises(BundleError, match=r"schema 2\.0, this edgevtx reads 1\.x"):
@@ -207,13 +214,62 @@ def test_a_newer_major_schema_is_refused_and_a_newer_minor_read(folder: Path) ->
         (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "link is a link|link in .* is a link"),
         (lambda folder: (folder / "weights.bin").write_bytes(b"short"), "weights.bin in .* has 5 bytes"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is no JSON"),
-        (lambda folder: (folder / "manifest.json").write_text('{"schema": "1.0"}'), "not of schema"),
+        (lambda folder: (folder / "manifest.json").write_text('{"schema": "1.0"}'), "not state its own sha256"),
+        (
+            lambda folder: (folder / "manifest.json").write_bytes(_seal(b'{"schema": "1.0", "sha256": ""}')),
+            "not of schema",
+        ),
     ],
 )
 def test_unsafe_folders_are_refused(folder: Path, change: Any, message: str) -> None:
     change(folder)
     with pytest.raises(BundleError, match=message):
         Bundle.open(folder)
+
+
+def test_any_flipped_bit_of_a_manifest_is_refused(folder: Path) -> None:
+    data = (folder / "manifest.json").read_bytes()
+    decode(data)
+    for at in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << bit
+            with pytest.raises(BundleError):
+                decode(bytes(flipped))
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "repacked"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"smoke"', b'"smokd"'),  # a label
+        (b'"threshold": 0.25', b'"threshold": 0.35'),
+        (b'"recommended": {\n    "onnxruntime": "fp32"', b'"recommended": {\n    "onnxruntime": "fp3r"'),
+        (b'"notes"', b'"nodes"'),  # a field that is then unknown, and ignored
+        (b'"sha256": "', b'"sha257": "'),  # the digest itself
+    ],
+)
+def test_a_changed_manifest_is_refused_even_after_a_good_load(
+    parts: Any, tmp_path: Path, form: str, old: bytes, new: bytes
+) -> None:
+    decode_rule = DetectDecode(top_k=5, threshold=0.25)
+    manifest = msgspec.structs.replace(parts.manifest, task="detect", decode=decode_rule, labels=("fire", "smoke"))
+    path = write_bundle(parts.folder, manifest, tmp_path / ("made" if form == "folder" else "made.vtx"))
+    data = (Bundle.open(path).root / "manifest.json").read_bytes()
+    at = data.rindex(old)
+    changed = data[:at] + new + data[at + len(old) :]
+    if form == "folder":
+        (path / "manifest.json").write_bytes(changed)
+    elif form == "zip":
+        path.write_bytes(path.read_bytes().replace(data, changed))
+    else:  # the zip's own sums agree
+        with zipfile.ZipFile(path) as archived:
+            entries = {info.filename: archived.read(info) for info in archived.infolist()}
+        with zipfile.ZipFile(path, "w") as archived:
+            for name, content in {**entries, "manifest.json": changed}.items():
+                archived.writestr(name, content)
+    with pytest.raises(BundleError, match="no whole zip" if form == "zip" else r"own SHA-256|its own sha256"):
+        Bundle.open(path)
 
 
 def test_a_manifest_that_names_paths_outside_is_refused(folder: Path) -> None:
@@ -252,17 +308,23 @@ def test_a_full_disk_leaves_no_half_bundle(
         Bundle.open(out)
 
 
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(OSError(errno.ENOSPC, "No space left on device"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
 def test_a_folder_that_cannot_be_renamed_into_place_leaves_the_old_one(
-    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, seen: Any
 ) -> None:
     out = write_bundle(parts.folder, parts.manifest, tmp_path / "tiny")
     real = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
-        return _full() if self.name == "bundle" else real(self, target)
+        if self.name == "bundle":
+            raise error
+        return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OutputError, match="the disk is full"):
+    with pytest.raises(seen):
         write_bundle(parts.folder, msgspec.structs.replace(parts.manifest, name="other"), out)
     assert Bundle.open(out).manifest.name == "tiny"
 
@@ -308,7 +370,7 @@ def test_the_first_graph_that_serves_is_selected(parts: Any, folder: Path) -> No
         for variant, versions in (("old", ">=1.23"), ("new", ">=1.30"))
     )
     manifest = msgspec.structs.replace(opened.manifest, graphs=(new, old))
-    chosen = Bundle(opened.root, manifest, opened.digest).select_graph
+    chosen = Bundle(opened.root, manifest, opened.digest, opened.path).select_graph
     assert chosen("onnxruntime", "1.32.0", "fp32").variant == "new"
     assert chosen("onnxruntime", "1.23.2", "fp32").variant == "old"
     assert chosen("null", "1", "bf16").variant == "new"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgevtx.compare import SENSITIVE, TOLERANCES, assign, box_iou, compare, error_of, sensitivity
+from edgevtx.compare import SENSITIVE, TOLERANCES, assign, box_iou, compare, error_of, find_empty, sensitivity
 from edgevtx.manifest import ClassifyDecode, DetectDecode, EmbedDecode
 
 DETECT = DetectDecode(top_k=40, threshold=0.3)
@@ -151,10 +151,56 @@ def test_a_wrong_top_class_fails_at_every_precision():
     assert failed(classes(), found, CLASSIFY, "bf16")
 
 
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+def test_two_classes_exchanged_in_every_image_fail_however_far_the_scores_are_off(precision):
+    reference = {"scores": np.tile(np.float32([0.97, 0.03]), (8, 1)), "class_ids": np.tile([0, 1], (8, 1))}
+    found = {"scores": reference["scores"].copy(), "class_ids": np.tile([1, 0], (8, 1))}
+    assert failed(reference, found, CLASSIFY, precision)
+
+
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+def test_scores_must_come_best_first(precision):
+    order = [0, 2, 1, 3, 4]
+    reference = classes()
+    found = {name: array[:, order] for name, array in classes().items()}
+    assert failed(reference, found, CLASSIFY, precision) == ["task: classes"]
+
+
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+def test_boxes_of_an_engine_that_finds_nothing_fail_however_low_the_scores(precision):
+    reference = detections()
+    reference["scores"] = np.linspace(0.345, 0.305, 80, dtype=np.float32).reshape(2, 40)
+    found = {name: np.zeros_like(array) for name, array in reference.items()}
+    assert "task: boxes above 0.3" in failed(reference, found, DETECT, precision)
+
+
+@pytest.mark.parametrize("name", ["boxes", "scores"])
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+def test_nan_fails_where_the_reference_finds_nothing_too(precision, name):
+    reference = detections()
+    reference["scores"] = reference["scores"] * np.float32(0.2)
+    found = {**reference, name: np.full_like(reference[name], np.nan)}
+    assert failed(reference, found, DETECT, precision) == ["finite values"]
+
+
+def test_a_task_without_anything_to_compare_proves_nothing_where_only_the_task_is_judged():
+    reference = detections()
+    reference["scores"] = reference["scores"] * np.float32(0.2)
+    for precision, empty in (("fp32", None), ("bf16", "task: boxes above 0.3")):
+        found = find_empty(compare(reference, reference, DETECT, precision), precision)
+        assert (found.name if found else None) == empty
+
+
+def test_many_ties_among_classes_fail():
+    reference = {"scores": np.full((3, 5), 0.2, np.float32), "class_ids": np.tile(np.arange(5), (3, 1))}
+    found = {"scores": reference["scores"], "class_ids": reference["class_ids"] + 2}
+    assert failed(reference, found, CLASSIFY) == ["task: classes"]
+
+
 def test_rotated_features_fail_at_every_precision():
     found = features()
     found["patches"] = found["patches"][..., ::-1].copy()
-    assert failed(features(), found, EMBED, "bf16") == ["task: cosine of patches"]
+    assert "task: cosine of patches" in failed(features(), found, EMBED, "bf16")
 
 
 def test_error_is_in_standard_deviations_of_the_reference():

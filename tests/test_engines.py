@@ -73,7 +73,7 @@ def test_compiled_once_and_found_again(
 
 
 def test_never_compiling(opened: Bundle, target: str) -> None:
-    with pytest.raises(CompileError, match=f"edgevtx compile tiny.vtx --target {target} --device CPU --precision fp32"):
+    with pytest.raises(CompileError, match=f"edgevtx compile {opened.path} --target {target} --device CPU --precision"):
         prepare_engine(opened, target, OPTIONS, compile="never")
     assert cache.entries() == []
     prepare_engine(opened, target, OPTIONS)

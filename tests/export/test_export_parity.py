@@ -61,6 +61,13 @@ def test_a_change_of_the_detections(change, passes, passes_loosely):
     assert compare_results(reference, change(reference), exact=False).passed == passes_loosely
 
 
+def test_the_best_are_compared_where_none_is_confident():
+    reference = replace(detections(), scores=detections().scores * np.float32(0.2))
+    check = compare_results(reference, reference)
+    assert check.passed and check.compared == 40
+    assert not compare_results(reference, replace(reference, boxes=reference.boxes + np.float32(0.6))).passed
+
+
 def test_a_wrong_top_class_fails():
     wrong = replace(classes(), class_ids=np.array([2, 4, 9], np.int64))
     assert not compare_results(classes(), wrong).passed

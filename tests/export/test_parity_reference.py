@@ -74,6 +74,8 @@ def test_host_and_graph_together_are_the_processor(name, config_folder, photos):
         ({"do_resize": False}, "does not resize"),
         ({"size": {"longest_edge": 224}}, "expected height and width, or edges"),
         ({"size": {"wide": 224}}, "is not usable"),
+        ({"resample": 9}, r"resample 9 is unknown; expected .*2 \(bilinear\)"),
+        ({"resample": "bicubic"}, "resample 'bicubic' is unknown|is not usable"),
     ],
 )
 def test_a_processor_that_does_something_else_is_refused(config, sentence, config_folder):

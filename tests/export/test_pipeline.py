@@ -15,9 +15,11 @@ from edgevtx.bundle import Bundle
 from edgevtx.errors import CompileError, InputError, OutputError, VerificationError
 from edgevtx.export import pipeline, verify
 from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.parity import compare_results
 from edgevtx.export.pipeline import ExportOptions, export
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe
 from edgevtx.export.samples import load_photos
+from edgevtx.results import Detections
 
 FP32 = ExportOptions()
 
@@ -41,18 +43,22 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_goes_from_checkpoint_to_result(family, seeded, tmp_path):
+def test_every_family_goes_from_checkpoint_to_the_answer_of_the_reference(family, seeded, photos, tmp_path):
     report = export(family, seeded(family), tmp_path / f"{family}.vtx", FP32)
     assert [(item.target, item.status) for item in report.manifest.verdicts] == [
         ("openvino", "passed-here"),
         ("onnxruntime", "passed-here"),
     ]
-    frame = load_photos(None)[1].frame
+    frame = photos["coffee"]  # no image of the verification
+    reference = get_recipe(family).build(seeded(family), BuildOptions()).reference(frame)
     for runtime in ("openvino", "onnxruntime"):
         with edgevtx.load(tmp_path / f"{family}.vtx", runtime=runtime) as model:
             assert model.info.verdict == "passed-here"
             assert model.info.precision_share.get("f32", 0) > 0.99
-            assert type(model(frame)).__name__ == get_recipe(family).result
+            found = model(frame, threshold=0.0) if isinstance(reference, Detections) else model(frame)
+            assert type(found).__name__ == get_recipe(family).result
+            check = compare_results(reference, found)
+            assert check.passed and check.compared >= 5, check
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -207,9 +213,15 @@ def test_bf16_is_proven_on_openvino_and_not_offered_on_onnx_runtime(seeded, tmp_
         (ExportOptions(targets=("onnxruntime",), precisions=("bf16",)), "bf16"),
         (ExportOptions(targets=("coreml",)), "coreml"),
         (ExportOptions(precisions=("fp31",)), "fp31"),
+        (
+            ExportOptions(precisions=("fp32", "fp16")),
+            "'fp16' .* choose of .*openvino at fp32, bf16",
+        ),
+        (ExportOptions(targets=("onnxruntime", "null")), "null"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_the_work(options, words, seeded, tmp_path):
+def test_what_cannot_be_exported_is_refused_before_the_work(options, words, seeded, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "get_recipe", lambda family: pytest.fail("the work began"))
     with pytest.raises(InputError, match=words):
         export("vit", seeded("vit"), tmp_path / "no.vtx", options)
     assert not list(tmp_path.glob("*.vtx"))
@@ -239,6 +251,31 @@ def test_a_full_disk_leaves_no_half_bundle(seeded, tmp_path, monkeypatch):
         export("vit", seeded("vit"), tmp_path / "model.vtx", FP32)
     assert not list(tmp_path.glob("*.vtx"))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("place", ["edgevtx.export.pipeline.write_golden", "edgevtx.runtimes.ov.build"])
+def test_a_full_disk_during_verification_is_one_sentence(place, seeded, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(place, full)
+    with pytest.raises(OutputError, match=r"cannot write the .* the disk is full; free space"):
+        export("vit", seeded("vit"), tmp_path / "model.vtx", FP32)
+    assert not list(tmp_path.glob("*.vtx"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_engines_are_verified_beside_the_bundle_to_be(seeded, tmp_path, monkeypatch):
+    """A system's folder for temporary files is often in memory, and an engine may have gigabytes."""
+    from edgevtx.runtimes import ort
+
+    build, folders = ort.build, []
+    monkeypatch.setattr(
+        ort, "build", lambda graph, folder, options: [folders.append(folder), build(graph, folder, options)][1]
+    )
+    export("vit", seeded("vit"), tmp_path / "out" / "model.vtx", replace(FP32, targets=("onnxruntime",)))
+    assert [folder.is_relative_to(tmp_path / "out") for folder in folders] == [True]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.vtx"]
 
 
 def test_compile_never_says_how_to_compile(seeded, tmp_path):

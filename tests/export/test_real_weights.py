@@ -14,9 +14,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+import edgevtx  # noqa: E402
 from edgevtx.decode import decode  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
+from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.processor import load_processor, reference_inputs  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
 from edgevtx.preprocess import prepare  # noqa: E402
@@ -82,3 +84,16 @@ def test_its_patches_find_their_places_in_a_mirrored_photograph(folder, photos):
     places = np.stack(np.divmod(np.arange(18 * 27), 27), 1)
     found = places[(features @ back.T).argmax(1)]
     assert (np.abs(found - places).max(1) <= 1).mean() > 0.35
+
+
+def test_its_bundle_answers_as_the_reference_does_on_both_runtimes(folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    options = ExportOptions(build=BuildOptions(attention=True))
+    report = export("dino", Checkpoint.open(folder), tmp_path / "vit_s14.vtx", options)
+    assert [item.status for item in report.manifest.verdicts] == ["passed-here", "passed-here"]
+    reference = get_recipe("dino").build(Checkpoint.open(folder), options.build).reference
+    for runtime in ("openvino", "onnxruntime"):
+        with edgevtx.load(tmp_path / "vit_s14.vtx", runtime=runtime) as model:
+            for name in ("astronaut", "chelsea"):
+                check = compare_results(reference(photos[name]), model(photos[name]))
+                assert check.passed and check.compared >= 257 + 6, check

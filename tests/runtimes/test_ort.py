@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevtx.errors import CompileError, RuntimeUnavailableError
+from edgevtx.errors import CompileError, OutputError, RuntimeUnavailableError
 from edgevtx.runtimes import ort, precision, sample
 from edgevtx.runtimes.base import EngineOptions
 
@@ -37,6 +38,20 @@ def test_fp32_is_f32(tiny_graph: Callable[..., Any], folder: Path, options: dict
     assert report.precision_share == {"f32": 1.0}
     assert (report.device, report.target_version) == ("CPU", onnxruntime.__version__)
     assert {path.name for path in folder.iterdir()} == {ort.MODEL, ort.WEIGHTS}  # and no profile
+
+
+@pytest.mark.parametrize("size", [100, 1500])  # of the weights; of the graph, which is written after them
+def test_an_engine_that_cannot_be_saved_is_an_output_error(graph: Path, folder: Path, size: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)  # as a full disk: writing beyond it fails
+    with pytest.raises(OutputError, match=r"cannot save its engine in .*engine: free space"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            ort.build(graph, folder, EngineOptions())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    graph.write_bytes(b"no graph")
+    with pytest.raises(CompileError, match=r"cannot open graph.any.onnx"):
+        ort.build(graph, folder, EngineOptions())
 
 
 def test_the_work_is_counted(graph: Path, folder: Path) -> None:
