@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +64,9 @@ def command(
     from edgevtx.predictor import load
     from edgevtx.profile import profile
 
-    with common.stages("prepare frames") as progress:
-        given, name, read = _frames(source, size, warmup + frames)
+    if out is not None:
+        _refuse_unwritable(Path(out))
+    with common.stages("prepare frames") as progress, _frames(source, size, warmup + frames) as (given, name, read):
         progress("load the model")
         with load(bundle, progress=progress, **common.engine_arguments(options)) as model:
             progress(f"measure {frames} frames")
@@ -80,19 +83,35 @@ def command(
         _print(found)
 
 
-def _frames(source: str | None, size: tuple[int, int], count: int) -> tuple[Iterator[Any], str, bool]:
+def _refuse_unwritable(path: Path) -> None:
+    """Raise `OutputError` before anything is measured for a file that could not be written afterwards."""
+    problem = ""
+    if path.is_dir():
+        problem = "it is a folder"
+    elif path.exists():
+        problem = "" if os.access(path, os.W_OK) else "permission denied"
+    elif not path.parent.is_dir():
+        problem = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        problem = f"permission denied in {path.parent}"
+    if problem:
+        raise OutputError(f"cannot write {path}: {problem}; choose another --out")
+
+
+@contextlib.contextmanager
+def _frames(source: str | None, size: tuple[int, int], count: int) -> Iterator[tuple[Iterator[Any], str, bool]]:
     """Frames, what they are, and whether reading them is part of the measurement."""
     from edgevtx.profile import synthetic_frames
     from edgevtx.stream.sources import Capture, open_source
 
     if source is None:
         height, width = size
-        return itertools.cycle(synthetic_frames(size, min(count, RING))), f"synthetic {width}x{height}", False
-    opened = open_source(source)
-    images = (frame.image for frame in opened)
-    if isinstance(opened, Capture):
-        return images, opened.name, True
-    return itertools.cycle(list(itertools.islice(images, RING))), opened.name, False
+        yield itertools.cycle(synthetic_frames(size, min(count, RING))), f"synthetic {width}x{height}", False
+        return
+    with open_source(source) as opened:
+        images = (frame.image for frame in opened)
+        read = isinstance(opened, Capture)
+        yield images if read else itertools.cycle(list(itertools.islice(images, RING))), opened.name, read
 
 
 def _print(found: Profile) -> None:

@@ -15,6 +15,7 @@ import click
 from edgevtx.cli import common
 
 if TYPE_CHECKING:
+    from edgevtx.predictor import ModelInfo
     from edgevtx.results import Result
     from edgevtx.stream.pipeline import Record, Summary
     from edgevtx.stream.sinks import Sink
@@ -55,7 +56,8 @@ def command(
       edgevtx run fire.vtx clip.mp4 --out results
       edgevtx run fire.vtx 0 --json | jq .result
 
-    Without --out, results are printed. Ctrl-C ends the run with complete files.
+    Without --out, results are printed. Ctrl-C ends the run with complete files. A file of a folder that cannot be
+    used is skipped, and named at the end.
     """
     from edgevtx.predictor import load
     from edgevtx.stream.pipeline import run
@@ -67,6 +69,7 @@ def command(
         targets = {} if folder is None else plan_outputs(folder, opened, jsonl_only, overwrite)
         with common.stages("load the model") as progress:
             model = stack.enter_context(load(bundle, progress=progress, **common.engine_arguments(options)))
+        click.echo(engine_words(model.info), err=True)
         sinks = open_sinks(targets, opened, overwrite)
         if as_json:
             sinks.append(_json_sink())
@@ -198,6 +201,11 @@ class _Rate:
         return (len(self._times) - 1) / span if span else 0.0
 
 
+def engine_words(info: ModelInfo) -> str:
+    """What a model runs on, on one line."""
+    return f"{info.name}: {info.runtime} {info.runtime_version} on {info.device}, {info.precision}"
+
+
 def _print(record: Record) -> None:
     frame = record.frame
     place = frame.source if frame.position is None else f"{frame.position:8.2f} s"
@@ -229,6 +237,11 @@ def report(summary: Summary, written: list[Path]) -> None:
     if summary.frames:
         times = ", ".join(f"{stage} {value:.1f}" for stage, value in summary.stage_ms.items())
         out.print(f"mean ms a frame, overlapped: {times}", soft_wrap=True)
+    if summary.skipped:
+        files = "1 file" if len(summary.skipped) == 1 else f"{len(summary.skipped)} files"
+        out.print(f"skipped {files} that could not be used:", soft_wrap=True)
+    for skipped in summary.skipped:
+        out.print(f"  {skipped}", soft_wrap=True, markup=False)
     for note in summary.notes:
         out.print(f"note: {note}", soft_wrap=True)
     for path in written:

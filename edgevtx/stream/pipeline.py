@@ -8,15 +8,16 @@ The engine uses all cores; the other steps fill the gaps that its parallel secti
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgevtx.stream.sources import Frame, Source
+from edgevtx.errors import InputError
+from edgevtx.stream.sources import Frame, Skipped, Source
 
 if TYPE_CHECKING:
     from edgevtx.results import Result
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STAGES = ("read", "preprocess", "engine", "decode", "write")
 _GRACE_SECONDS = 2.0  # how long a stopped run waits for a camera that has fallen silent
+_CAPTURE_SECONDS = 1.0  # how long a camera's last read is waited for: less than the grace, which includes it
 
 
 @dataclass
@@ -44,13 +46,15 @@ class Record:
 @dataclass
 class Summary:
     """A finished run. `stage_ms` is the mean of each stage; `dropped` counts frames of a live source that were
-    superseded by newer ones; `stopped` says that the run was ended from outside."""
+    superseded by newer ones; `skipped` are the files of a folder that could not be used; `stopped` says that the
+    run was ended from outside."""
 
     frames: int = 0
     seconds: float = 0.0
     dropped: int = 0
     stopped: bool = False
     stage_ms: dict[str, float] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -84,10 +88,15 @@ def run(
 ) -> Summary:
     """Run `predictor` over every frame of `source` (at most `limit`) and give each result to every sink.
 
-    Of a live source the newest frame is taken, and older ones are dropped. `on_record` is called on the writer
-    thread, after the sinks. Setting `stop` ends the run after the frames that were already read; they are
-    written. The sinks are closed in any case, KeyboardInterrupt included, so that their files are complete.
-    The first error of any stage stops all stages and is raised once, after the sinks were closed.
+    Of a live source the newest frame is taken, and older ones are dropped. Of a folder, what cannot be read and
+    what `predictor.prepare` refuses is skipped, told to the sinks and listed in the summary; `limit` does not count
+    it, and `InputError` is raised where nothing else was there. `on_record` is called on the writer thread, after
+    the sinks.
+
+    Setting `stop` ends the run after the frames that were already read; they are written. The sinks are closed in
+    any case, KeyboardInterrupt included, so that their files are complete; a second KeyboardInterrupt meanwhile
+    gives up the frames that wait to be written. The first error of any stage stops all stages and is raised once,
+    after the sinks were closed.
     """
     return _Run(source, predictor, sinks, stop or threading.Event(), on_record).go(
         {"roi": roi, "rotation": rotation}, {"threshold": threshold, "top_k": top_k}, limit
@@ -109,8 +118,10 @@ class _Run:
         self.stop, self.on_record = stop, on_record
         self.failure: BaseException | None = None
         self.finished = threading.Event()  # the run is over, for whatever reason: the reader must not go on
-        self.prepared: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self.inferred: queue.Queue[_Item | None] = queue.Queue(maxsize=2)
+        self.hurried = threading.Event()  # what waits to be written is given up
+        self.writing = threading.Lock()  # no sink is closed while it writes
+        self.prepared: queue.SimpleQueue[_Item | Skipped | None] = queue.SimpleQueue()
+        self.inferred: queue.Queue[_Item | Skipped | None] = queue.Queue(maxsize=2)
         # A live frame is taken only when the engine starts on the one before: one waits, not two.
         self.slots = threading.Semaphore(1 if source.live else 2)
         self.totals = dict.fromkeys(STAGES, 0.0)
@@ -119,23 +130,40 @@ class _Run:
     def go(self, prepare: dict[str, Any], decode: dict[str, Any], limit: int | None) -> Summary:
         begin = time.perf_counter()
         reader = threading.Thread(target=self._read, args=(prepare, limit), name="edgevtx-read", daemon=True)
-        writer = threading.Thread(target=self._write, args=(decode,), name="edgevtx-write")
-        reader.start()
-        writer.start()
+        writer = threading.Thread(target=self._write, args=(decode,), name="edgevtx-write", daemon=True)
         try:
-            self._infer()
-        except BaseException as error:
+            try:
+                writer.start()
+                reader.start()
+                self._infer()
+            except BaseException as error:
+                self._fail(error)
+            self._join(reader, writer)
+        except BaseException as error:  # Ctrl-C while the last frames are written
             self._fail(error)
+            self.hurried.set()
+            self._join(reader, writer)
         finally:
-            self.finished.set()
-            self.slots.release()
-            self.inferred.put(None)
-            writer.join()
-            reader.join(_GRACE_SECONDS if self.source.live else None)
             self._close_sinks()
+        if self.failure is None and self.summary.skipped and not self.summary.frames and not self.stop.is_set():
+            count, first = len(self.summary.skipped), self.summary.skipped[0]
+            self._fail(InputError(f"none of the {count} files in {self.source.name} could be used; {first}"))
         if self.failure is not None:
             raise self.failure
         return self._summarise(begin)
+
+    def _join(self, reader: threading.Thread, writer: threading.Thread) -> None:
+        """Have both threads come to their end; where it was interrupted it may be called again."""
+        self.finished.set()
+        self.slots.release()
+        while True:
+            with contextlib.suppress(queue.Full):
+                self.inferred.put(None, timeout=0.1)
+            if not writer.is_alive():
+                break
+            writer.join(0.1)
+        if reader.is_alive():
+            reader.join(_GRACE_SECONDS if self.source.live or self.hurried.is_set() else None)
 
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
@@ -143,28 +171,46 @@ class _Run:
         self.finished.set()
 
     def _read(self, options: dict[str, Any], limit: int | None) -> None:
-        frames = newest(self.source, self.finished) if self.source.live else iter(self.source)
-        try:
-            for _ in itertools.count() if limit is None else range(limit):
-                self.slots.acquire()
-                if self.stop.is_set() or self.finished.is_set():
-                    break
-                begin = time.perf_counter()
-                frame = next(frames, None)
-                if frame is None:
-                    break
-                read = time.perf_counter()
-                prepared = self.predictor.prepare(frame.image, **options)
-                stages = {"read": _ms(begin, read), "preprocess": _ms(read, time.perf_counter())}
-                self.prepared.put(_Item(frame, prepared, stages))
-        except BaseException as error:
-            if not self.stop.is_set():  # a camera that fails while it is being stopped is no failure
-                self._fail(error)
-        finally:
-            self.prepared.put(None)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.prepared.put, None)
+            try:
+                frames = iter(self.source)
+                if self.source.live:
+                    frames = stack.enter_context(contextlib.closing(newest(frames, self.finished)))
+                given = told = 0
+                while limit is None or given < limit:
+                    self.slots.acquire()
+                    if self.stop.is_set() or self.finished.is_set():
+                        break
+                    begin = time.perf_counter()
+                    frame = next(frames, None)
+                    for skipped in self.source.skipped[told:]:
+                        self.prepared.put(skipped)
+                    told = len(self.source.skipped)
+                    if frame is None:
+                        break
+                    given += self._prepare(frame, options, begin)
+            except BaseException as error:
+                if not self.stop.is_set():  # a camera that fails while it is being stopped is no failure
+                    self._fail(error)
 
-    def _next(self) -> _Item | None:
-        """The next prepared frame; None at the end, or when a stopped source keeps silent."""
+    def _prepare(self, frame: Frame, options: dict[str, Any], begin: float) -> bool:
+        """Hand a frame on to the engine; False where it was refused, and skipped."""
+        read = time.perf_counter()
+        try:
+            prepared = self.predictor.prepare(frame.image, **options)
+        except InputError as error:
+            if not self.source.skips:
+                raise
+            self.prepared.put(Skipped(frame.index, frame.source, str(error)))
+            self.slots.release()
+            return False
+        stages = {"read": _ms(begin, read), "preprocess": _ms(read, time.perf_counter())}
+        self.prepared.put(_Item(frame, prepared, stages))
+        return True
+
+    def _next(self) -> _Item | Skipped | None:
+        """The next prepared frame, or file that was skipped; None at the end, or when a stopped source keeps silent."""
         waited = 0.0
         while True:
             try:
@@ -176,29 +222,41 @@ class _Run:
 
     def _infer(self) -> None:
         while (item := self._next()) is not None and not self.finished.is_set():
-            self.slots.release()
-            begin = time.perf_counter()
-            item.outputs = self.predictor.infer(item.prepared)
-            item.stages["engine"] = _ms(begin, time.perf_counter())
+            if isinstance(item, _Item):
+                self.slots.release()
+                begin = time.perf_counter()
+                item.outputs = self.predictor.infer(item.prepared)
+                item.stages["engine"] = _ms(begin, time.perf_counter())
             self.inferred.put(item)
 
     def _write(self, options: dict[str, Any]) -> None:
         broken = False
         while (item := self.inferred.get()) is not None:
-            if broken:
-                continue  # keep emptying the queue: the engine's thread must not block on it
-            try:
-                self._write_one(item, options)
-            except BaseException as error:
-                broken = True
-                self._fail(error)
+            with self.writing:
+                if self.hurried.is_set():
+                    return
+                if broken:
+                    continue  # keep emptying the queue: the engine's thread must not block on it
+                try:
+                    if isinstance(item, _Item):
+                        self._write_one(item, options)
+                    else:
+                        self._skip(item)
+                except BaseException as error:
+                    broken = True
+                    self._fail(error)
+
+    def _skip(self, item: Skipped) -> None:
+        for sink in self.sinks:
+            sink.skip(item)
+        self.summary.skipped.append(item)
 
     def _write_one(self, item: _Item, options: dict[str, Any]) -> None:
         begin = time.perf_counter()
         (result,) = self.predictor.decode(item.outputs, item.prepared, **options)
         decoded = time.perf_counter()
         item.stages["decode"] = _ms(begin, decoded)
-        record = Record(item.frame, result, item.stages, max(0.0, time.time() - item.frame.captured))
+        record = Record(item.frame, result, item.stages, time.monotonic() - item.frame.monotonic)
         for sink in self.sinks:
             sink.write(record)
         item.stages["write"] = _ms(decoded, time.perf_counter())
@@ -210,11 +268,12 @@ class _Run:
             self.on_record(record)
 
     def _close_sinks(self) -> None:
-        for sink in self.sinks:
-            try:
-                sink.close()
-            except BaseException as error:
-                self._fail(error)
+        with self.writing:
+            for sink in self.sinks:
+                try:
+                    sink.close()
+                except BaseException as error:
+                    self._fail(error)
 
     def _summarise(self, begin: float) -> Summary:
         found = self.summary
@@ -227,23 +286,25 @@ class _Run:
         return found
 
 
-def newest(source: Source, finished: threading.Event) -> Iterator[Frame]:
+def newest(frames: Iterator[Frame], finished: threading.Event) -> Generator[Frame, None, None]:
     """The frames of a live source, each the newest when it is asked for.
 
-    A thread keeps reading, so that neither the driver's nor the network's buffer fills with old frames.
+    A thread keeps reading, so that neither the driver's nor the network's buffer fills with old frames. Closing
+    the generator ends the thread, unless the camera keeps it in a read.
     """
     changed = threading.Condition()
+    closed = threading.Event()
     slot: list[Frame] = []
     ended: list[BaseException | None] = []
 
     def read() -> None:
         error: BaseException | None = None
         try:
-            for frame in source:
+            for frame in frames:
                 with changed:
                     slot[:] = [frame]
                     changed.notify()
-                if finished.is_set():
+                if closed.is_set() or finished.is_set():
                     break
         except BaseException as problem:
             error = problem
@@ -251,17 +312,22 @@ def newest(source: Source, finished: threading.Event) -> Iterator[Frame]:
             ended.append(error)
             changed.notify()
 
-    threading.Thread(target=read, name="edgevtx-capture", daemon=True).start()
-    while True:
-        with changed:
-            changed.wait_for(lambda: slot or ended or finished.is_set(), timeout=0.5)
-            frame = slot.pop() if slot else None
-            if frame is None and (ended or finished.is_set()):
-                if ended and ended[0] is not None:
-                    raise ended[0]
-                return
-        if frame is not None:
-            yield frame
+    thread = threading.Thread(target=read, name="edgevtx-capture", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: slot or ended or finished.is_set(), timeout=0.5)
+                frame = slot.pop() if slot else None
+                if frame is None and (ended or finished.is_set()):
+                    if ended and ended[0] is not None:
+                        raise ended[0]
+                    return
+            if frame is not None:
+                yield frame
+    finally:
+        closed.set()
+        thread.join(_CAPTURE_SECONDS)
 
 
 def _ms(begin: float, end: float) -> float:

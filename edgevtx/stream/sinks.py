@@ -16,11 +16,13 @@ from typing import Any
 
 import msgspec
 
+from edgevtx import disk
 from edgevtx.errors import OutputError
 from edgevtx.stream.pipeline import Record
-from edgevtx.stream.sources import import_cv2
+from edgevtx.stream.sources import Skipped, import_cv2
 
 _SPARE_BYTES = 32 << 20  # left free so that a video's index can still be written when the disk fills
+_LONGEST_GAP = 10.0  # seconds of a live source without frames that its video shows as a standing picture
 _WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -32,6 +34,9 @@ class Sink:
 
     def write(self, record: Record) -> None:
         raise NotImplementedError
+
+    def skip(self, skipped: Skipped) -> None:
+        """Take note of a file that gave no result."""
 
     def close(self) -> None:
         pass
@@ -64,8 +69,9 @@ def record_dict(record: Record) -> dict[str, Any]:
 class JsonLines(Sink):
     """One JSON object a line, a line a frame, each in the file before the next frame is handled.
 
-    `path` None is standard output. No file is left where no frame came. `stages_ms` of a line has no "write": the
-    line is written before it is known.
+    A file that was skipped has a line too: its number, its name, and the `error`. `path` None is standard output.
+    No file is left where nothing was written. `stages_ms` of a line has no "write": the line is written before it
+    is known.
     """
 
     def __init__(self, path: Path | None, *, overwrite: bool = False) -> None:
@@ -81,10 +87,15 @@ class JsonLines(Sink):
                 raise _unwritable(path, error) from None
 
     def write(self, record: Record) -> None:
-        line = msgspec.json.encode(record_dict(record)) + b"\n"
+        self._write(record_dict(record))
+
+    def skip(self, skipped: Skipped) -> None:
+        self._write({"frame": skipped.index, "source": skipped.source, "error": skipped.error})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        line = msgspec.json.encode(row) + b"\n"
         if self.path is None:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            _print(line)
             return
         rest = memoryview(line)
         try:
@@ -141,7 +152,8 @@ class AnnotatedVideo(Sink):
     """All frames with their results drawn, as one MPEG-4 file (`mp4v`, which every build of OpenCV can write).
 
     With `realtime` frames are repeated so that the video plays at the speed of a live source that was read with
-    gaps. The file is opened again after closing: OpenCV reports no error while it writes.
+    gaps; longer ones than ten seconds are shortened to that. The file is opened again after closing: OpenCV reports
+    no error while it writes.
     """
 
     def __init__(self, path: Path, *, fps: float, realtime: bool = False, overwrite: bool = False) -> None:
@@ -154,27 +166,38 @@ class AnnotatedVideo(Sink):
         self._size = (0, 0)
         self._written = 0
         self._start = 0.0
+        self._shortened = 0.0
 
     def write(self, record: Record) -> None:
         height, width = record.frame.image.shape[:2]
         if self._writer is None:
-            self._open((height, width), record.frame.captured)
+            self._open((height, width), record.frame.monotonic)
         if (height, width) != self._size:
             self.close()
             raise OutputError(
                 f"the source changed from {self._size[1]}x{self._size[0]} to {width}x{height}; "
                 f"{self.path} holds the frames before, write the rest elsewhere"
             )
-        if shutil.disk_usage(self.path.parent).free < _SPARE_BYTES:
-            self.close()
-            raise OutputError(f"the disk of {self.path} is full; it holds the {self._written} frames before")
         picture = record.result.draw(record.frame.image)
-        due = self._written + 1
-        if self.realtime:
-            due = round((record.frame.captured - self._start) * self.fps) + 1
-        while self._written < due:
+        for _ in range(self._repeats(record.frame.monotonic)):
+            if shutil.disk_usage(self.path.parent).free < _SPARE_BYTES:
+                self.close()
+                raise OutputError(f"the disk of {self.path} is full; it holds the {self._written} frames before")
             self._writer.write(picture)
             self._written += 1
+
+    def _repeats(self, moment: float) -> int:
+        """How often a frame of `moment` is written, so that the video has come as far as its source."""
+        if not self.realtime:
+            return 1
+        repeats = round((moment - self._start) * self.fps) + 1 - self._written
+        most = max(1, round(_LONGEST_GAP * self.fps))
+        if repeats <= most:
+            return repeats
+        excess = (repeats - most) / self.fps
+        self._start += excess
+        self._shortened += excess
+        return most
 
     def _open(self, size: tuple[int, int], start: float) -> None:
         self._size, self._start = size, start
@@ -198,10 +221,22 @@ class AnnotatedVideo(Sink):
         found = self.cv2.VideoCapture(str(self.path))
         frames = int(found.get(self.cv2.CAP_PROP_FRAME_COUNT)) if found.isOpened() else 0
         found.release()
+        if self._shortened:
+            self.notes.append(f"{self.path} leaves out {self._shortened:.0f} s in which no frame came")
         if frames < self._written:
             raise OutputError(
                 f"{self.path} holds {max(0, frames)} of the {self._written} frames written; is the disk full?"
             )
+
+
+def _print(line: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # who reads had enough, which is no failure
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {disk.explain(error)}") from None
 
 
 def make_folder(folder: Path) -> None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ from edgevtx.errors import RuntimeUnavailableError, SourceError
 
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 10_000
+CLOSE_SECONDS = 1.0  # how long `close` waits for another thread that is reading
 _EXACT_COUNT = {".mp4", ".mov", ".m4v", ".avi"}  # containers that list their frames; others give an estimate
 
 
@@ -35,8 +37,9 @@ class Frame:
     """One frame of a source.
 
     `image` is (H,W,3) uint8 BGR, upright. `index` counts from 0 in the source; a frame that was skipped leaves a
-    gap. `captured` is when it was taken (camera, stream) or read (file), in unix seconds. `source` is the file,
-    or the camera's or stream's name without credentials. `position` is the place in a video file in seconds.
+    gap. `captured` is when it was taken (camera, stream) or read (file), in unix seconds; `monotonic` is the same
+    moment in seconds of `time.monotonic`, which no correction of the clock moves. `source` is the file, or the
+    camera's or stream's name without credentials. `position` is the place in a video file in seconds.
     """
 
     image: NDArray[np.uint8]
@@ -44,23 +47,39 @@ class Frame:
     captured: float
     source: str
     position: float | None = None
+    monotonic: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that gave no result, and why; `index` and `source` are as those of a `Frame`."""
+
+    index: int
+    source: str
+    error: str
+
+    def __str__(self) -> str:
+        return self.error if self.source in self.error else f"{self.source}: {self.error}"
 
 
 class Source:
     """An iterable of `Frame`, to be iterated once; a context manager.
 
     `live` says that frames come at their own pace and that a late reader must drop, not queue. `fps`, `size`
-    (height, width) and `count` are what the source announces, None where it does not. `notes` grows while it is
-    read: files that were skipped, a video that was cut short.
+    (height, width) and `count` are what the source announces, None where it does not. `skips` says that a frame
+    which cannot be used is no reason to end: the next one has nothing to do with it. `skipped` and `notes` grow
+    while the source is read: files that could not be read, a video that was cut short.
     """
 
     live = False
+    skips = False
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.fps: float | None = None
         self.size: tuple[int, int] | None = None
         self.count: int | None = None
+        self.skipped: list[Skipped] = []
         self.notes: list[str] = []
 
     def __iter__(self) -> Iterator[Frame]:
@@ -124,7 +143,9 @@ class ImageFile(Source):
 
 
 class ImageFolder(Source):
-    """The images directly in a folder, by name. What cannot be read as an image is skipped and noted."""
+    """The images directly in a folder, by name. What cannot be read as an image is skipped, and is in `skipped`."""
+
+    skips = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -139,19 +160,17 @@ class ImageFolder(Source):
     def __iter__(self) -> Iterator[Frame]:
         from edgevtx.images import read_image
 
-        skipped: list[str] = []
+        given = 0
         for index, path in enumerate(self.paths):
             try:
                 image = read_image(path)
-            except SourceError:
-                skipped.append(path.name)
+            except SourceError as error:
+                self.skipped.append(Skipped(index, str(path), str(error)))
                 continue
             yield Frame(image, index, time.time(), str(path))
-        if len(skipped) == len(self.paths):
-            raise SourceError(f"none of the {len(skipped)} files in {self.name} is an image that can be read")
-        if skipped:
-            more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-            self.notes.append(f"skipped what is no readable image: {', '.join(skipped[:3])}{more}")
+            given += 1
+        if not given:
+            raise SourceError(f"none of the {len(self.paths)} files in {self.name} is an image that can be read")
 
 
 def _is_image(path: Path) -> bool:
@@ -164,6 +183,8 @@ def _is_image(path: Path) -> bool:
         return False
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}; check its permissions") from None
+    except (Image.DecompressionBombError, SyntaxError, ValueError, EOFError):
+        return True  # `read_image` says what is wrong with it
 
 
 # -- video -----------------------------------------------------------------------------------------------------
@@ -174,30 +195,38 @@ class Capture(Source):
 
     `live` is what the address suggests; a video file behind a URL is found to be none.
     Of a file that ends within a frame, the whole frames are given and `notes` says how many are missing.
+    `close` may be called while another thread reads: that thread's iteration ends.
     """
 
     def __init__(self, address: str | int | Path, *, name: str, live: bool) -> None:
         super().__init__(name)
         self._address = address
+        self._reading = threading.Lock()  # OpenCV crashes if a capture is released while a thread is in it
         self._capture = _open_capture(address, name)
         self.fps, self.size, self.count = _announced(self._capture)
         # a URL whose frames are counted is a file on a server
         self.live = live and not (isinstance(address, str) and self.count)
 
     def __iter__(self) -> Iterator[Frame]:
-        import cv2
-
         index = 0
-        while self._capture is not None and self._capture.grab():
-            captured = time.time()
-            whole, image = self._capture.retrieve()
-            if not whole:
-                break
-            position = None if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            yield Frame(image, index, captured, self.name, position)
+        while (frame := self._read(index)) is not None:
+            yield frame
             index += 1
         if self._capture is not None:
             self._note_end(index)
+
+    def _read(self, index: int) -> Frame | None:
+        """The next frame; None at the end, and once the source was closed."""
+        import cv2
+
+        with self._reading:
+            capture = self._capture
+            if capture is None or not capture.grab():
+                return None
+            captured, monotonic = time.time(), time.monotonic()
+            whole, image = capture.retrieve()
+            position = None if self.live else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return Frame(image, index, captured, self.name, position, monotonic) if whole else None
 
     def _note_end(self, given: int) -> None:
         if not given:
@@ -213,8 +242,12 @@ class Capture(Source):
 
     def close(self) -> None:
         capture, self._capture = self._capture, None
-        if capture is not None:
-            capture.release()
+        # From a camera that hangs nothing is taken away: its thread frees the capture when it comes back, or never.
+        if capture is not None and self._reading.acquire(timeout=CLOSE_SECONDS):
+            try:
+                capture.release()
+            finally:
+                self._reading.release()
 
 
 def import_cv2(purpose: str) -> Any:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import resource
+import sys
+import types
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,16 +21,20 @@ from edgevtx.results import Classification
 from edgevtx.stream import sinks
 from edgevtx.stream.pipeline import Record
 from edgevtx.stream.sinks import AnnotatedImages, AnnotatedVideo, JsonLines
-from edgevtx.stream.sources import Frame
+from edgevtx.stream.sources import Frame, Skipped
 
 
 @pytest.fixture
 def record(picture: Any) -> Any:
     def make(
-        index: int = 0, source: str = "clip.mp4", size: tuple[int, int] = (96, 128), captured: float = 0.0
+        index: int = 0,
+        source: str = "clip.mp4",
+        size: tuple[int, int] = (96, 128),
+        captured: float = 0.0,
+        monotonic: float = 0.0,
     ) -> Record:
         position = None if source.endswith((".png", ".gif")) else index / 25
-        frame = Frame(picture(index, *size), index, captured or 1_700_000_000.25 + index, source, position)
+        frame = Frame(picture(index, *size), index, captured or 1_700_000_000.25 + index, source, position, monotonic)
         result = Classification(np.array([7], np.int64), np.array([0.5], np.float32), ("thing",))
         return Record(frame, result, {"engine": 1.25}, 0.125)
 
@@ -69,6 +77,13 @@ def test_a_line_holds_the_frame_its_times_and_its_result(tmp_path: Path, record:
     )
 
 
+def test_a_skipped_file_has_a_line_with_its_error(tmp_path: Path) -> None:
+    with JsonLines(tmp_path / "results.jsonl") as sink:
+        sink.skip(Skipped(3, "photos/a.txt", "photos/a.txt is not an image"))
+    row = json.loads((tmp_path / "results.jsonl").read_text())
+    assert row == {"frame": 3, "source": "photos/a.txt", "error": "photos/a.txt is not an image"}
+
+
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, record: Any) -> None:
     path = tmp_path / "results.jsonl"
     sink = JsonLines(path)
@@ -81,6 +96,16 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, record: Any) -> None:
     sink.close()
     assert [json.loads(row)["frame"] for row in path.read_text().splitlines()] == [0, 1]
     assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_full_disk_behind_standard_output_is_said(record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(buffer=Full()))
+    with pytest.raises(OutputError, match="standard output: the disk is full"):
+        JsonLines(None).write(record())
 
 
 def test_a_run_without_frames_leaves_no_file(tmp_path: Path) -> None:
@@ -137,11 +162,45 @@ def test_a_live_video_plays_at_the_speed_of_the_source(tmp_path: Path, record: A
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "annotated.mp4"
     with AnnotatedVideo(path, fps=10, realtime=True) as sink:
-        for index, captured in enumerate([100.0, 100.5, 101.0]):
-            sink.write(record(index, captured=captured))
+        for index, monotonic in enumerate([100.0, 100.5, 101.0]):
+            sink.write(record(index, monotonic=monotonic))
     capture = cv2.VideoCapture(str(path))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 11
     capture.release()
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_live_video_does_not_follow_the_clock(tmp_path: Path, record: Any, step: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "annotated.mp4"
+    with AnnotatedVideo(path, fps=10, realtime=True) as sink:
+        for index in range(4):
+            captured = 1_700_000_000 + index / 10 + (step if index > 1 else 0)
+            sink.write(record(index, captured=captured, monotonic=5 + index / 10))
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 4
+
+
+def test_a_long_gap_of_a_live_video_is_shortened(tmp_path: Path, record: Any) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "annotated.mp4"
+    with AnnotatedVideo(path, fps=2, realtime=True) as sink:
+        for index, monotonic in enumerate([5.0, 5.5, 3605.5, 3606.0]):
+            sink.write(record(index, monotonic=monotonic))
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 2 + 20 + 1  # ten seconds of the gap
+    assert sink.notes == [f"{path} leaves out 3590 s in which no frame came"]
+
+
+def test_the_disk_may_fill_while_a_frame_is_repeated(
+    tmp_path: Path, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    free = iter([sinks._SPARE_BYTES] * 3)
+    monkeypatch.setattr(sinks.shutil, "disk_usage", lambda path: type("Usage", (), {"free": next(free, 0)}))
+    sink = AnnotatedVideo(tmp_path / "a.mp4", fps=10, realtime=True)
+    sink.write(record(0, monotonic=5.0))
+    with pytest.raises(OutputError, match="full; it holds the 3 frames before"):
+        sink.write(record(1, monotonic=6.0))
+    assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
 def test_a_video_whose_source_changes_size_ends_complete(tmp_path: Path, record: Any) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import functools
 import http.server
+import struct
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from edgevtx.errors import RuntimeUnavailableError, SourceError
+from edgevtx.stream import sources
 from edgevtx.stream.sources import Capture, open_source, redact
 
 
@@ -41,7 +44,11 @@ def test_folder_is_read_by_name_and_says_what_it_skipped(tmp_path: Path, picture
     with open_source(tmp_path) as source:
         names = [Path(frame.source).name for frame in source]
     assert names == ["a.png", "b.png", "c.png"]
-    assert source.notes == ["skipped what is no readable image: broken.jpg, notes.txt"]
+    assert [(item.index, item.source) for item in source.skipped] == [
+        (2, str(tmp_path / "broken.jpg")),
+        (4, str(tmp_path / "notes.txt")),
+    ]
+    assert "damaged or truncated" in str(source.skipped[0]) and "is not an image" in str(source.skipped[1])
 
 
 def test_video_frames_come_in_order_with_their_positions(make_video: Any, picture: Any) -> None:
@@ -93,6 +100,7 @@ def test_a_video_that_ends_within_a_frame_gives_the_whole_frames_and_says_so(
         ("empty.mp4", "no image or video that can be read"),
         ("cut.mp4", "no image or video that can be read"),
         ("cut.png", "cut.png"),
+        ("huge.png", "huge.png is refused as a possible decompression bomb"),
         ("empty", "holds no files"),
         ("texts", "none of the 1 files"),
         ("97", "camera is connected"),
@@ -111,6 +119,9 @@ def test_what_cannot_be_read_is_one_clear_error(
     (tmp_path / "texts" / "a.txt").write_text("hello")
     whole = save(tmp_path / "whole.png", picture(1)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+    (tmp_path / "huge.png").write_bytes(huge)
     place = spec if spec == "97" or "://" in spec else str(tmp_path / spec)
     with pytest.raises(SourceError) as caught, open_source(place) as source:
         list(source)
@@ -149,6 +160,53 @@ def test_closing_twice_is_allowed_and_ends_the_iteration(make_video: Any) -> Non
     source.close()
     source.close()
     assert list(frames) == []
+
+
+class SlowHandle:
+    """A capture whose `grab` takes until `go`; it notes when it is released, and whether a thread is in it then."""
+
+    def __init__(self) -> None:
+        self.inside, self.go = threading.Event(), threading.Event()
+        self.released: list[bool] = []
+
+    def get(self, key: int) -> float:
+        return 0.0
+
+    def grab(self) -> bool:
+        self.inside.set()
+        self.go.wait(60)
+        self.inside.clear()
+        return True
+
+    def retrieve(self) -> tuple[bool, Any]:
+        assert not self.released
+        return True, np.zeros((4, 4, 3), np.uint8)
+
+    def release(self) -> None:
+        self.released.append(self.inside.is_set())
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_camera_is_not_released_while_a_thread_is_in_it(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cv2")
+    handle = SlowHandle()
+    monkeypatch.setattr(sources, "_open_capture", lambda address, name: handle)
+    monkeypatch.setattr(sources, "CLOSE_SECONDS", 0.2 if hangs else 60.0)
+    camera = Capture(0, name="camera 0", live=True)
+    frames: list[Any] = []
+    reader = threading.Thread(target=lambda: frames.extend(camera), daemon=True)
+    reader.start()
+    assert handle.inside.wait(60)
+    if hangs:
+        camera.close()
+        assert handle.released == []
+        handle.go.set()
+    else:
+        threading.Timer(0.1, handle.go.set).start()
+        camera.close()
+        assert handle.released == [False]
+    reader.join(60)
+    assert not reader.is_alive() and len(frames) <= 1
 
 
 def test_the_users_ffmpeg_options_stay(make_video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
