@@ -180,6 +180,20 @@ def engine(path: Path, target: str, precision: str, feeds: dict[str, Any]) -> Ca
     return lambda: request.infer(values, share_inputs=True, share_outputs=False)
 
 
+def our_engine(graph: Path, target: str, precision: str, feeds: dict[str, Any]) -> Call:
+    """The engine as `edgevtx.load` opens it, from what the backend built into the cache."""
+    from edgevtx.runtimes import get_backend
+    from edgevtx.runtimes.base import EngineOptions
+
+    backend, options = get_backend(target), EngineOptions(precision=precision)
+    folder = graph.parent / f"engine-{target}-{precision}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    backend.build(graph, folder, options)
+    runtime = backend.open(graph, folder, options).new_runtime()
+    return lambda: runtime.run(feeds)
+
+
 def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> tuple[dict[str, Call], dict[str, str]]:
     """A call for each route and for ours; and why a route has none."""
     height, width = SIZES[name]
@@ -196,9 +210,9 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
         except Exception as error:
             calls.pop(route, None)
             failed[route] = str(error).strip().splitlines()[0]
-    calls[OURS] = engine(our_graphs(name)[target], target, precision, frames)
+    calls[OURS] = our_engine(our_graphs(name)[target], target, precision, frames)
     if name == "detr_r50_800":
-        calls[DYNAMIC] = engine(our_graphs(name, dynamic=True)[target], target, precision, frames)
+        calls[DYNAMIC] = our_engine(our_graphs(name, dynamic=True)[target], target, precision, frames)
     return calls, failed
 
 

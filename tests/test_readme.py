@@ -1,7 +1,8 @@
-"""What README and docs show works: the Python block runs, every command parses, every link and picture is there."""
+"""What README, docs and error messages show works: Python blocks run, commands parse, links and pictures are there."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -55,6 +56,49 @@ def parse(arguments: str) -> None:
 @pytest.mark.parametrize(("page", "arguments"), sorted(set(commands())))
 def test_every_command_shown_parses(page, arguments):
     parse(arguments)
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """(file, text) of every string in the sources but docstrings, with NAME for what a format string fills in."""
+    for path in sorted({path.resolve() for folder in SOURCES for path in (ROOT / folder).resolve().rglob("*.py")}):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "NAME" for part in node.values)
+                yield path.name, "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner | prose:
+                yield path.name, node.value
+
+
+SOURCES = ("edgevtx", "edgevtx/export", "edgevtx/runtimes")  # the last two may be links
+OTHERS = {"--force-reinstall", "--no-deps", "--upgrade", "--query-gpu", "--format"}  # pip's, nvidia-smi's
+COMMAND = re.compile(r"(?:with|with:|by|run|`) ?edgevtx ([a-z]+(?: [^;,`()]*--[^;,`()]*| [a-z]+(?=[;,`)]|$))?)")
+
+
+def suggested() -> list[tuple[str, str]]:
+    """(file, arguments) of every command that a message suggests: to the end of the clause where options follow."""
+    return sorted({(name, found.strip()) for name, text in messages() for found in COMMAND.findall(text)})
+
+
+@pytest.mark.parametrize(("source", "arguments"), suggested())
+def test_every_command_suggested_parses(source, arguments):
+    parse(arguments)
+
+
+def test_commands_are_found_in_messages():
+    found = [arguments for _, arguments in suggested()]
+    assert "compile NAME --target NAME --device NAME --precision NAME" in found
+    assert any(arguments.startswith("export NAME --checkpoint PATH --out NAME --targets") for arguments in found)
+
+
+def test_every_option_that_a_message_names_exists():
+    commands = [cli, *(cli.get_command(click.Context(cli), verb) for verb in VERBS)]
+    known = {"--help", *OTHERS, *(name for command in commands for option in command.params for name in option.opts)}
+    for source, text in messages():
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
+            assert option in known, f"{source} names {option}: {text}"
 
 
 def test_the_check_of_commands_can_fail():

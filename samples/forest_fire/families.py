@@ -17,7 +17,7 @@ from transformers import (
     RTDetrResNetConfig,
 )
 
-from .convergence import anchor_queries, dense_loss, dense_proposals, even_start
+from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
 from .scenes import LABELS, render_dense, render_scene
 
@@ -45,10 +45,11 @@ class Family:
     rate: float
     repeats: int = 1
     half: bool = False  # store float16: loads back as the float32 that config.json asks for
-    backbone: str = "model.backbone"
     prepare: Callable[[Any], None] | None = None  # of a fresh model, before training
     extra_loss: Callable[[Any, Any, list[dict[str, Any]], Size], Any] | None = None  # model, outputs, labels, size
     extra_share: float = 1.0  # of the run, from its start, that has the extra loss
+    hand_over: Callable[[Any], None] | None = None  # changes weights once, after hand_over_share of the run
+    hand_over_share: float = 0.0
     rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops
     rest: tuple[str, ...] = ()
 
@@ -71,12 +72,12 @@ def rtdetr() -> RTDetrForObjectDetection:
         encoder_ffn_dim=256,
         encoder_attention_heads=4,
         hidden_expansion=0.5,
-        d_model=64,
+        d_model=128,
         decoder_in_channels=[64, 64, 64],
         decoder_ffn_dim=256,
         decoder_layers=3,
-        decoder_attention_heads=4,
-        num_queries=60,
+        decoder_attention_heads=8,
+        num_queries=40,
         num_denoising=40,
         initializer_bias_prior_prob=0.02,
         **_NAMES,
@@ -122,16 +123,17 @@ FAMILIES: dict[str, Family] = {
         kind="forest",
         stored=((352, 352), (288, 512), (320, 426)),
         scenes=2000,
-        phases=((0.0, ((256, 256),)), (0.48, ((256, 256), (320, 320))), (0.8, ((320, 320),))),
-        batch=8,
-        steps=5000,
-        rate=5e-4,
-        prepare=even_start,
+        phases=((0.0, ((256, 256),)), (0.6, ((256, 256), (320, 320))), (0.85, ((320, 320),))),
+        batch=12,
+        steps=6000,
+        rate=7e-4,
+        prepare=local_start,
         extra_loss=dense_proposals,
-        extra_share=0.24,  # longer, and the proposals crowd on the easy objects
-        # features settle before the decoder has learnt to keep one query an object, and cost most of a step
-        rest_share=0.48,
-        rest=("model.backbone", "model.encoder_input_proj", "model.encoder"),
+        hand_over=inherit_scores,
+        hand_over_share=0.2,
+        # the backbone settles first, and costs most of a step
+        rest_share=0.6,
+        rest=("model.backbone",),
     ),
     "detr": Family(
         build=detr,

@@ -3,8 +3,8 @@
     python -m samples.forest_fire.train --model rtdetr --out samples/forest_fire/checkpoint
     python -m samples.forest_fire.train --model detr --out tests/assets/tiny_detr
 
-The committed checkpoints come from such runs, stopped early: README.md says where. A run can be stopped at any time
-and taken up again with --resume; what it needs for that lies in --work.
+The committed checkpoints come from such runs; README.md says what differed. A run can be stopped at any time and
+taken up again with --resume; what it needs for that lies in --work.
 """
 
 from __future__ import annotations
@@ -38,23 +38,26 @@ _DECAY = 0.998  # of the weight average
 
 
 def trainable(family: Family) -> Any:
-    """A fresh model in training mode, every parameter learning, the backbone in bfloat16 autocast."""
+    """A fresh model in training mode, every parameter learning, all but the losses in bfloat16 autocast."""
     model = family.build()
     if family.prepare is not None:
         family.prepare(model)
     thaw(model)
     model.requires_grad_(True)
-    backbone = model.get_submodule(family.backbone)
-    plain: Callable[..., Any] = backbone.forward
+    model.set_attn_implementation("eager")  # the fused backward in bfloat16 is slower than its parts
+    core = model.model
+    plain: Callable[..., Any] = core.forward
 
     def autocast(*args: Any, **named: Any) -> Any:
-        # only here: box arithmetic and matching need more than bfloat16's eight bits
         with torch.autocast("cpu", torch.bfloat16):
-            features = plain(*args, **named)
-        return [(feature.float(), mask) for feature, mask in features]
+            outputs = plain(*args, **named)
+        for name, value in outputs.items():  # matching and losses need more than bfloat16's eight bits
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                outputs[name] = value.float()
+        return outputs
 
-    backbone.forward = autocast
-    return model.to(memory_format=torch.channels_last).train()
+    core.forward = autocast
+    return model.train()
 
 
 def store(family: Family, weights: Weights, folder: Path) -> None:
@@ -82,7 +85,7 @@ def batch_of(scenes: list[Scene], family: Family, processor: Any) -> tuple[torch
         centred = centred / torch.tensor([width, height, width, height])
         ids = torch.from_numpy(scene.class_ids)
         labels.append({"boxes": centred.repeat(family.repeats, 1).float(), "class_labels": ids.repeat(family.repeats)})
-    return pixels.contiguous(memory_format=torch.channels_last), labels
+    return pixels.contiguous(), labels
 
 
 class Trainer:
@@ -123,8 +126,22 @@ class Trainer:
             self.model.get_submodule(name).requires_grad_(False).eval()
         self.model.config.num_denoising = 0
 
+    def _hand_over(self) -> None:
+        """Change weights as the family says; what the optimiser and the average remember of them is forgotten."""
+        assert self.family.hand_over is not None
+        before = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+        self.family.hand_over(self.model)
+        changed = {n for n, w in self.model.state_dict().items() if not torch.equal(w, before[n])}
+        for name in changed:
+            self.average[name] = self.model.state_dict()[name].clone()
+        for name, parameter in self.model.named_parameters():
+            if name in changed:
+                self.optimizer.state.pop(parameter, None)
+
     def advance(self) -> float:
         """One optimiser step; returns the loss."""
+        if self.family.hand_over is not None and self.step == int(self.family.hand_over_share * self.steps):
+            self._hand_over()
         rng = np.random.default_rng((self.seed, self.step))  # so that a resumed run sees what an unbroken one sees
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         sizes = [s for start, s in self.family.phases if self.step >= start * self.steps][-1]

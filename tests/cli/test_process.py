@@ -67,6 +67,49 @@ def test_a_closed_pipe_is_no_traceback(edgevtx_process: Any, bundle: Path, long_
     assert "Traceback" not in errors and "Exception ignored" not in errors
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_a_full_disk_behind_standard_output_is_one_sentence(
+    edgevtx_process: Any, bundle: Path, photo: Path, form: list[str]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = edgevtx_process("run", bundle, photo, *form, stdout=full)
+        _, errors = process.communicate(timeout=60)
+    engine, *lines = errors.decode().splitlines()
+    assert engine.startswith("colours: ") and process.returncode == 1
+    assert lines == ["edgevtx: cannot write to standard output: the disk is full; free space"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["info"], ["info", "--json"], ["verify", "--json"], ["compile"], ["profile", "--frames", "1", "--json"]],
+    ids=" ".join,
+)
+def test_a_full_standard_output_is_one_sentence(
+    edgevtx_process: Any, bundle: Path, arguments: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_full(edgevtx_process, [arguments[0], bundle, *arguments[1:]], unbuffered, monkeypatch)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["--version"], ["cache", "list", "--json"]])
+def test_a_full_standard_output_without_a_bundle_is_one_sentence(
+    edgevtx_process: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_full(edgevtx_process, arguments, "", monkeypatch)
+
+
+def check_full(edgevtx_process: Any, arguments: list[Any], unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("this system has no /dev/full")
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with Path("/dev/full").open("wb") as full:
+        process = edgevtx_process(*arguments, stdout=full)
+    _, errors = process.communicate(timeout=60)
+    assert errors.decode() == "edgevtx: cannot write to standard output: the disk is full; free space\n"
+    assert process.returncode == 1
+
+
 def test_help_is_fast_and_debug_gives_the_traceback(edgevtx_process: Any) -> None:
     out, _ = edgevtx_process("--version").communicate(timeout=60)
     assert out.startswith(b"edgevtx ")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from edgevtx.cli import VERBS
 
 
 def sentence(text: str) -> str:
-    """Standard error, checked to be one line without a traceback."""
+    """Standard error, checked to be one line without a traceback; `run` says before it what it runs on."""
     assert "Traceback" not in text
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith("colours: ")]
     assert len(lines) == 1 and lines[0].startswith("edgevtx: "), text
     return lines[0]
 
@@ -85,12 +87,16 @@ def test_wrong_usage_is_exit_code_2_with_help(edgevtx_cli: Any, arguments: list[
         (["run", "{bundle}", "{photo}", "--top-k", "99"], 2, "99"),
         (["run", "{bundle}", "{photo}", "--roi", "500,0,600,50"], 2, "roi"),
         (["run", "{bundle}", "{photo}", "--out", "{photo}"], 1, "cannot write"),
+        (["run", "{bundle}", "{huge}"], 1, "possible decompression bomb"),
         (["run", "{failed}", "{photo}"], 3, "failed"),
-        (["run", "{wrong}", "{photo}"], 3, "differs from the reference"),
-        (["compile", "{wrong}"], 3, "differs from the reference"),
+        (["run", "{wrong}", "{photo}"], 3, "is 'failed' against the reference"),
+        (["compile", "{wrong}"], 3, "is 'failed' against the reference"),
         (["compile", "{bundle}", "--target", "onnxruntime", "--out", "ir"], 2, "OpenVINO IR"),
         (["profile", "missing.vtx"], 2, "missing.vtx"),
         (["profile", "{bundle}", "missing.mp4"], 1, "missing.mp4 does not exist"),
+        (["profile", "missing.vtx", "--out", "{photo}/p.json"], 1, "choose another --out"),
+        (["profile", "missing.vtx", "--out", "missing/p.json"], 1, "there is no folder missing"),
+        (["profile", "missing.vtx", "--out", "."], 1, "it is a folder"),
         (["families", "nonsense"], 2, "unknown family"),
         (["export", "nonsense", "--config", "x.json", "--out", "x.vtx"], 2, "unknown family"),
         (["export", "vit", "--checkpoint", "missing", "--out", "x.vtx"], 1, "missing"),
@@ -102,11 +108,15 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
     wrong_bundle: Path,
     failed_bundle: Path,
     photo: Path,
+    tmp_path: Path,
     arguments: list[str],
     code: int,
     words: str,
 ) -> None:
-    places = {"bundle": bundle, "wrong": wrong_bundle, "failed": failed_bundle, "photo": photo}
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    huge = tmp_path / "huge.png"
+    huge.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT")
+    places = {"bundle": bundle, "wrong": wrong_bundle, "failed": failed_bundle, "photo": photo, "huge": huge}
     found = edgevtx_cli(*(item.format(**places) for item in arguments))
     assert words in sentence(found.stderr)
     assert found.exit_code == code, found.stderr
@@ -163,6 +173,49 @@ def test_verify_refuses_an_answer_that_differs(edgevtx_cli: Any, wrong_bundle: P
     assert found.exit_code == 3
     assert "failed" in found.stdout
     assert "openvino fp32, onnxruntime fp32" in sentence(found.stderr)
+
+
+def test_verify_refuses_an_engine_in_another_precision(
+    edgevtx_cli: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgevtx.runtimes import ov
+
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ov, "_work", lambda model: iter([("bf16", 1)]))  # what it says that it computed in
+    found = edgevtx_cli("verify", bundle, "--json")
+    assert found.exit_code == 3
+    assert sentence(found.stderr).endswith("failed verification here on openvino fp32")
+    facts = json.loads(found.stdout)
+    verdicts = {item["target"]: item for item in facts["verdicts"]}
+    assert {name: item["status"] for name, item in verdicts.items()} == {
+        "openvino": "failed",
+        "onnxruntime": "passed-here",
+    }
+    assert "computes 100% bf16" in verdicts["openvino"]["reason"] and not facts["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 0, ""),  # nobody named the runtime that is not installed
+        (["--precision", "fp32"], 0, ""),
+        (["--runtime", "openvino"], 1, "openvino was asked for and could not be run here"),
+        (["--runtime", "openvino,onnxruntime"], 1, "openvino was asked for and could not be run here"),
+        (["--runtime", "tensorrt"], 1, "no graph for tensorrt"),
+        (["--precision", "bf16"], 1, "bf16 was asked for and could not be run here"),
+        (["--precision", "fp32,bf16"], 1, "bf16 was asked for and could not be run here"),
+        (["--runtime", "onnxruntime", "--precision", "bf16"], 1, "onnxruntime, bf16 was asked for"),
+    ],
+)
+def test_verify_runs_what_is_named_or_fails(
+    edgevtx_cli: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], code: int, words: str
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = edgevtx_cli("verify", bundle, *options)
+    assert found.exit_code == code, found.stderr
+    assert words in sentence(found.stderr) if words else "openvino was not run" in found.stdout
 
 
 def test_verify_refuses_a_file_that_differs(edgevtx_cli: Any, bundle: Path, tmp_path: Path) -> None:
@@ -228,6 +281,41 @@ def test_run_prints_the_answer(edgevtx_cli: Any, bundle: Path, photo: Path) -> N
     assert "1 frame in" in found.stderr
 
 
+def test_run_says_what_it_runs_on(edgevtx_cli: Any, bundle: Path, photo: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    found = edgevtx_cli("run", bundle, photo, "--runtime", "onnxruntime", "--json")
+    assert found.stderr.splitlines()[0] == f"colours: onnxruntime {onnxruntime.__version__} on CPU, fp32"
+    assert edgevtx_cli("run", bundle, photo).stderr.startswith("colours: openvino ")
+
+
+def test_run_names_every_file_of_a_folder_that_it_skipped(
+    edgevtx_cli: Any, bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    from edgevtx.images import write_image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(photo, folder / "large.png")
+    write_image(folder / "small.png", np.zeros((40, 40, 3), np.uint8))
+    texts = [folder / f"{name}.txt" for name in ("a", "b", "c", "d")]
+    for path in texts:
+        path.write_text("hello")
+    found = edgevtx_cli("run", bundle, folder, "--roi", "50,0,100,50", "--json")
+    assert found.exit_code == 0, found.stderr
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [(row["frame"], row["source"], "result" in row) for row in rows] == [
+        *((index, str(path), False) for index, path in enumerate(texts)),
+        (4, str(folder / "large.png"), True),
+        (5, str(folder / "small.png"), False),
+    ]
+    assert "roi" in rows[5]["error"] and "is not an image" in rows[0]["error"]
+    assert "skipped 5 files" in found.stderr
+    for path in [*texts, folder / "small.png"]:
+        assert found.stderr.count(str(path)) == 1
+    refused = edgevtx_cli("run", bundle, folder, "--roi", "500,0,600,50")
+    assert refused.exit_code == 2 and "none of the 6 files" in sentence(refused.stderr)
+
+
 def test_run_prints_json_lines(edgevtx_cli: Any, bundle: Path, clip: Path) -> None:
     found = edgevtx_cli("run", bundle, clip, "--json", "--limit", 20)
     rows = [json.loads(line) for line in found.stdout.splitlines()]
@@ -268,7 +356,7 @@ def test_run_writes_annotated_images(edgevtx_cli: Any, bundle: Path, photo: Path
     found = edgevtx_cli("run", bundle, folder, "--out", tmp_path / "out")
     assert found.exit_code == 0, found.stderr
     assert sorted(path.name for path in (tmp_path / "out" / "annotated").iterdir()) == ["a.png", "b.png"]
-    assert "note: skipped what is no readable image: readme.txt" in found.stderr
+    assert f"skipped 1 file that could not be used:\n  {folder / 'readme.txt'} is not an image" in found.stderr
     lines = edgevtx_cli("run", bundle, folder, "--out", tmp_path / "lines", "--jsonl-only")
     assert lines.exit_code == 0
     assert [path.name for path in (tmp_path / "lines").iterdir()] == ["results.jsonl"]
@@ -320,6 +408,17 @@ def test_profile(edgevtx_cli: Any, bundle: Path, clip: Path, photo: Path, tmp_pa
     assert image["stages"]["total"]["n"] == 5 and image["frame_size"] == [72, 108]
 
 
+def test_profile_gives_its_source_back(
+    edgevtx_cli: Any, bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgevtx.stream.sources import Capture
+
+    closed: list[str] = []
+    monkeypatch.setattr(Capture, "close", lambda self: closed.append(self.name))
+    assert edgevtx_cli("profile", bundle, clip, "--frames", 2, "--warmup", 1).exit_code == 0
+    assert closed == [str(clip)]
+
+
 def test_doctor(edgevtx_cli: Any, cache: Path) -> None:
     found = edgevtx_cli("doctor")
     assert found.exit_code == 0, found.stdout
@@ -350,6 +449,21 @@ def test_doctor_says_what_is_missing_and_what_helps(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "file"))
     assert [row.level for row in doctor.examine() if row.area == "cache"] == ["broken"]
+
+
+def test_doctor_refuses_versions_below_what_the_package_asks_for(
+    edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgevtx.cli import doctor
+
+    asked = ["numpy>=99", 'openvino>=2999.0; extra == "openvino"', 'torch>=99; extra == "export"', "click>=8.1"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
+    rows = {(row.area, row.name): row for row in doctor.examine()}
+    assert rows["base", "numpy"].level == "broken" and "needs >=99" in rows["base", "numpy"].value
+    assert rows["runtimes", "openvino"].level == "unusable" and "pip install" in rows["runtimes", "openvino"].help
+    assert rows["export", "torch"].level == "unusable"
+    assert rows["base", "click"].level == rows["runtimes", "onnxruntime"].level == "ok"
+    assert edgevtx_cli("doctor").exit_code == 1
 
 
 def test_families(edgevtx_cli: Any) -> None:

