@@ -5,20 +5,57 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification refused, 130 stopped
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
 
-from edgevtx import __version__
-from edgevtx.errors import EdgevtxError, InputError, SourceError, VerificationError
+from edgevtx import __version__, disk
+from edgevtx.errors import EdgevtxError, InputError, OutputError, SourceError, VerificationError
 
 VERBS = ("families", "export", "info", "verify", "compile", "run", "profile", "doctor", "cache")
 
 FAILED, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
+
+
+class StandardOutputError(OutputError):
+    """What was to be printed could not be."""
+
+
+class Output:
+    """Standard output, text or bytes, that raises `StandardOutputError` where it takes no more, such as a full disk."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def buffer(self) -> Output:
+        """The bytes below the text."""
+        return Output(self._stream.buffer)
+
+    def write(self, data: Any) -> Any:
+        """Write text or bytes."""
+        return self._try(self._stream.write, data)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *data: Any) -> Any:
+        try:
+            return call(*data)
+        except BrokenPipeError:  # who reads had enough: click leaves quietly
+            raise
+        except OSError as error:
+            raise StandardOutputError(f"cannot write to standard output: {disk.explain(error)}") from error
 
 
 class Verbs(click.Group):
@@ -35,7 +72,9 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # or a full disk is found when the interpreter ends
+            return found
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -87,7 +126,18 @@ def cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the console script calls it."""
+    # it is None where it was closed before the start
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
-        cli.main(args=None if arguments is None else list(arguments), prog_name="edgevtx")
+        with contextlib.redirect_stdout(Output(sys.stdout)):
+            cli.main(args=None if arguments is None else list(arguments), prog_name="edgevtx")
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else FAILED
+    except StandardOutputError as error:  # of --help and --version, which are printed before any verb is invoked
+        click.echo(f"edgevtx: {error}", err=True)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # already said; the interpreter would try again and complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from typing import Literal
 import click
 
 from edgevtx.cli import common
+from edgevtx.versions import in_range
 
 Level = Literal["ok", "unusable", "broken", "note"]
 
@@ -102,7 +103,22 @@ def _package(area: str, package: str, module: str, *, required: bool, extra: str
         return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), install)
     except Exception as error:  # a vendor's package may raise anything when a library of its is missing
         return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), install)
+    if too_old := _too_old(package, version):
+        return Finding(area, package, bad, too_old, install)
     return Finding(area, package, "ok", version or "installed")
+
+
+def _too_old(package: str, version: str) -> str:
+    """What is wrong with a version that edgevtx's own requirements do not admit; "" where nothing is."""
+    try:
+        requirements = metadata.requires("edgevtx") or []
+    except metadata.PackageNotFoundError:  # run from a source tree that nobody installed
+        return ""
+    for requirement in requirements:
+        found = re.match(r"([\w.-]+)\s*([<>=!~][^;]*)", requirement)
+        if found and found[1].lower() == package and version and not in_range(version, found[2]):
+            return f"{version}, but edgevtx needs {found[2].strip()}"
+    return ""
 
 
 def _opencv() -> list[Finding]:
@@ -116,7 +132,9 @@ def _opencv() -> list[Finding]:
     build = cv2.getBuildInformation()
     media = {name: _built_with(build, name) for name in ("FFMPEG", "GStreamer", "v4l/v4l2")}
     value = ", ".join([cv2.__version__, *(f"{name} {'yes' if has else 'no'}" for name, has in media.items())])
-    rows = [Finding("video", "opencv", "ok", value, "" if _at_least(cv2.__version__, 4, 8) else "4.8 or newer")]
+    if too_old := _too_old("opencv-python-headless", cv2.__version__):
+        return [Finding("video", "opencv", "unusable", too_old, 'pip install "edgevtx[opencv]"')]
+    rows = [Finding("video", "opencv", "ok", value)]
     if not media["FFMPEG"] and not media["GStreamer"]:
         rows.append(
             Finding("video", "decoding", "unusable", "OpenCV has neither FFmpeg nor GStreamer", "use another build")
@@ -142,7 +160,10 @@ def _runtimes() -> list[Finding]:
     for probe in probe_all():
         if probe.name == "null":
             continue
-        if probe.available:
+        if too_old := _too_old(probe.name, probe.version):
+            install = f'pip install --upgrade "edgevtx[{probe.name}]"'
+            rows.append(Finding("runtimes", probe.name, "unusable", too_old, install))
+        elif probe.available:
             rows.append(Finding("runtimes", probe.name, "ok", f"{probe.version} on {', '.join(probe.devices)}"))
         else:
             rows.append(Finding("runtimes", probe.name, "unusable", probe.reason, probe.install))
@@ -164,7 +185,9 @@ def _nvidia() -> list[Finding]:
         rows += [Finding("nvidia", "GPU", "note", line) for line in driver.splitlines()]
     for package in ("tensorrt", "tensorrt_rtx"):
         if importlib.util.find_spec(package) is not None:
-            rows.append(_package("nvidia", package, package, required=False, extra=package.replace("_", "-")))
+            found = _package("nvidia", package, package, required=False, extra="")
+            help_ = f"{package} must match the driver and the CUDA libraries; see NVIDIA's installation guide"
+            rows.append(replace(found, help=help_))
     return rows
 
 
@@ -183,7 +206,10 @@ def _export() -> list[Finding]:
     rows = []
     for package in EXPORT:
         try:
-            rows.append(Finding("export", package, "ok", metadata.version(package)))
+            version = metadata.version(package)
+            too_old = _too_old(package, version)
+            install = 'pip install "edgevtx[export]"' if too_old else ""
+            rows.append(Finding("export", package, "unusable" if too_old else "ok", too_old or version, install))
         except metadata.PackageNotFoundError:
             rows.append(
                 Finding(
@@ -208,10 +234,6 @@ def _cache() -> list[Finding]:
     used = sum(entry.size for entry in cache.entries())
     free = shutil.disk_usage(place).free
     return [Finding("cache", "folder", "ok", f"{root}, {common.size(used)} used, {common.size(free)} free")]
-
-
-def _at_least(version: str, *floor: int) -> bool:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= floor
 
 
 def _print(findings: list[Finding]) -> None:

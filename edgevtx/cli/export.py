@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.option("--config", metavar="PATH", help="An architecture's config.json alone; weights are seeded random.")
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="The seed of those random weights.")
 @click.option("--out", metavar="NAME.vtx", required=True, help="The bundle to write.")
-@click.option("--images", metavar="DIR", help="Your own photographs to verify on (recommended).")
+@click.option(
+    "--images", metavar="DIR", help="Your own photographs to verify on (recommended); one stays in the bundle."
+)
 @click.option(
     "--targets",
     metavar="NAME,...",

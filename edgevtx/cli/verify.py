@@ -44,10 +44,11 @@ def command(bundle: str, runtimes: tuple[str, ...], precisions: tuple[str, ...],
       edgevtx verify fire.vtx
       edgevtx verify fire.vtx --runtime openvino --precision bf16
 
-    Exit code 3 if a file differs or an answer does.
+    Exit code 3 if a file differs, an answer does, or an engine cannot be built as asked. What you name must run.
     """
     from edgevtx.bundle import Bundle
     from edgevtx.errors import BundleError
+    from edgevtx.manifest import REFUSED
 
     with common.stages("hash files") as progress:
         try:
@@ -60,12 +61,18 @@ def command(bundle: str, runtimes: tuple[str, ...], precisions: tuple[str, ...],
         _print_json(opened, verdicts, skipped)
     else:
         _print(opened, verdicts, skipped)
+    if refused := [item for item in verdicts if item.status in REFUSED]:
+        names = ", ".join(f"{item.target} {item.precision}" for item in refused)
+        raise VerificationError(f"{opened.manifest.name} failed verification here on {names}")
+    ran = {name for item in verdicts for name in (item.target, item.precision)}
+    if left := [name for name in (*runtimes, *precisions) if name not in ran]:
+        why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise RuntimeUnavailableError(
+            f"{', '.join(left)} was asked for and could not be run here ({why or 'the bundle has no graph for it'}); "
+            "leave it out to verify what can be run"
+        )
     if not verdicts:
         raise RuntimeUnavailableError("no engine could be run, so nothing was proven beyond the hashes; see doctor")
-    failed = [item for item in verdicts if item.status == "failed"]
-    if failed:
-        names = ", ".join(f"{item.target} {item.precision}" for item in failed)
-        raise VerificationError(f"{opened.manifest.name} does not give the reference's answer here on {names}")
 
 
 def replay_all(
@@ -75,7 +82,12 @@ def replay_all(
     device: str,
     progress: Callable[[str], None],
 ) -> tuple[list[Verdict], dict[str, str]]:
-    """The golden sample's verdict for every target and precision; and why others were left out."""
+    """The golden sample's verdict for every target and precision; and why others were left out.
+
+    An engine that its runtime cannot build as asked, or builds in another precision, is a failed verdict. Left out is
+    what this machine does not have: a runtime, a device, a processor's bf16.
+    """
+    from edgevtx.manifest import Verdict
     from edgevtx.runtimes import probe
 
     verdicts, skipped = [], {}
@@ -95,8 +107,10 @@ def replay_all(
                 progress(f"{target} {precision}")
                 try:
                     verdicts.append(replay_one(bundle, target, precision, device))
-                except (RuntimeUnavailableError, CompileError) as error:
+                except RuntimeUnavailableError as error:
                     skipped[f"{target} {precision}"] = str(error)
+                except CompileError as error:
+                    verdicts.append(Verdict(target=target, precision=precision, status="failed", reason=str(error)))
     return verdicts, skipped
 
 
