@@ -47,7 +47,6 @@ class Family:
     half: bool = False  # store float16: loads back as the float32 that config.json asks for
     prepare: Callable[[Any], None] | None = None  # of a fresh model, before training
     extra_loss: Callable[[Any, Any, list[dict[str, Any]], Size], Any] | None = None  # model, outputs, labels, size
-    extra_share: float = 1.0  # of the run, from its start, that has the extra loss
     hand_over: Callable[[Any], None] | None = None  # changes weights once, after hand_over_share of the run
     hand_over_share: float = 0.0
     rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops

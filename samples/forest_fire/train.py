@@ -153,7 +153,7 @@ class Trainer:
             group["lr"] = self._rate()
         outputs = self.model(pixel_values=pixels, labels=labels)
         loss = outputs.loss
-        if self.family.extra_loss is not None and self.step < self.family.extra_share * self.steps:
+        if self.family.extra_loss is not None:
             loss = loss + self.family.extra_loss(self.model, outputs, labels, size)
         self.optimizer.zero_grad()
         loss.backward()
