@@ -71,6 +71,7 @@ def child(who: str, runtime: str, path: Path) -> None:
     if who == "ours":
         start = perf_counter()
         importlib.import_module("edgevtx.predictor")
+        importlib.import_module("edgevtx.runtimes").get_backend(runtime)
         steps["imports"] = perf_counter() - start
     start = perf_counter()
     keep = load_bare(runtime, path) if who == "bare" else load_ours(runtime, path, steps)

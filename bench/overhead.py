@@ -12,16 +12,27 @@ vendor's call costs, which is added to the overhead that is held to the demand.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 import click
+import cv2
 import numpy as np
 from common import Report, photographs, threshold_for
 from models import bundle
+from PIL import Image
 
 LIMITS = {"pillow": "<= 8", "opencv": "<= 2"}
 STAGES = ("preprocess", "engine", "decode")
+
+
+BARE: dict[str, Callable[[np.ndarray], object]] = {
+    "Pillow, one thread": lambda frame: np.asarray(
+        Image.fromarray(frame).resize((640, 640), Image.Resampling.BILINEAR)
+    ),
+    "OpenCV linear, no antialiasing": lambda frame: cv2.resize(frame, (640, 640)),
+}
 
 
 class Case:
@@ -63,9 +74,16 @@ def main(rounds: int, warmup: int, results: int, model: str) -> None:
     report = Report("overhead", f"Beside the engine: {model} from a 1080p frame", settings)
     cases = [Case(resize, runtime, model) for resize in LIMITS for runtime in ("openvino", "null")]
     threshold = threshold_for(cases[0].model, photographs(), results)
+    bare: dict[str, list[float]] = {name: [] for name in BARE}
+    frames = itertools.cycle(photographs())
     for index in range(-warmup, rounds):
         for case in cases if index % 2 else reversed(cases):
             case.call(threshold, record=index >= 0)
+        for name, resize in BARE.items():
+            frame = next(frames)
+            start = perf_counter()
+            resize(frame)
+            bare[name] += [1e3 * (perf_counter() - start)] if index >= 0 else []
     table = report.table(
         "Milliseconds a call, medians",
         *("resize", "runtime", "preprocess", "engine", "decode", "whole", "all but the engine", "p95", "results"),
@@ -75,6 +93,9 @@ def main(rounds: int, warmup: int, results: int, model: str) -> None:
         over = case.overhead()
         shown = (float(np.median(over)), float(np.percentile(over, 95)), int(np.median(case.found)))
         table.add(case.resize, case.runtime, *medians, *shown)
+    alone = report.table("The resize alone, by the library itself: how fast this machine was", "call", "ms, median")
+    for name, times in bare.items():
+        alone.add(name, float(np.median(times)))
     by_key = {(case.resize, case.runtime): case for case in cases}
     for resize, limit in LIMITS.items():
         wrapper = float(np.median(by_key[resize, "null"].times["engine"]))
@@ -82,6 +103,7 @@ def main(rounds: int, warmup: int, results: int, model: str) -> None:
         report.demand(f"ms beside the engine, resize {resize}", limit, found)
     report.notes.append("the demand's figure is the median of whole - engine, plus the null runtime's engine stage")
     report.raw = {f"{case.resize} {case.runtime}": case.times for case in cases}
+    report.raw["resize alone"] = bare
     report.finish()
 
 

@@ -22,6 +22,8 @@ import numpy as np
 from common import FOLDER, Report, photographs, ratio, threshold_for
 from models import bundle
 
+from edgevtx.stream.sources import Source, open_source
+
 STAGES = ("read", "preprocess", "engine", "decode", "write")
 
 
@@ -46,19 +48,15 @@ def make_clip(frames: int, size: tuple[int, int] = (1080, 1920)) -> Path:
     return path
 
 
-class Endless:
+class Endless(Source):
     """A file source that starts again at its end, and that several runs read on from, one after the other."""
 
-    live = False
-
     def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
         self.path = path
-        self.name, self.fps, self.size, self.count, self.notes = str(path), None, None, None, []
         self._frames = self._loop()
 
     def _loop(self) -> Iterator[Any]:
-        from edgevtx.stream.sources import open_source
-
         while True:
             with open_source(self.path) as source:
                 yield from source
