@@ -3,7 +3,8 @@
     reader thread           caller's thread     writer thread
     read -> preprocess  ->  engine          ->  decode -> sinks
 
-The engine uses all cores; the other steps fill the gaps that its parallel sections leave.
+Reading, decoding and the sinks fill the gaps that the engine's parallel sections leave. Preprocessing overlaps with an
+engine on another device, and takes turns with one on the CPU.
 """
 
 from __future__ import annotations
@@ -120,6 +121,11 @@ class _Run:
         self.finished = threading.Event()  # the run is over, for whatever reason: the reader must not go on
         self.hurried = threading.Event()  # what waits to be written is given up
         self.writing = threading.Lock()  # no sink is closed while it writes
+        # An engine on the CPU uses every core, and each of its parallel sections waits for its slowest thread: what
+        # resizes meanwhile costs it twice what it takes. So they take turns there (bench/throughput.py).
+        self.cores: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if predictor.info.device == "CPU" else contextlib.nullcontext()
+        )
         self.prepared: queue.SimpleQueue[_Item | Skipped | None] = queue.SimpleQueue()
         self.inferred: queue.Queue[_Item | Skipped | None] = queue.Queue(maxsize=2)
         # A live frame is taken only when the engine starts on the one before: one waits, not two.
@@ -198,14 +204,17 @@ class _Run:
         """Hand a frame on to the engine; False where it was refused, and skipped."""
         read = time.perf_counter()
         try:
-            prepared = self.predictor.prepare(frame.image, **options)
+            with self.cores:
+                start = time.perf_counter()
+                prepared = self.predictor.prepare(frame.image, **options)
+                stop = time.perf_counter()
         except InputError as error:
             if not self.source.skips:
                 raise
             self.prepared.put(Skipped(frame.index, frame.source, str(error)))
             self.slots.release()
             return False
-        stages = {"read": _ms(begin, read), "preprocess": _ms(read, time.perf_counter())}
+        stages = {"read": _ms(begin, read), "preprocess": _ms(start, stop)}
         self.prepared.put(_Item(frame, prepared, stages))
         return True
 
@@ -224,8 +233,9 @@ class _Run:
         while (item := self._next()) is not None and not self.finished.is_set():
             if isinstance(item, _Item):
                 self.slots.release()
-                begin = time.perf_counter()
-                item.outputs = self.predictor.infer(item.prepared)
+                with self.cores:
+                    begin = time.perf_counter()
+                    item.outputs = self.predictor.infer(item.prepared)
                 item.stages["engine"] = _ms(begin, time.perf_counter())
             self.inferred.put(item)
 

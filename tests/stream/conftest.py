@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,21 @@ from edgevtx.results import Classification
 
 @dataclass
 class FakePredictor:
-    """Answers a frame's top-left blue value as its class id. `fail_at` names a step and the frame it fails at."""
+    """Answers a frame's top-left blue value as its class id. `fail_at` names a step and the frame it fails at.
+
+    `together` says whether a frame was prepared while the engine ran.
+    """
 
     fail_at: tuple[str, int] | None = None
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prepare", "infer", "decode"), 0))
     seconds: float = 0.0
+    device: str = "GPU"
+    together: bool = False
+    running: bool = False
+
+    @property
+    def info(self) -> Any:
+        return SimpleNamespace(device=self.device)
 
     def _step(self, name: str) -> None:
         if self.fail_at == (name, self.calls[name]):
@@ -28,13 +39,16 @@ class FakePredictor:
 
     def prepare(self, frame: Any, **options: Any) -> Any:
         self._step("prepare")
+        self.together |= self.running
         return int(frame[0, 0, 0])
 
     def infer(self, prepared: Any) -> dict[str, Any]:
         import time
 
         self._step("infer")
+        self.running = True
         time.sleep(self.seconds)
+        self.running = False
         return {"ids": np.array([prepared], np.int64)}
 
     def decode(self, outputs: Any, prepared: Any, **options: Any) -> list[Classification]:

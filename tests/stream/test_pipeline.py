@@ -143,6 +143,16 @@ def test_reading_and_writing_overlap_the_engine(predictor: Any) -> None:
     assert met == [True, True] and sink.seen == list(range(12))
 
 
+@pytest.mark.parametrize(("device", "together"), [("CPU", False), ("GPU.0", True)])
+def test_frames_are_prepared_beside_an_engine_only_where_it_has_a_device_of_its_own(
+    predictor: Any, device: str, together: bool
+) -> None:
+    predictor.device, predictor.seconds = device, 0.02
+    run(Numbers(12), predictor, [])
+    assert predictor.calls["infer"] == 12
+    assert predictor.together == together
+
+
 def test_the_queues_are_bounded(predictor: Any) -> None:
     source = Numbers(50)
     ahead: list[int] = []
