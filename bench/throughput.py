@@ -1,9 +1,10 @@
 """Frames per second of `edgevtx run` against the engine alone: RT-DETR-R18 in fp32 on a 1080p video.
 
 Demand: at least 0.93 of the engine in a bare loop in the same run, although both share the cores: video decoding,
-resize, engine, decoding of the outputs and JSON Lines, all overlapped.
+resize, engine, decoding of the outputs and JSON Lines; all overlapped, but for resize and engine, which take turns.
 Prediction: 0.95. Video decoding and resize cost about 15 ms of one core a frame; the engine leaves some of two cores
-idle between its parallel sections, the rest is taken from it: at 220 ms a frame at most 15 / (2 * 220) = 3.4%.
+idle between its parallel sections, the rest is taken from it: at 220 ms a frame at most 15 / (2 * 220) = 3.4%. That was
+wrong where the resize ran beside the engine (0.88): each parallel section waits for its slowest thread.
 
 Blocks of frames alternate between the two, so that the machine's drift cancels; a block of the pipeline includes its
 own filling and draining. The bare loop calls the predictor's engine with inputs made beforehand.
