@@ -48,7 +48,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     decoder_channels: int = 256
     head_channels: int = 128
     position_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    align_corners: bool = False
     activation: Literal["softmax", "sigmoid"] = "softmax"
     threshold: float = 0.5
     window: Window | None = None
@@ -73,8 +72,7 @@ class Layer(nn.Module):
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         looked = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + self.out(looked)
-        tokens = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
-        return tokens
+        return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
 
 
 class Backbone(nn.Module):
@@ -139,20 +137,23 @@ class MapNorm(nn.LayerNorm):
         return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def upsample(features: torch.Tensor, scale: int, align_corners: bool) -> torch.Tensor:
+def upsample(features: torch.Tensor, scale: int) -> torch.Tensor:
     """Bilinear, `scale` times as high and wide."""
     size = features.shape[2] * scale, features.shape[3] * scale
-    return F.interpolate(features, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(features, size, mode="bilinear", align_corners=False)
 
 
 class UpsamplingDecoder(nn.Module):
-    """Naive (one 1x1 convolution, 4 times upsampled) and PUP (four 3x3 ones, each upsampled twice): sec. 3.3."""
+    """Naive (one 1x1 convolution, 4 times upsampled) and PUP (four 3x3 ones, each upsampled twice): sec. 3.3.
+
+    `scale` is the last upsampling, which is left to whoever takes the logits: it and the 1x1 classifier are linear
+    and change places freely, and there are fewer classes than channels, and fewer pixels before than after.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         count, kernel, self.scale = (1, 1, 4) if settings.decoder == "naive" else (4, 3, 2)
         width = settings.decoder_channels
-        self.align_corners = settings.align_corners
         self.norm = MapNorm(settings.hidden_size, 1e-6)
         self.stages = nn.ModuleList(
             ConvNorm(width if stage else settings.hidden_size, width, kernel) for stage in range(count)
@@ -161,18 +162,19 @@ class UpsamplingDecoder(nn.Module):
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         features = self.norm(maps[-1])
-        for stage in self.stages:
-            features = upsample(stage(features), self.scale, self.align_corners)
+        for index, stage in enumerate(self.stages):
+            features = stage(upsample(features, self.scale) if index else features)
         return self.classifier(features)
 
 
 class AggregatingDecoder(nn.Module):
-    """MLA: four layers' maps, summed from the deepest up, each convolved and upsampled 4 times, then concatenated."""
+    """MLA: four layers' maps, summed from the deepest up, each convolved, then concatenated; `scale` as above."""
+
+    scale = 4
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         levels, width, head = len(settings.out_indices), settings.decoder_channels, settings.head_channels
-        self.align_corners = settings.align_corners
         self.norms = nn.ModuleList(MapNorm(settings.hidden_size, 1e-6) for _ in range(levels))
         self.projections = nn.ModuleList(ConvNorm(settings.hidden_size, width, 1) for _ in range(levels))
         self.outputs = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(levels))
@@ -186,26 +188,31 @@ class AggregatingDecoder(nn.Module):
         for norm, projection, features in reversed(list(zip(self.norms, self.projections, maps, strict=True))):
             projected = projection(norm(features))
             sums.append(sums[-1] + projected if sums else projected)
-        # the branches keep MMSegmentation's order: the deepest level's sum comes first
+        # MMSegmentation gives the first branch the deepest level's sum
         branches = [
-            upsample(branch(output(level)), 4, self.align_corners)
-            for branch, output, level in zip(self.branches, self.outputs, sums, strict=True)
+            branch(output(level)) for branch, output, level in zip(self.branches, self.outputs, sums, strict=True)
         ]
         return self.classifier(torch.cat(branches, 1))
 
 
 class Setr(nn.Module):
-    """Normalised pixels (N,3,H,W) -> class logits (N,C,h,w): h and w are H and W for PUP, a quarter otherwise.
+    """Normalised pixels (N,3,H,W) -> class logits (N,C,h,w) that are to be upsampled `scale` times.
 
-    H and W are multiples of the patch size. The logits' map spans the whole input; MMSegmentation resizes it to the
-    input's size, and that to the frame's, both bilinearly.
+    H and W are multiples of the patch size. The logits' map spans the whole input. MMSegmentation upsamples it
+    `scale` times, resizes that to the input's size and that to the frame's, each time bilinearly.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         last = settings.num_hidden_layers - 1
-        self.backbone = Backbone(settings, settings.out_indices if settings.decoder == "mla" else (last,))
-        self.decoder = (AggregatingDecoder if settings.decoder == "mla" else UpsamplingDecoder)(settings)
+        aggregates = settings.decoder == "mla"
+        self.backbone = Backbone(settings, settings.out_indices if aggregates else (last,))
+        self.decoder = AggregatingDecoder(settings) if aggregates else UpsamplingDecoder(settings)
+
+    @property
+    def scale(self) -> int:
+        """How many times the logits are to be upsampled."""
+        return self.decoder.scale
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.decoder(self.backbone(pixel_values))
