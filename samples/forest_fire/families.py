@@ -16,10 +16,12 @@ from transformers import (
     RTDetrForObjectDetection,
     RTDetrImageProcessorPil,
     RTDetrResNetConfig,
+    SamImageProcessorPil,
 )
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
+from .prompter import SIDE, Prompter, prompt_iou, prompt_targets
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
 from .segmenter import Segmenter, SegmenterProcessor, class_targets, mean_iou
 
@@ -169,5 +171,25 @@ FAMILIES: dict[str, Family] = {
         half=True,
         targets=class_targets,
         judge=mean_iou,
+    ),
+    "sam": Family(
+        build=Prompter,
+        processor=lambda: SamImageProcessorPil(
+            size={"longest_edge": SIDE},
+            mask_size={"longest_edge": SIDE // 2},
+            pad_size={"height": SIDE, "width": SIDE},
+            mask_pad_size={"height": SIDE // 2, "width": SIDE // 2},
+        ),
+        render=render_mixed,
+        kind="mixed",
+        stored=((144, 144), (144, 208)),
+        scenes=1500,
+        phases=((0.0, ((SIDE, SIDE), (SIDE, 96), (88, SIDE))),),
+        batch=8,
+        steps=2600,
+        rate=1e-3,
+        half=True,
+        targets=prompt_targets,
+        judge=prompt_iou,
     ),
 }
