@@ -146,7 +146,8 @@ class MaskSet:
         """(N,M) float64 in 0..1: intersection over union with the masks of another set; 0 where both are empty."""
         shared = self.intersections(other)
         union = self.areas[:, None] + other.areas[None] - shared
-        return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
+        ious: NDArray[np.float64] = np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
+        return ious
 
     def rle(self) -> list[dict[str, Any]]:
         """COCO's compressed run-length encoding, `{"size": [H, W], "counts": str}` a mask, ready for JSON.
@@ -226,7 +227,7 @@ def _pack(counts: NDArray[np.int64]) -> str:
         if not more.any():
             break
     table = np.stack(digits, 1).astype(np.uint8) + np.uint8(48)
-    return table[np.stack(shown, 1)].tobytes().decode("ascii")
+    return str(table[np.stack(shown, 1)].tobytes(), "ascii")
 
 
 def _unpack(text: bytes) -> NDArray[np.int64]:

@@ -80,7 +80,7 @@ class Axis:
     @property
     def taps(self) -> int:
         """How many map lines a line is made of."""
-        return self.weights.shape[1]
+        return int(self.weights.shape[1])
 
     @cached_property
     def cells(self) -> _Cells:
@@ -141,7 +141,7 @@ class Resampling:
             else:
                 step = map_size[i] / size
                 axes.append(Axis.linear(map_size[i], length, resized / length * step, offset * step))
-        return cls(*axes, geometry.frame_size, geometry.roi[:2], geometry.rotation)
+        return cls(axes[0], axes[1], geometry.frame_size, geometry.roi[:2], geometry.rotation)
 
     def check(self, maps: Array) -> Floats:
         """The maps, contiguous; raises `InputError` unless they are (N,h,w) float32 of this map size."""
