@@ -11,13 +11,15 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
+from safetensors.torch import load_file
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export import trial
@@ -31,6 +33,9 @@ WEIGHTS_FILES = (
 )
 # counters that training keeps and inference never reads
 _COUNTERS = re.compile(r"\.num_batches_tracked$")
+
+Settings = TypeVar("Settings")
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,83 @@ class Checkpoint:
                 model = self._load_weights(model_class, model_config, rename or {}, unused, arguments or {})
         module: torch.nn.Module = model.eval().requires_grad_(False)
         return module
+
+    def settings(self, kind: type[Settings]) -> Settings:
+        """The config as a `msgspec.Struct` of ours, for modules that no library ships; fields it lacks are ignored.
+
+        Raises `CheckpointError` naming the field that is missing or of another type.
+        """
+        try:
+            return msgspec.convert(self.config, kind)
+        except msgspec.ValidationError as error:
+            raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {error}; mend it") from None
+
+    def load_module(
+        self,
+        factory: Callable[[], Module],
+        *,
+        rename: Mapping[str, str] | None = None,
+        unused: tuple[str, ...] = (),
+    ) -> Module:
+        """The module that `factory` makes, with this checkpoint's weights: float32, eval mode, no gradients.
+
+        For modules of `edgevtx.export.models`; `load` is for those of transformers. `rename` maps regular expressions
+        of the file's tensor names to the module's, applied one after another; `unused` are prefixes (after renaming)
+        of tensors that the module does not need. Raises `CheckpointError` when the module cannot be made, or a tensor
+        is missing, left over, of another shape or there twice.
+        """
+        with torch.random.fork_rng(devices=[]):
+            try:
+                module = factory().float().eval().requires_grad_(False)
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever torch's layers refuse
+                raise CheckpointError(
+                    f"{self.path / 'config.json'} is not a usable config: {_brief(error)}; mend it"
+                ) from error
+        if self.seed is not None:
+            trial.seed_weights(module, self.seed)
+        else:
+            self._fill(module, rename or {}, unused)
+        return module
+
+    def _fill(self, module: torch.nn.Module, rename: Mapping[str, str], unused: tuple[str, ...]) -> None:
+        """Copy every tensor of the weight files into `module`, one file in memory at a time."""
+        patterns = [(re.compile(pattern), name) for pattern, name in rename.items()]
+        wanted = module.state_dict()
+        seen: set[str] = set()
+        unknown, misshapen, twice = set(), set(), set()
+        for file in self.weights:
+            for published, tensor in self._tensors(file).items():
+                key = published
+                for pattern, name in patterns:
+                    key = pattern.sub(name, key)
+                target = wanted.get(key)
+                if target is None:
+                    if not (key.startswith(unused) or _COUNTERS.search(key)):
+                        unknown.add(published)
+                elif target.shape != tensor.shape:
+                    misshapen.add(f"{published} {list(tensor.shape)} instead of {list(target.shape)}")
+                elif key in seen:
+                    twice.add(key)
+                else:
+                    target.copy_(tensor)
+                if target is not None:
+                    seen.add(key)
+        missing = {key for key in wanted if key not in seen and not _COUNTERS.search(key)}
+        for what, keys in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen), ("repeated", twice)):
+            self._account(what, keys, type(module))
+
+    def _tensors(self, file: Path) -> dict[str, torch.Tensor]:
+        try:
+            if file.suffix == ".safetensors":
+                return load_file(file)
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+                raise TypeError(f"{file.name} holds more than tensors")
+        except Exception as error:  # damaged files raise whatever the parsers stumble over
+            raise CheckpointError(
+                f"the weights of {self.path} cannot be read: {_brief(error)}; copy the checkpoint again"
+            ) from error
+        return dict(tensors)
 
     def _load_weights(
         self,

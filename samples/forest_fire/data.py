@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .scenes import Scene
+from .scenes import UNKNOWN, Scene
 
 UNKNOWN = 255  # in the segments of an augmented scene
 Renderer = Callable[[int, tuple[int, int]], Scene]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -19,7 +20,8 @@ from transformers import (
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
-from .scenes import LABELS, render_dense, render_scene
+from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
+from .segmenter import Segmenter, SegmenterProcessor, class_targets, mean_iou
 
 Size = tuple[int, int]
 _NAMES: dict[str, Any] = {
@@ -51,6 +53,9 @@ class Family:
     hand_over_share: float = 0.0
     rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops
     rest: tuple[str, ...] = ()
+    # of scenes and processor: what the model is given and asked for, and how a checkpoint is judged; None: detection
+    targets: Callable[[list[Scene], Any], tuple[Any, Any]] | None = None
+    judge: Callable[[Path, Iterable[Scene]], dict[str, float]] | None = None
 
 
 def rtdetr() -> RTDetrForObjectDetection:
@@ -149,5 +154,20 @@ FAMILIES: dict[str, Family] = {
         half=True,
         prepare=anchor_queries,
         extra_loss=dense_loss,
+    ),
+    "setr": Family(
+        build=Segmenter,
+        processor=SegmenterProcessor,
+        render=render_mixed,
+        kind="mixed",
+        stored=((256, 256), (288, 384)),
+        scenes=800,
+        phases=((0.0, ((192, 192),)), (0.5, ((256, 256),))),
+        batch=12,
+        steps=1600,
+        rate=1.5e-3,
+        half=True,
+        targets=class_targets,
+        judge=mean_iou,
     ),
 }

@@ -19,13 +19,15 @@ from .noise import Array, Noise
 
 LABELS = ("smoke", "flame")
 SMOKE, FLAME = 0, 1
+UNKNOWN = 255
 _MIN_SIDE = 5.0  # pixels; what is smaller is no use as a label
 
 
 class Scene(NamedTuple):
     """``frame`` (H,W,3) uint8 BGR, ``boxes`` (N,4) float32 xyxy pixels, ``class_ids`` (N,) int64 into LABELS.
 
-    ``segments`` (H,W) uint8 says which object is seen in a pixel: i + 1 for row i, 0 for none.
+    ``segments`` (H,W) uint8 says which object is seen in a pixel: i + 1 for row i, 0 for none, UNKNOWN for one
+    without a row.
     """
 
     frame: NDArray[np.uint8]
@@ -34,8 +36,10 @@ class Scene(NamedTuple):
     segments: NDArray[np.uint8]
 
     def class_map(self) -> NDArray[np.uint8]:
-        """(H,W): 0 for the background, 1 + the class id of what is seen elsewhere."""
-        return np.concatenate([[0], 1 + self.class_ids]).astype(np.uint8)[self.segments]
+        """(H,W) uint8: 0 for the background, 1 + the class id of what is seen elsewhere, UNKNOWN where that is."""
+        table = np.full(256, UNKNOWN, np.uint8)
+        table[: 1 + len(self.class_ids)] = [0, *(1 + self.class_ids)]
+        return table[self.segments]
 
 
 def _pack(frame: NDArray[np.uint8], found: list[tuple[Mark, int]], left: int = 0) -> Scene:
@@ -225,6 +229,11 @@ def render_dense(seed: int, size: tuple[int, int] = (192, 256)) -> Scene:
     decoys = int(rng.integers(1, 6)) if rng.random() < 0.4 else 0
     found = _scatter(canvas, rng, Noise(rng), int(rng.integers(5, 41)), decoys)
     return _pack(finish(canvas, rng), found)
+
+
+def render_mixed(seed: int, size: tuple[int, int] = (256, 256)) -> Scene:
+    """A scene with a few fires where the seed is even, and one full of objects where it is odd."""
+    return (render_dense if seed % 2 else render_scene)(seed, size)
 
 
 def _scatter(canvas: Array, rng: np.random.Generator, noise: Noise, count: int, decoys: int) -> list[tuple[Mark, int]]:
