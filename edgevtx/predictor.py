@@ -19,7 +19,7 @@ from edgevtx.decode import decode
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, TensorInfo
+from edgevtx.manifest import REFUSED, Manifest, PromptDecode, TensorInfo
 from edgevtx.preprocess import pad_batch, prepare
 from edgevtx.results import Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
@@ -82,6 +82,7 @@ class Predictor:
     info: ModelInfo
     engine: Engine
     parts: dict[str, Engine] = field(default_factory=dict)
+    folder: Path | None = None  # where the bundle's files lie
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -275,9 +276,18 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = Predictor(bundle.manifest, info, engine, engines)
+    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines, bundle.root)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
+
+
+def _class_for(manifest: Manifest) -> type[Predictor]:
+    """The predictor of a bundle: a class of its own where a frame alone is no question."""
+    if isinstance(manifest.decode, PromptDecode):
+        from edgevtx.prompt import PromptPredictor
+
+        return PromptPredictor
+    return Predictor
 
 
 def choose_runtime(

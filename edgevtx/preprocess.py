@@ -91,6 +91,18 @@ def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
     return batch, sizes
 
 
+def state_valid(inputs: dict[str, Array], geometries: Sequence[Geometry]) -> dict[str, Array]:
+    """A batch whose `valid_size`, where it has one, leaves the letterbox's padding out; `inputs` stay as they are.
+
+    A short batch repeats its last image, and so does `geometries` here.
+    """
+    if "valid_size" not in inputs:
+        return inputs
+    sizes = [geometry.valid_size for geometry in geometries]
+    sizes += sizes[-1:] * (len(inputs["pixels"]) - len(sizes))
+    return {**inputs, "valid_size": np.array(sizes, np.int32)}
+
+
 def check_frame(frame: object) -> Frame:
     """The frame as (H,W,3), or (H,W) where it is grey; `InputError` says what else it is and what to do."""
     wanted = "a frame must be (H, W, 3) uint8 BGR, or (H, W) where it is grey"

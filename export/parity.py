@@ -6,6 +6,7 @@ boxes within 0.5 px. Where the user chose a faster resize, the answer is held to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import InputError
 from edgevtx.manifest import Check
-from edgevtx.results import Classification, Detections, Features, Result
+from edgevtx.results import Classification, Detections, Features, Masks, Result
 
 SCORE = 1e-3
 PIXELS = 0.5
+DIFFERENT = 1e-3
 CONFIDENT = 0.3
 FEWEST = 20
 """Where fewer detections than this are confident, the best ones are compared whatever their score: a model that finds
@@ -124,9 +126,22 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
 
 
+def _masks(reference: Masks, found: Masks, exact: bool) -> Check:
+    """Pixels that agree: 99.9% of each mask's frame; predicted IoU within the limit."""
+    if reference.iou.shape != found.iou.shape or reference.masks.size != found.masks.size:
+        return _check(0, float("inf"), f"masks {found.iou.shape}, reference {reference.iou.shape}")
+    shared = [int(one.intersections(other)[0, 0]) for one, other in zip(reference.masks, found.masks, strict=True)]
+    differ = reference.masks.areas + found.masks.areas - 2 * np.array(shared, np.int64)
+    worst = float(differ.max(initial=0)) / max(math.prod(reference.masks.size), 1)
+    gap = float(np.abs(reference.iou - found.iou).max(initial=0.0))
+    error = max(worst / (DIFFERENT if exact else 1 - LOOSE.agreement), gap / (SCORE if exact else LOOSE_SCORE))
+    return _check(len(found.masks), error, f"{worst:.2g} of the pixels differ, predicted IoU within {gap:.2g}")
+
+
 # (reference, found, exact) -> check; both are of the one type
 _RESULTS: dict[type[Result], Callable[[Any, Any, bool], Check]] = {
     Detections: _detections,
     Classification: _classes,
     Features: _features,
+    Masks: _masks,
 }

@@ -11,11 +11,11 @@ import torch
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.manifest import Exact, Interpolation, Preprocess, ResizeBackend, ShortestEdge, SizeRule
+from edgevtx.manifest import Exact, Interpolation, LongestEdge, Preprocess, ResizeBackend, ShortestEdge, SizeRule
 from edgevtx.runtimes.base import Array
 
 # processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does
-KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "ViT")
+KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "Sam", "ViT")
 # PIL.Image.Resampling by number, as processor configs write it
 _INTERPOLATION: dict[int, Interpolation] = {
     0: "nearest",
@@ -93,6 +93,8 @@ def _size_rule(size: Any) -> SizeRule:
     if size["shortest_edge"]:
         longest = size["longest_edge"]
         return ShortestEdge(shortest=int(size["shortest_edge"]), longest=int(longest) if longest else None)
+    if size["longest_edge"]:
+        return LongestEdge(longest=int(size["longest_edge"]))
     raise CheckpointError(f"the image processor's size {dict(size)} is unknown; expected height and width, or edges")
 
 

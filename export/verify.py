@@ -27,7 +27,7 @@ from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
 from edgevtx.manifest import Check, Graph, Manifest, Verdict
 from edgevtx.predictor import collate
-from edgevtx.preprocess import prepare
+from edgevtx.preprocess import prepare, state_valid
 from edgevtx.runtimes import get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
 from edgevtx.selftest import explain
@@ -85,6 +85,7 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
         frames = [photos[(start + n) % len(photos)].frame for n in range(size)]
         pairs = [prepare(frame, traceable.preprocess) for frame in frames]
         inputs = collate([image for image, _ in pairs], traceable.inputs)
+        inputs = state_valid(inputs, [geometry for _, geometry in pairs])
         outputs = run_module(traceable, inputs)
         clear = traceable.selection is None or traceable.selection(inputs["pixels"]) > CLEAR
         yield Sample(
@@ -110,6 +111,7 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
         if len(geometries) > 1:
             image, geometry = prepare(sample.frame, traceable.preprocess)
             inputs = collate([image] * len(geometries), traceable.inputs)
+            inputs = state_valid(inputs, [geometry] * len(geometries))
             outputs, geometries = run_module(traceable, inputs), (geometry,)
         if traceable.answer is not None:
             found = traceable.answer(outputs, geometries[0])
