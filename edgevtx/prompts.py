@@ -59,6 +59,8 @@ def read_prompts(
     rule: PromptDecode,
 ) -> Prompts:
     """What a user gave as prompts; see `edgevtx.prompt.PromptPredictor.predict`. Raises `InputError`."""
+    if points is None and point_labels is not None:
+        raise InputError("point_labels were given without points; give the points that they belong to")
     if all(item is None for item in (points, boxes, mask, text)):
         raise InputError("a prompt needs points, boxes, a mask or a text, but got none of them; give at least one")
     read_points = None if points is None else _read_points(points)
@@ -161,8 +163,6 @@ def _read_points(points: Any) -> tuple[Array, ...]:
 
 def _read_labels(labels: Any, points: tuple[Array, ...] | None) -> tuple[Array, ...] | None:
     if points is None:
-        if labels is not None:
-            raise InputError("point_labels were given without points; give the points that they belong to")
         return None
     if labels is None:
         return tuple(np.full(len(item), FOREGROUND) for item in points)

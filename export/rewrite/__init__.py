@@ -26,6 +26,7 @@ from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
 from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
+from edgevtx.export.rewrite.reshapes import fix_reshapes
 
 Rewrite = Callable[[ir.Model], int]
 
@@ -59,6 +60,7 @@ class Variant:
 # before any target's own: what these change in the weights, all graphs share
 COMMON: dict[str, Rewrite] = {
     "cast-first": cast_first,
+    "fix-reshapes": fix_reshapes,
     "drop-true-masks": drop_true_masks,
     "fold-constant-attention": fold_constant_attention,
     "drop-neutral": drop_neutral,

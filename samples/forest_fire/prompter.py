@@ -60,9 +60,11 @@ class Core(nn.Module):
         # the paper's frequencies; transformers starts from higher ones, which published weights then replace
         nn.init.normal_(self.sam.shared_image_embedding.positional_embedding)
         nn.init.trunc_normal_(self.sam.vision_encoder.pos_embed, std=0.02)
-        for layer in self.sam.vision_encoder.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):  # the published initial weights are for loading only
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+        for layer in self.sam.modules():  # transformers' initial weights are so small that nothing is learned
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_uniform_(layer.weight)
+            elif isinstance(layer, nn.Embedding):
+                nn.init.normal_(layer.weight, std=0.5)
 
     def forward(self, pixel_values: torch.Tensor, prompts: dict[str, Any]) -> dict[str, torch.Tensor]:
         with sdpa_kernel(SDPBackend.MATH):  # the fused backward in bfloat16 is slower than its parts
