@@ -204,6 +204,8 @@ class PromptPredictor(Predictor):
     ) -> list[Result]:
         start = perf_counter()
         check_options(self.rule, threshold, top_k)
+        if self.question is not None and (threshold, top_k) != (None, None):
+            raise InputError("the answers to a prompt are not cut by threshold or top_k; leave them out")
         results: list[Result] = []
         for number, geometry in enumerate(prepared.geometries):
             of_frame = outputs["frame"] == number

@@ -197,7 +197,8 @@ def _texts(encoder: TextEncoder, length: int, outputs: Arrays) -> list[Arrays]:
     random = np.random.default_rng(0)
     words = encoder.text.embeddings.token_embedding.num_embeddings
     end = encoder.end if encoder.end != 2 else words - 1
-    ids = random.integers(3, min(end, words), (3, length))
+    ids = random.integers(0, words, (3, length))
+    ids[ids == end] = (end + 1) % words
     for row, stop in zip(ids, (3, length // 2, length - 1), strict=True):
         row[stop:] = end
     return [{"token_ids": ids.astype(np.int64)}]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
+from edgevtx.cli.prompts import apply_prompts, prompt_options
 
 if TYPE_CHECKING:
     from edgevtx.predictor import ModelInfo
@@ -41,6 +42,7 @@ LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate i
     help="Degrees clockwise that make the frames upright.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Stop after so many frames.")
+@prompt_options
 @common.engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a frame.")
 def command(
@@ -53,6 +55,7 @@ def command(
       edgevtx run fire.vtx photo.jpg
       edgevtx run fire.vtx clip.mp4 --out results
       edgevtx run fire.vtx 0 --json | jq .result
+      edgevtx run sam.vtx photo.jpg --points "320,240;100,80,0" --out results
 
     Without --out, results are printed. Ctrl-C ends the run with complete files. A file of a folder that cannot be
     used is skipped, and named at the end.
@@ -68,6 +71,7 @@ def command(
         with common.stages("load the model") as progress:
             model = stack.enter_context(load(bundle, progress=progress, **common.engine_arguments(options)))
         click.echo(engine_words(model.info), err=True)
+        apply_prompts(model, options)
         sinks = open_sinks(targets, opened, overwrite)
         if as_json:
             sinks.append(_json_sink())

@@ -172,7 +172,12 @@ def mask_loss(masks: torch.Tensor, iou: torch.Tensor, truth: torch.Tensor, known
 
 
 def prompt_targets(scenes: list[Scene], processor: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Scenes of one size -> pixels (N,3,SIDE,SIDE) padded as the processor pads, and prompts of one kind for them."""
+    """Scenes of one size -> pixels (N,3,SIDE,SIDE) padded as the processor pads, and prompts of one kind for them.
+
+    Scenes without an object that can be asked about are replaced by others.
+    """
+    useful = [scene for scene in scenes if len(_rows(scene))] or scenes
+    scenes = [useful[i % len(useful)] for i in range(len(scenes))]
     first = scenes[0].segments
     rng = np.random.default_rng(int(first.astype(np.int64).sum()) + int(scenes[0].frame.sum(dtype=np.int64)))
     kind = ("point", "pair", "box")[int(rng.integers(3))]
@@ -199,14 +204,15 @@ def _prompts_of(scene: Scene, kind: str, rng: np.random.Generator) -> tuple[NDAr
     height, width = scene.segments.shape
     segments = np.full((SIDE, SIDE), UNKNOWN, np.uint8)
     segments[:height, :width] = scene.segments
-    sizes = np.bincount(scene.segments.ravel(), minlength=256)
-    rows = [row for row in range(1, 255) if sizes[row] >= 4 * _LEAST]
-    made = []
-    for _ in range(PROMPTS):
-        # a point on nothing in particular stands for the whole background
-        row = 0 if not rows or (kind != "box" and rng.random() < 0.15) else int(rng.choice(rows))
-        made.append(_prompt(segments, row, kind, rng))
+    rows = _rows(scene)
+    made = [_prompt(segments, int(rng.choice(rows)) if len(rows) else 0, kind, rng) for _ in range(PROMPTS)]
     return tuple(np.stack(part) for part in zip(*made, strict=True))
+
+
+def _rows(scene: Scene) -> NDArray[np.intp]:
+    """The objects of a scene, from 1, of which enough is seen."""
+    sizes = np.bincount(scene.segments.ravel(), minlength=256)[:UNKNOWN]
+    return np.asarray(1 + np.flatnonzero(sizes[1:] >= 4 * _LEAST))
 
 
 def _prompt(segments: NDArray[np.uint8], row: int, kind: str, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
