@@ -274,7 +274,7 @@ class PromptPredictor(Predictor):
     # -- everything ----------------------------------------------------------------------------------------------
 
     def _search(self, scene: Scene, settings: Everything, layer: int) -> Arrays:
-        """The masks for a grid of points whose predicted IoU is high enough: `low_res_logits` (n,1,h,w), `iou` (n,1)."""
+        """A grid's masks of a predicted IoU that is high enough: `low_res_logits` (n,1,h,w), `iou` (n,1)."""
         grid = point_grid(settings.points_per_side // settings.crop_downscale**layer, scene.geometry.roi)
         logits = [np.zeros((0, 1, *self.rule.mask_size), np.float32)]
         ious = [np.zeros((0, 1), np.float32)]
@@ -293,7 +293,9 @@ class PromptPredictor(Predictor):
         stability = stability_scores(logits[:, 0], geometry, self.rule)
         stable = stability > settings.stability_threshold
         logits, iou, stability = logits[stable], iou[stable], stability[stable]
-        masks = threshold_maps(np.ascontiguousarray(logits[:, 0]), resampling(geometry, self.rule), self.rule.mask_threshold)
+        masks = threshold_maps(
+            np.ascontiguousarray(logits[:, 0]), resampling(geometry, self.rule), self.rule.mask_threshold
+        )
         whole = ~touches_crop(last_pixels(masks), geometry.roi, geometry.frame_size)
         return Masks(
             masks[whole], iou[whole], logits[whole], geometry, self.rule, known_stability=stability[whole][:, None]
@@ -301,7 +303,7 @@ class PromptPredictor(Predictor):
 
 
 def _best_of(found: Sequence[Masks], settings: Everything) -> Masks:
-    """All crops' masks, best first, without those that a better one's box covers; small regions removed if asked for."""
+    """All crops' masks, best first, without those that a better one's box covers; small regions removed if asked."""
     masks = MaskSet.concatenate([item.masks for item in found])
     iou, logits, stability = (
         np.concatenate([getattr(item, name) for item in found]) for name in ("iou", "low_res_logits", "stability")

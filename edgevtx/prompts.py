@@ -74,7 +74,12 @@ def read_prompts(
     )
     counts = {
         name: len(item)
-        for name, item in (("points", found.points), ("boxes", found.boxes), ("mask", found.masks), ("text", found.texts))
+        for name, item in (
+            ("points", found.points),
+            ("boxes", found.boxes),
+            ("mask", found.masks),
+            ("text", found.texts),
+        )
         if item is not None
     }
     if len(set(counts.values())) > 1:

@@ -65,8 +65,8 @@ class Traceable:
     `selection(pixels)`, for models that select candidates inside (RT-DETR's top-k queries): how clear the closest
     decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
     `parts` are the family's further networks. `answer(outputs, geometry)`, for families whose answer takes more than
-    decoding the outputs (SAM's prompts), is ours to compare with the reference's. `files`: further files that the bundle
-    needs, by their names in it.
+    decoding the outputs (SAM's prompts), is ours to compare with the reference's. `files`: further files of the
+    bundle, by their names in it.
     """
 
     family: str

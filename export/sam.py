@@ -30,8 +30,8 @@ from edgevtx.export.models.sam_text import TextEncoder
 from edgevtx.export.processor import load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable, TraceablePart
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.geometry import Geometry
 from edgevtx.export.trial import seed_weights
+from edgevtx.geometry import Geometry
 from edgevtx.manifest import LongestEdge, PromptDecode, PromptMasksDecode, TensorInfo, TextPrompts
 from edgevtx.masks import MaskSet
 from edgevtx.prompts import TEXT, Prompts, encode_prompts
@@ -39,6 +39,7 @@ from edgevtx.results import Masks
 from edgevtx.runtimes.base import Array, Arrays
 
 TOKENIZER = "tokenizer.json"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -260,7 +261,11 @@ def _reference(model: Any, processor: Any, frame: Array) -> Masks:
     masks, ious, logits = [], [], []
     for question in QUESTIONS:
         points = [[[[x * width, y * height] for x, y in question.points]]]
-        box = None if question.box is None else [[[v * s for v, s in zip(question.box, [width, height] * 2, strict=True)]]]
+        box = (
+            None
+            if question.box is None
+            else [[[v * s for v, s in zip(question.box, [width, height] * 2, strict=True)]]]
+        )
         asked = whole(
             images=frame[..., ::-1].copy(),
             input_points=points,

@@ -81,9 +81,7 @@ def _point(word: str) -> tuple[float, float, int]:
         ) from None
 
 
-def _parse_boxes(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[float, ...], ...]:
+def _parse_boxes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[float, ...], ...]:
     return tuple(_box(value) for value in values)
 
 

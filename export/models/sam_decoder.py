@@ -16,6 +16,7 @@ from torch import nn
 from edgevtx.export.attention import use_attention
 from edgevtx.prompts import NO_POINT, TEXT
 
+
 class Decoder(nn.Module):
     """An embedding (1,C,h,w) and P prompts -> low_res_logits (P,M,4h,4w), iou (P,M), M masks for each prompt.
 

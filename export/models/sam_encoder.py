@@ -59,8 +59,7 @@ class Layer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed = self.attention(self._partition(self.qkv(self.norm1(tokens))))
         tokens = tokens + self.out(self._unpartition(mixed))
-        tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens
+        return tokens + self.mlp(self.norm2(tokens))
 
     def _partition(self, qkv: torch.Tensor) -> torch.Tensor:
         """(N,grid,grid,3D) -> (N * windows,window,window,3D), padding filled with the biases."""
@@ -142,7 +141,7 @@ class Attention(nn.Module):
         return mixed.transpose(1, 2).flatten(2).unflatten(1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each query (B,n * n,heads,d) with the positions of the n key rows and the n key columns: (B,n * n,heads,n)."""
+        """Each query (B,n * n,heads,d) with the places of the n key rows and the n key columns: (B,n * n,heads,n)."""
         size, width = self.size, query.shape[3]
         # in one step, not from the square: where a side is as long as another, onnxscript (0.7) takes away the
         # reshapes around the product as if it could be broadcast, and multiplies rows by the columns' tables

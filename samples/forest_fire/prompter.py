@@ -22,7 +22,6 @@ from transformers import (
     SamVisionConfig,
 )
 
-
 from .scenes import UNKNOWN, Scene
 
 SIDE, PATCH, WIDTH = 128, 8, 64
@@ -120,7 +119,8 @@ def _per_prompt(
     )
     shape = (len(embedding), count)
     return SimpleNamespace(
-        pred_masks=found.pred_masks.unflatten(0, shape).squeeze(2), iou_scores=found.iou_scores.unflatten(0, shape).squeeze(2)
+        pred_masks=found.pred_masks.unflatten(0, shape).squeeze(2),
+        iou_scores=found.iou_scores.unflatten(0, shape).squeeze(2),
     )
 
 
@@ -138,7 +138,8 @@ class Prompter(nn.Module):
         found = self.model.forward(pixel_values, labels)
         truth = labels["truth"]
         losses = [
-            mask_loss(found[f"{turn}masks"], found[f"{turn}iou"], truth, labels["known"]) for turn in ("", "again_")[: 1 + labels["again"]]
+            mask_loss(found[f"{turn}masks"], found[f"{turn}iou"], truth, labels["known"])
+            for turn in ("", "again_")[: 1 + labels["again"]]
         ]
         return SimpleNamespace(loss=sum(losses))
 
@@ -267,7 +268,10 @@ def prompt_iou(folder: Path, scenes: Iterable[Scene]) -> dict[str, float]:
                 outputs = model(image_embeddings=embedding, multimask_output=kind == "point", **prompt)
                 chosen = outputs.pred_masks[0, 0, int(outputs.iou_scores[0, 0].argmax())]
                 shown = processor.post_process_masks(
-                    [chosen[None, None]], [scene.frame.shape[:2]], [(height, width)], pad_size={"height": SIDE, "width": SIDE}
+                    [chosen[None, None]],
+                    [scene.frame.shape[:2]],
+                    [(height, width)],
+                    pad_size={"height": SIDE, "width": SIDE},
                 )[0][0, 0].numpy()
                 found[kind].append(_iou(shown, mask))
             x0, y0, x1, y1 = (round(float(value)) for value in box)

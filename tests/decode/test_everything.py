@@ -126,5 +126,5 @@ def test_small_holes_are_filled_and_small_islands_removed():
     ],
 )
 def test_settings_that_make_no_sense(wrong):
-    with pytest.raises(InputError, match="must|leave none"):
+    with pytest.raises(InputError, match=r"must|leave none"):
         Everything(**wrong)

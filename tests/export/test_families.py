@@ -16,9 +16,10 @@ from edgevtx.errors import InputError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
-from edgevtx.preprocess import pad_batch, prepare  # noqa: E402
+from edgevtx.preprocess import pad_batch, prepare, state_valid  # noqa: E402
 
 TYPES = [(family, kind) for family in FAMILIES for kind in get_recipe(family).tiny_config()]
+CLASSLESS = ("embed", "prompt")
 each_type = pytest.mark.parametrize(("family", "kind"), TYPES, ids=[f"{family}-{kind}" for family, kind in TYPES])
 
 
@@ -37,7 +38,7 @@ def run(traceable, frames):
     """Our outputs for a batch of frames by name, and the frames' geometries."""
     arrays, geometries = zip(*(prepare(frame, traceable.preprocess) for frame in frames), strict=True)
     padded, valid_size = pad_batch(arrays)
-    feeds = {"pixels": padded, "valid_size": valid_size}
+    feeds = state_valid({"pixels": padded, "valid_size": valid_size}, geometries)
     outputs = traceable.module(*(torch.from_numpy(feeds[spec.name]) for spec in traceable.inputs))
     names = [spec.name for spec in traceable.outputs]
     return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}, geometries
@@ -46,6 +47,9 @@ def run(traceable, frames):
 def answers(traceable, frames):
     """Our results for a batch of frames, no score threshold applied."""
     outputs, geometries = run(traceable, frames)
+    if traceable.answer is not None:
+        rows = [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(frames))]
+        return [traceable.answer(row, geometry) for row, geometry in zip(rows, geometries, strict=True)]
     manifest = SimpleNamespace(decode=traceable.decode, labels=traceable.labels)
     threshold = None if traceable.task == "embed" else 0.0
     return decode(outputs, geometries, manifest, threshold=threshold)
@@ -70,7 +74,7 @@ def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, k
         assert check.passed, check
         compared += check.compared
     # every score, detection above 0.3 (both ways), or feature vector of two photographs
-    assert compared >= {"classify": 10, "detect": 80, "embed": 34}[traceable.task]
+    assert compared >= {"classify": 10, "detect": 80, "embed": 34, "prompt": 18}[traceable.task]
 
 
 @each_type
@@ -123,9 +127,10 @@ def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
     assert users == {"aten.to.dtype"}  # nothing else may touch uint8
     attentions = [node for node in nodes if "scaled_dot_product_attention" in str(node.target)]
     masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
-    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions
+    # only cells of padding are masked, in DETR's encoder layer and its two cross-attentions; SAM's one layer over the
+    # whole image adds its relative positions
     assert attentions
-    assert len(masked) == (3 if len(traceable.inputs) == 2 else 0)
+    assert len(masked) == {"detr": 3, "sam": 1}.get(family, 0)
 
 
 def feeds(traceable, batch, size):
@@ -157,7 +162,7 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
         build(family, kind, batch=0)
     with pytest.raises(InputError, match="choose pillow or opencv"):
         build(family, kind, resize="nearest")
-    if get_recipe(family).task == "embed":
+    if get_recipe(family).task in CLASSLESS:
         with pytest.raises(InputError, match="has no classes"):
             build(family, kind, top_k=3)
         return
@@ -171,7 +176,7 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
             build(family, kind, top_k=top_k)
 
 
-@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task != "embed"])
+@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task not in CLASSLESS])
 def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
     whole, few = build(family, kind), build(family, kind, top_k=3)
     everything, three = answers(whole, [photos["coffee"]])[0], answers(few, [photos["coffee"]])[0]

@@ -129,7 +129,9 @@ def test_padding_is_exactly_the_references(name, traceable, photos):
     image, geometry = prepare(photos[name], traceable.preprocess)
     assert geometry.valid_size != geometry.input_size
     with torch.no_grad():
-        (found,) = traceable.module(torch.from_numpy(image)[None], torch.tensor([geometry.valid_size], dtype=torch.int32))
+        (found,) = traceable.module(
+            torch.from_numpy(image)[None], torch.tensor([geometry.valid_size], dtype=torch.int32)
+        )
         expected = library.get_image_embeddings(reference_inputs(processor, [photos[name]])["pixel_values"])
     assert ((expected - found).abs().max() / expected.std()) < 1e-4
 
@@ -184,7 +186,9 @@ def test_a_mask_of_an_earlier_answer(model, reference, photos):
     model.set_image(frame)
     first = model.predict([[300, 200]])
     mask = first.low_res_logits[0, 1]
-    expected = reference(frame, input_points=[[[[300, 200]]]], input_labels=[[[1]]], masks=mask[None, None], multimask=False)
+    expected = reference(
+        frame, input_points=[[[[300, 200]]]], input_labels=[[[1]]], masks=mask[None, None], multimask=False
+    )
     found = model.predict([[300, 200]], mask=mask, multimask=False)
     assert_same(found, expected)
     assert np.abs(found.low_res_logits - model.predict([[300, 200]], multimask=False).low_res_logits).max() > 0.05
@@ -260,9 +264,7 @@ def test_a_frame_alone_segments_everything(model, photos):
 def _with_offset(manifest, offset):
     import msgspec
 
-    return msgspec.structs.replace(
-        manifest, decode=msgspec.structs.replace(manifest.decode, stability_offset=offset)
-    )
+    return msgspec.structs.replace(manifest, decode=msgspec.structs.replace(manifest.decode, stability_offset=offset))
 
 
 def test_a_question_is_asked_of_every_frame_of_a_pipeline(model, photos, tmp_path):
