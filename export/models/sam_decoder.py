@@ -73,12 +73,12 @@ class Decoder(nn.Module):
             attention_similarity=None,
         )
         height, width = embedding.shape[2:]
-        seen = seen[:, 0].transpose(1, 2).unflatten(2, (height, width))
+        seen = torch.unflatten(seen[:, 0].transpose(1, 2), 2, (height, width))
         first, norm, second = self.upscale
         fine = self.activation(second(self.activation(norm(first(seen))))).flatten(2)
         weights = [mlp(tokens[:, 0, 1 + index]) for index, mlp in enumerate(self.weigh)]
-        logits = (torch.stack(weights, 1) @ fine).unflatten(2, (4 * height, 4 * width))
-        return logits, self.judge(tokens[:, 0, 0])
+        iou: torch.Tensor = self.judge(tokens[:, 0, 0])
+        return torch.unflatten(torch.stack(weights, 1) @ fine, 2, (4 * height, 4 * width)), iou
 
     def _points(self, points: torch.Tensor, labels: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
         """The sparse prompt embedding (P,K,C): Fourier features of the place, plus what kind of point it is."""

@@ -70,7 +70,7 @@ class Layer(nn.Module):
             qkv = torch.cat((qkv, self.qkv.bias.expand(batch, self.grid, padding, -1)), 2)
             qkv = torch.cat((qkv, self.qkv.bias.expand(batch, padding, side, -1)), 1)
         count = side // self.window
-        cut = qkv.unflatten(1, (count, self.window)).unflatten(3, (count, self.window))
+        cut = torch.unflatten(torch.unflatten(qkv, 1, (count, self.window)), 3, (count, self.window))
         return cut.transpose(2, 3).flatten(0, 2)
 
     def _unpartition(self, mixed: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ class Layer(nn.Module):
         if self.window == self.grid:
             return mixed
         count = (self.grid + self.padding) // self.window
-        whole = mixed.unflatten(0, (-1, count, count)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        whole = torch.unflatten(mixed, 0, (-1, count, count)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return whole[:, : self.grid, : self.grid] if self.padding else whole
 
 
@@ -86,7 +86,8 @@ class Attention(nn.Module):
     """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions.
 
     `fold` puts the position terms into query and key. Over a whole image that would treble the width of the products
-    of 4096 by 4096 tokens, which costs more than a bias: there it is added.
+    of 4096 by 4096 tokens, which costs more than a bias: there it is added, one head at a time, so that 67 MB of it
+    are in memory and not 805.
     """
 
     row_table: torch.Tensor
@@ -124,21 +125,19 @@ class Attention(nn.Module):
         )
 
     def forward(self, qkv: torch.Tensor) -> torch.Tensor:
-        parts = qkv.flatten(1, 2).unflatten(-1, (3, self.heads, -1))
+        parts = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1))
         query, key, value = parts.unbind(2)  # (B,n * n,heads,d)
-        bias = None
-        if self.relative:
+        if not self.relative:
+            mixed = attend(query, key, value)
+        else:
             rows, columns = self._positions(query)
             if self.fold:
-                query = torch.cat((query, rows, columns), -1)
                 places = self.places[None, :, None].expand(key.shape[0], -1, self.heads, -1)
-                key = torch.cat((key, places), -1)
+                mixed = attend(torch.cat((query, rows, columns), -1), torch.cat((key, places), -1), value)
             else:
-                rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
-                bias = (rows[..., :, None] + columns[..., None, :]).flatten(3)
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        return mixed.transpose(1, 2).flatten(2).unflatten(1, (self.size, self.size))
+                heads = zip(*(part.split(1, 2) for part in (query, key, value, rows, columns)), strict=True)
+                mixed = torch.cat([_attend_with_bias(*head) for head in heads], 2)
+        return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each query (B,n * n,heads,d) with the places of the n key rows and the n key columns: (B,n * n,heads,n)."""
@@ -149,3 +148,19 @@ class Attention(nn.Module):
         columns = query.reshape(-1, size, size, self.heads, width) @ self.column_table
         shape = (-1, size * size, self.heads, size)
         return rows.reshape(shape), columns.reshape(shape)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention of scaled queries: (B,T,heads,d) each, bias (B,heads,T,T) -> (B,T,heads,d)."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0).transpose(1, 2)
+
+
+def _attend_with_bias(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """One head; `rows` and `columns` (B,T,1,n) are the position terms of the key's row and column."""
+    rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
+    return attend(query, key, value, (rows[..., :, None] + columns[..., None, :]).flatten(3))

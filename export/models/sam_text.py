@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
 
     def _attend(self, attention: Any, tokens: torch.Tensor) -> torch.Tensor:
         query, key, value = (
-            part(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            torch.unflatten(part(tokens), -1, (self.heads, -1)).transpose(1, 2)
             for part in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)

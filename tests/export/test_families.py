@@ -127,10 +127,10 @@ def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
     assert users == {"aten.to.dtype"}  # nothing else may touch uint8
     attentions = [node for node in nodes if "scaled_dot_product_attention" in str(node.target)]
     masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
-    # only cells of padding are masked, in DETR's encoder layer and its two cross-attentions; SAM's one layer over the
-    # whole image adds its relative positions
+    # only cells of padding are masked, in DETR's encoder layer and its two cross-attentions; SAM's three heads over
+    # the whole image add their relative positions
     assert attentions
-    assert len(masked) == {"detr": 3, "sam": 1}.get(family, 0)
+    assert len(masked) == {"detr": 3, "sam": 3}.get(family, 0)
 
 
 def feeds(traceable, batch, size):
