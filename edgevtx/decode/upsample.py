@@ -304,7 +304,7 @@ def _settle(
     for i in range(len(maps)):
         able = (_at(maps, i, row, col, resampling).max(0) > floor) | (corners == i).any(0)
         cell.append(np.flatnonzero(able))
-        item.append(np.full(len(cell[-1]), i))
+        item.append(np.full(len(cell[-1]), i, np.int16))
     cells, items = np.concatenate(cell), np.concatenate(item)
     # the cells with the most candidates first: then those that have an r-th one are the first so many of them
     counts = np.bincount(cells, minlength=len(row))
@@ -315,21 +315,22 @@ def _settle(
     begins = np.cumsum(counts) - counts
     rounds = []
     for r in range(counts[0]):
-        able = counts > r
-        some = int(np.count_nonzero(able))
-        chosen = ranked[begins[:some] + r]
-        support = _support(maps, chosen, row[:some], col[:some], resampling)
-        rounds.append((chosen.astype(np.int16), _pixels(support, row[:some], col[:some], resampling)))
+        some = int(np.count_nonzero(counts > r))
+        support = _support(maps, ranked[begins[:some] + r], row[:some], col[:some], resampling)
+        rounds.append(_pixels(support, row[:some], col[:some], resampling))
     width = int(resampling.cols.cells.counts[col[0]])
     leaders = np.empty((len(resampling.rows.cells.lines), width, len(row)), np.int16)
     for line in leaders:
-        best = np.full(line.shape, -np.inf, np.float32)
-        for chosen, pixels in rounds:
+        _, best = next(rounds[0])
+        winner = np.zeros(best.shape, np.min_scalar_type(len(rounds)))
+        for r, pixels in enumerate(rounds[1:], 1):
             _, values = next(pixels)
-            some = len(chosen)
-            better = values > best[:, :some]
-            np.copyto(line[:, :some], chosen, where=better)
+            some = values.shape[1]
+            # where it is better r is written, since r rises: several times as fast as an assignment with a mask
+            rank = np.multiply(values > best[:, :some], r, dtype=winner.dtype)
+            np.maximum(winner[:, :some], rank, out=winner[:, :some])
             np.maximum(best[:, :some], values, out=best[:, :some])
+        line[:] = ranked.take(winner + begins)
     return row, col, leaders
 
 
