@@ -10,8 +10,9 @@ import numpy as np
 from edgevtx.decode.classify import decode_classification
 from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.embed import decode_features
+from edgevtx.decode.panoptic import decode_panoptic
 from edgevtx.errors import InputError, VerificationError
-from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest
+from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest, PanopticDecode
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
@@ -23,6 +24,7 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     ClassifyDecode: (decode_classification, ("threshold", "top_k")),
     DetectDecode: (decode_detections, ("threshold", "top_k")),
     EmbedDecode: (decode_features, ()),
+    PanopticDecode: (decode_panoptic, ("threshold",)),
 }
 
 

@@ -211,6 +211,29 @@ def _boxes(some: NDArray[np.bool_]) -> NDArray[np.intp]:
     return np.stack([x0, y0, x1, y1], 1)
 
 
+class Reach:
+    """How many frame pixels of one map (h,w) float32, resampled, are at least `threshold`.
+
+    `low` and `high` bound it by the cells that lie wholly above, or not wholly below; `count` computes the rest.
+    """
+
+    def __init__(self, one: Floats, resampling: Resampling, threshold: float) -> None:
+        self._one, self._resampling, self._threshold = one, resampling, threshold
+        some, every = (_pool(one >= threshold, resampling, reduce) for reduce in (np.logical_or, np.logical_and))
+        rows, cols = (axis.cells.counts.astype(np.float64) for axis in (resampling.rows, resampling.cols))
+        self.low, self.high = int(rows @ (every @ cols)), int(rows @ (some @ cols))
+        self._undecided = some & ~every
+
+    def count(self) -> int:
+        """The exact number."""
+        total, rows = self.low, self._resampling.rows.cells
+        for row, col in _batches(self._undecided.nonzero(), self._resampling):
+            support = _support(self._one, 0, row, col, self._resampling)
+            for line, (_, values) in enumerate(_pixels(support, row, col, self._resampling)):
+                total += int(np.count_nonzero((values >= self._threshold) & (line < rows.counts[row])))
+        return total
+
+
 # -- label maps ------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +400,7 @@ def _at(maps: Array, item: Any, row: Array, col: Array, resampling: Resampling) 
     return np.stack([flat.take(corner + tap) for tap in taps])
 
 
-def _support(maps: Floats, item: Array, row: Array, col: Array, resampling: Resampling) -> Floats:
+def _support(maps: Floats, item: Any, row: Array, col: Array, resampling: Resampling) -> Floats:
     """The map pixels of cells (item, row, col) (M,): (K,K,M)."""
     values = _at(maps, item, row, col, resampling)
     return values.reshape(resampling.rows.taps, resampling.cols.taps, len(row))
