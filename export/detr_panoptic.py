@@ -237,7 +237,7 @@ def _reference(
 def _tiny_config() -> dict[str, Any]:
     config = detr._tiny_config()["detr"]
     backbone = {**config["backbone_config"], "out_features": list(STAGES)}
-    small = {"d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}  # a mask head counts by eights
+    small = {"num_queries": 60, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}  # a mask head counts by eights
     return {"detr": {**config, **small, "architectures": ["DetrForSegmentation"], "backbone_config": backbone}}
 
 

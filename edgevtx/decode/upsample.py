@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.errors import InputError
-from edgevtx.geometry import Geometry, linear_taps
+from edgevtx.geometry import Geometry
 from edgevtx.masks import MaskSet
 
 Array = NDArray[Any]
@@ -54,9 +54,17 @@ class Axis:
 
     @classmethod
     def linear(cls, source: int, length: int, scale: float, shift: float) -> Axis:
-        """Line i lies at (i + 0.5) * scale + shift in the source, whose edge values are held."""
-        inside, low, fraction = linear_taps(length, source, scale, shift)
-        weights = np.stack([1 - fraction, fraction], 1)[:, :source].astype(np.float32)
+        """Line i lies at (i + 0.5) * scale + shift in the source, whose edge values are held.
+
+        In float32, as torch has it: where a line meets a source line exactly, the weight of the next one must be zero
+        here too, since a large value there would show even with a weight of 1e-6.
+        """
+        at = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * np.float32(scale) + np.float32(shift)
+        inside = np.flatnonzero((at >= 0) & (at <= source))
+        at = np.clip(at[inside] - np.float32(0.5), 0, source - 1)
+        low = np.minimum(at.astype(np.intp), max(source - 2, 0))
+        fraction = at - low.astype(np.float32)
+        weights = np.stack([1 - fraction, fraction], 1)[:, :source]
         return cls(length, source, int(inside[0]) if len(inside) else 0, low, weights)
 
     def after(self, inner: Axis) -> Axis:

@@ -51,9 +51,10 @@ def answers(traceable, frames):
     return decode(outputs, geometries, manifest, threshold=threshold)
 
 
-def assert_shape(array, spec, **sizes):
-    expected = [sizes.get(axis, want) if want is None else want for axis, want in zip("nhwc", spec.shape, strict=False)]
-    assert list(array.shape) == expected
+def assert_shape(array, spec):
+    assert array.shape == tuple(
+        got if want is None else want for got, want in zip(array.shape, spec.shape, strict=True)
+    )
     assert array.dtype == np.dtype(spec.dtype)
 
 
