@@ -8,8 +8,9 @@ where it holds N items.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -255,25 +256,26 @@ class PanopticSegmentation:
     """Every pixel of a frame given to one segment, and the objects behind them.
 
     `segment_map` (H,W) int32, the id of each pixel's segment, 0 where there is none; `segments` in the order of the
-    queries, whose ids are transformers': parts of a fused class share one. `detections` all objects above the
-    threshold, best first, each with its whole mask, also where another one hides it.
+    queries, whose ids are transformers': parts of a fused class share one. `detections`, made by `detect` when first
+    asked for, are all objects above the threshold, best first, each with its whole mask, also where others hide it.
     """
 
     segment_map: NDArray[np.int32]
     segments: tuple[Segment, ...]
-    detections: Detections
+    detect: Callable[[], Detections] = field(repr=False)
 
     def __post_init__(self) -> None:
         _check("segment_map", self.segment_map, ("H", "W"), np.int32)
-        if self.detections.masks is not None and self.detections.masks.size != self.segment_map.shape:
-            raise InputError(
-                f"masks must be of the map's {self.segment_map.shape}, but are of {self.detections.masks.size}"
-            )
+
+    @cached_property
+    def detections(self) -> Detections:
+        """The objects with their masks; until it is asked for, the result holds them at the network's resolution."""
+        return self.detect()
 
     @classmethod
     def empty(cls, size: tuple[int, int] = (0, 0)) -> PanopticSegmentation:
         """Nothing found in a frame of `size` (H,W)."""
-        return cls(np.zeros(size, np.int32), (), Detections.empty())
+        return cls(np.zeros(size, np.int32), (), Detections.empty)
 
     def masks(self) -> MaskSet:
         """The pixels of each id of `segments`, rising."""
@@ -285,9 +287,9 @@ class PanopticSegmentation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"segments": [{"id", "class_id", "label", "score", "area"}, ...], "masks": {id: run lengths}, "detections"}`.
+        """`{"segments": [{"id", "class_id", "label", "score", "area"}, ...], "masks": {id: RLE}, "detections"}`.
 
-        Run lengths are COCO's; scores are rounded to 1e-5; detections as of `Detections.to_dict`.
+        The masks are COCO's run lengths; scores are rounded to 1e-5; detections as of `Detections.to_dict`.
         """
         ids = sorted({segment.id for segment in self.segments})
         return {

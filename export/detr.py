@@ -84,7 +84,9 @@ class Detector(nn.Module):
 
         projected = detr.input_projection(features)
         memory = detr.encoder(
-            inputs_embeds=projected.flatten(2).transpose(1, 2), attention_mask=mask, spatial_position_embeddings=positions
+            inputs_embeds=projected.flatten(2).transpose(1, 2),
+            attention_mask=mask,
+            spatial_position_embeddings=positions,
         ).last_hidden_state
         queries = detr.query_position_embeddings.weight.expand(pixels.shape[0], -1, -1)
         answers = detr.decoder(

@@ -5,6 +5,7 @@ Carion et al., "End-to-End Object Detection with Transformers", 2020, section 4.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs
 from edgevtx.manifest import PanopticDecode, TensorInfo
 from edgevtx.masks import MaskSet
-from edgevtx.results import Detections, PanopticSegmentation, Segment
+from edgevtx.results import PanopticSegmentation, Segment
 from edgevtx.runtimes.base import Array
 
 STRIDE = 4  # of the mask head's finest feature map, a ResNet's first stage
@@ -102,9 +103,7 @@ class MaskHead(nn.Module):
         self.norm, self.activation, self.second = head.conv1.norm, head.conv1.activation, head.conv2
         self.stages, self.last = head.fpn_stages, head.output_conv
 
-    def forward(
-        self, features: torch.Tensor, attention: torch.Tensor, maps: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, attention: torch.Tensor, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """features (N,D,h,w), attention (N,K,heads,h,w) and the backbone's maps, fine to coarse -> (N,K,H,W)."""
         queries = attention.shape[1]
         hidden = self.of_attention(attention.flatten(0, 1))
@@ -230,14 +229,19 @@ def _reference(
             Segment(one["id"], one["label_id"], labels[one["label_id"]], one["score"], int(areas[one["id"]]))
             for one in merged["segments_info"]
         ),
-        Detections(found.boxes, found.scores, found.class_ids, found.labels, whole),
+        lambda: dataclasses.replace(found, masks=whole),
     )
 
 
 def _tiny_config() -> dict[str, Any]:
     config = detr._tiny_config()["detr"]
     backbone = {**config["backbone_config"], "out_features": list(STAGES)}
-    small = {"num_queries": 60, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}  # a mask head counts by eights
+    small = {
+        "num_queries": 60,
+        "d_model": 64,
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": 8,
+    }  # a mask head counts by eights
     return {"detr": {**config, **small, "architectures": ["DetrForSegmentation"], "backbone_config": backbone}}
 
 

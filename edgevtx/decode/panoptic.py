@@ -6,6 +6,7 @@ Carion et al., "End-to-End Object Detection with Transformers", 2020, section 4.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,45 +35,52 @@ def decode_panoptic(
     Queries that score strictly above `threshold` (None: the rule's) are detections; those of them for which "no
     object" is not the likeliest class take part in the map.
     """
-    found = decode_detections(outputs, geometry, rule, labels, threshold=threshold)
-    chosen = np.flatnonzero(outputs["scores"] > (rule.threshold if threshold is None else threshold))
+    limit = rule.threshold if threshold is None else threshold
+    chosen = np.flatnonzero(outputs["scores"] > limit)
+    scores, class_ids = outputs["scores"][chosen], outputs["class_ids"][chosen].astype(np.int64)
     # of a padded batch only what shows the frame
-    size = [-(-side // rule.stride) for side in geometry.input_size]
-    maps = probabilities(outputs["masks"][chosen, : size[0], : size[1]])
+    height, width = (-(-side // rule.stride) for side in geometry.input_size)
+    maps = weighed_probabilities(outputs["masks"][:, :height, :width], chosen, scores)
     resampling = Resampling.of(geometry, (maps.shape[1], maps.shape[2]))
+    boxes = {name: np.array(outputs[name]) for name in ("boxes", "scores", "class_ids")}  # a runtime reuses its own
 
-    scores = outputs["scores"][chosen]
-    order = np.argsort(-scores, kind="stable")  # as decode_detections sorts
-    masks = threshold_maps(maps[order], resampling, rule.mask_threshold)
-    detections = Detections(found.boxes, found.scores, found.class_ids, found.labels, masks)
+    def detect() -> Detections:
+        order = np.argsort(-scores, kind="stable")  # as decode_detections sorts
+        masks = threshold_maps(maps[order], resampling, rule.mask_threshold * scores[order])
+        found = decode_detections(boxes, geometry, rule, labels, threshold=limit)
+        return dataclasses.replace(found, masks=masks)
 
-    taking_part = scores >= outputs["no_object"][chosen]
-    maps, scores, class_ids = maps[taking_part], scores[taking_part], outputs["class_ids"][chosen][taking_part]
-    if not len(maps):
-        return PanopticSegmentation(np.zeros(geometry.frame_size, np.int32), (), detections)
-    maps *= scores[:, None, None]
-    leaders = Leaders.of(maps, resampling)
+    taking_part = np.flatnonzero(scores >= outputs["no_object"][chosen])
+    if not len(taking_part):
+        return PanopticSegmentation(np.zeros(geometry.frame_size, np.int32), (), detect)
+    candidates = maps if len(taking_part) == len(maps) else maps[taking_part]
+    scores_of, kinds = scores[taking_part], class_ids[taking_part]
+    leaders = Leaders.of(candidates, resampling)
     areas = leaders.areas()
-    standing = [area > 0 and _stands(int(area), one, resampling, rule) for area, one in zip(areas, maps, strict=True)]
-    ids = number_segments(class_ids, np.array(standing, np.bool_), rule.label_ids_to_fuse)
-    names = names_of(class_ids, labels)
-    return PanopticSegmentation(
-        leaders.paint(ids, fill=0),
-        tuple(
-            Segment(int(ids[k]), int(class_ids[k]), names[k], float(scores[k]), int(areas[k]))
-            for k in np.flatnonzero(ids)
-        ),
-        detections,
+    standing = [
+        area > 0 and _stands(int(area), one, resampling, rule) for area, one in zip(areas, candidates, strict=True)
+    ]
+    ids = number_segments(kinds, np.array(standing, np.bool_), rule.label_ids_to_fuse)
+    names = names_of(kinds, labels)
+    segments = tuple(
+        Segment(int(ids[k]), int(kinds[k]), names[k], float(scores_of[k]), int(areas[k])) for k in np.flatnonzero(ids)
     )
+    return PanopticSegmentation(leaders.paint(ids, fill=0), segments, detect)
 
 
-def probabilities(logits: Array) -> Floats:
-    """The sigmoid of float logits, float32, as a new array."""
-    values = np.negative(logits, dtype=np.float32)
+def weighed_probabilities(logits: Array, rows: NDArray[np.intp], scores: NDArray[np.float32]) -> Floats:
+    """Rows (R,) of logits (K,h,w) -> their sigmoid times the rows' scores, (R,h,w) float32.
+
+    One map after the other, which stays in the cache over all steps.
+    """
+    maps = np.empty((len(rows), *logits.shape[1:]), np.float32)
     with np.errstate(over="ignore"):  # exp(100) is infinite, and its sigmoid 0
-        np.exp(values, out=values)
-    values += 1
-    return np.reciprocal(values, out=values)
+        for one, row, score in zip(maps, rows, scores, strict=True):
+            np.negative(logits[row], out=one)
+            np.exp(one, out=one)
+            one += 1
+            np.divide(score, one, out=one)
+    return maps
 
 
 def _stands(area: int, one: Floats, resampling: Resampling, rule: PanopticDecode) -> bool:

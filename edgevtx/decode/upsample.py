@@ -162,7 +162,7 @@ class Resampling:
         return np.ascontiguousarray(maps)
 
     def place(self, upright: Array, top: int, left: int) -> tuple[Array, tuple[int, int]]:
-        """(h,w) pixels at (top, left) of the shown part of the upright roi -> as they lie in the frame, and their x, y."""
+        """(h,w) pixels at (top, left) of the shown upright roi -> as they lie in the frame, and their x, y there."""
         y, x = top + self.rows.first, left + self.cols.first
         (height, width), (rows, cols) = (self.rows.length, self.cols.length), upright.shape
         x, y = {
@@ -177,14 +177,15 @@ class Resampling:
 # -- masks -----------------------------------------------------------------------------------------------------
 
 
-def threshold_maps(maps: Floats, resampling: Resampling, threshold: float) -> MaskSet:
+def threshold_maps(maps: Floats, resampling: Resampling, threshold: float | Floats) -> MaskSet:
     """(N,h,w) float32 maps -> the masks {map resampled to the frame > threshold} of the frame, not cut tight.
 
-    Pixels that the maps do not show belong to no mask.
+    `threshold` is one for all or (N,), one a map. Pixels that the maps do not show belong to no mask.
     """
     maps = resampling.check(maps)
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(maps))
     rows, cols = resampling.rows.cells, resampling.cols.cells
-    above = maps > threshold
+    above = maps > thresholds[:, None, None]
     some, every = (_pool(above, resampling, reduce) for reduce in (np.logical_or, np.logical_and))
     boxes = _boxes(some)  # of cells
     top, left = rows.lines[0][boxes[:, 1]], cols.lines[0][boxes[:, 0]]
@@ -199,10 +200,10 @@ def threshold_maps(maps: Floats, resampling: Resampling, threshold: float) -> Ma
         lines.take(rows.of[y : y + crop.shape[0]] - r0, axis=0, out=crop, mode="clip")
     origin = begins - top * width - left
     for item, row, col in _batches(np.nonzero(some != every), resampling):
-        corner = origin[item] + cols.lines[0][col]
+        corner, limit = origin[item] + cols.lines[0][col], thresholds[item]
         for y, values in _pixels(_support(maps, item, row, col, resampling), row, col, resampling):
             at = corner + y * width[item]
-            for x, value in enumerate(values > threshold):
+            for x, value in enumerate(values > limit):
                 pixels[at + x] = value
     placed = [resampling.place(*args) for args in zip(crops, top.tolist(), left.tolist(), strict=True)]
     offsets = [offset if crop.size else (0, 0) for crop, offset in placed]
@@ -331,18 +332,13 @@ def _settle(
     """
     corners = _at(leader, 0, row, col, resampling)  # (K*K,M) maps that lead at a corner
     floor = np.max([_at(maps, one, row, col, resampling).min(0) for one in corners], 0)
-    cell, item = [], []
-    for i in range(len(maps)):
-        able = (_at(maps, i, row, col, resampling).max(0) > floor) | (corners == i).any(0)
-        cell.append(np.flatnonzero(able))
-        item.append(np.full(len(cell[-1]), i, np.int16))
-    cells, items = np.concatenate(cell), np.concatenate(item)
+    able = _highest(maps, row, col, resampling) > floor  # (C,M)
+    able[corners, np.arange(len(row))] = True
     # the cells with the most candidates first: then those that have an r-th one are the first so many of them
-    counts = np.bincount(cells, minlength=len(row))
+    counts = np.count_nonzero(able, 0)
     order = np.argsort(-counts, kind="stable")
     row, col, counts = row[order], col[order], counts[order]
-    place = np.argsort(np.argsort(order)[cells], kind="stable")
-    ranked = items[place]  # of the first cell, of the second, ...; rising in each
+    ranked = able.T[order].nonzero()[1].astype(np.int16)  # of the first cell, of the second, ...; rising in each
     begins = np.cumsum(counts) - counts
     rounds = []
     for r in range(counts[0]):
@@ -406,6 +402,17 @@ def _at(maps: Array, item: Any, row: Array, col: Array, resampling: Resampling) 
     taps = [j * width + k for j in range(resampling.rows.taps) for k in range(resampling.cols.taps)]
     flat = maps.reshape(-1)
     return np.stack([flat.take(corner + tap) for tap in taps])
+
+
+def _highest(maps: Floats, row: Array, col: Array, resampling: Resampling) -> Floats:
+    """(C,M): the largest of the pixels of cells (row, col) (M,), of each map."""
+    rows, cols, width = resampling.rows, resampling.cols, maps.shape[-1]
+    corner = rows.cells.starts[row] * width + cols.cells.starts[col]
+    flat = maps.reshape(len(maps), -1)
+    highest: Floats = flat.take(corner, axis=1)
+    for tap in [j * width + k for j in range(rows.taps) for k in range(cols.taps)][1:]:
+        np.maximum(highest, flat.take(corner + tap, axis=1), out=highest)
+    return highest
 
 
 def _support(maps: Floats, item: Any, row: Array, col: Array, resampling: Resampling) -> Floats:

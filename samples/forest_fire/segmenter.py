@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTImageProcessorPil
 
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.models.setr import Settings, Setr, upsample
+from edgevtx.export.models.setr import Setr, Settings, upsample
 
 from .scenes import LABELS, UNKNOWN, Scene
 

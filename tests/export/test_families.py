@@ -172,7 +172,9 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
             build(family, kind, top_k=top_k)
 
 
-@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task in ("classify", "detect")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task in ("classify", "detect")]
+)
 def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
     whole, few = build(family, kind), build(family, kind, top_k=3)
     everything, three = answers(whole, [photos["coffee"]])[0], answers(few, [photos["coffee"]])[0]
