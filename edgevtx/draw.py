@@ -105,7 +105,8 @@ def draw_panoptic(frame: Array, found: PanopticSegmentation) -> Frame:
 def _shade(colour: Colour, number: int) -> NDArray[np.float32]:
     """A colour a little lighter or darker, so that neighbours of one class can be told apart."""
     factor = (1.0, 0.75, 1.25, 0.6, 1.1)[number % 5]
-    return np.clip(np.array(colour, np.float32) * factor, 0, 255)
+    shade: NDArray[np.float32] = np.clip(np.array(colour, np.float32) * np.float32(factor), 0, 255)
+    return shade
 
 
 def _bytes(colour: NDArray[np.float32]) -> Colour:

@@ -72,7 +72,7 @@ class PanopticDetector(nn.Module):
         return boxes, scores, class_ids, probabilities[..., -1], masks
 
     def _attend(self, answers: torch.Tensor, seen: detr.Look) -> torch.Tensor:
-        """Where each query looks in the encoder's memory, by head: (N,K,heads,h,w), summing to one over heads and cells.
+        """Where each query looks in the encoder's memory, (N,K,heads,h,w), one in all over heads and cells.
 
         transformers' `DetrMHAttentionMap`, with the memory's tokens in the rows of a matrix.
         """
@@ -84,7 +84,8 @@ class PanopticDetector(nn.Module):
         if seen.mask is not None:
             weights = weights.masked_fill(~seen.mask, -math.inf)
         height, width = seen.projected.shape[-2:]
-        return weights.flatten(2).softmax(-1).view(batch, queries, -1, height, width)
+        looks: torch.Tensor = weights.flatten(2).softmax(-1).view(batch, queries, -1, height, width)
+        return looks
 
 
 class MaskHead(nn.Module):
@@ -112,12 +113,18 @@ class MaskHead(nn.Module):
         for stage, finer in zip(self.stages, (maps[2], maps[1], maps[0]), strict=True):
             hidden = nn.functional.interpolate(hidden, size=finer.shape[-2:], mode="nearest")
             hidden = stage.refine(_add(hidden, stage.fpn_adapter(finer), queries))
-        return self.last(hidden).unflatten(0, (-1, queries)).squeeze(2)
+        masks: torch.Tensor = self.last(hidden)
+        return _of_queries(masks, queries).squeeze(2)
 
 
 def _add(each: torch.Tensor, shared: torch.Tensor, queries: int) -> torch.Tensor:
     """(N*K,C,h,w) of every query + (N,C,h,w) of its image."""
-    return (each.unflatten(0, (-1, queries)) + shared[:, None]).flatten(0, 1)
+    return (_of_queries(each, queries) + shared[:, None]).flatten(0, 1)
+
+
+def _of_queries(each: torch.Tensor, queries: int) -> torch.Tensor:
+    """(N*K,...) -> (N,K,...)."""
+    return each.view(-1, queries, *each.shape[1:])
 
 
 def _part_of(convolution: nn.Conv2d, channels: slice, *, bias: bool) -> nn.Conv2d:
@@ -236,13 +243,9 @@ def _reference(
 def _tiny_config() -> dict[str, Any]:
     config = detr._tiny_config()["detr"]
     backbone = {**config["backbone_config"], "out_features": list(STAGES)}
-    small = {
-        "num_queries": 60,
-        "d_model": 64,
-        "encoder_attention_heads": 8,
-        "decoder_attention_heads": 8,
-    }  # a mask head counts by eights
-    return {"detr": {**config, **small, "architectures": ["DetrForSegmentation"], "backbone_config": backbone}}
+    small = {"num_queries": 60, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    named = {"architectures": ["DetrForSegmentation"], "backbone_config": backbone}
+    return {"detr": {**config, **small, **named}}  # a mask head counts channels and heads by eights
 
 
 RECIPE = Recipe(

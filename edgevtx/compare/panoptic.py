@@ -7,7 +7,7 @@ import numpy as np
 from edgevtx.compare.detect import compare_detections, match_rows
 from edgevtx.compare.tolerance import Tolerance, round_error, values_check
 from edgevtx.manifest import Check, PanopticDecode
-from edgevtx.runtimes.base import Arrays
+from edgevtx.runtimes.base import Array, Arrays
 
 _ROWS = ("boxes", "scores", "class_ids")
 
@@ -20,19 +20,17 @@ def compare_panoptic(reference: Arrays, outputs: Arrays, rule: PanopticDecode, t
     """
     sides = [{name: side[name] for name in _ROWS} for side in (reference, outputs)]
     checks = compare_detections(sides[0], sides[1], rule, tolerance)
-    wanted, found = ([], []), ([], [])
-    for n in range(len(reference["scores"])):
-        rows = match_rows(*({name: side[name][n] for name in _ROWS} for side in (reference, outputs)), tolerance)
-        for i, name in enumerate(("no_object", "masks")):
-            wanted[i].append(reference[name][n][rows.matched])
-            found[i].append(outputs[name][n][rows.partners])
-    for i, name in enumerate(("no_object", "masks")):
-        checks.append(values_check(name, np.concatenate(wanted[i]), np.concatenate(found[i]), tolerance))
-    checks.append(_masks_check(np.concatenate(wanted[1]), np.concatenate(found[1]), rule, tolerance))
+    images = [{name: side[name][n] for name in _ROWS} for n in range(len(reference["scores"])) for side in sides]
+    rows = [match_rows(want, got, tolerance) for want, got in zip(images[::2], images[1::2], strict=True)]
+    for name in ("no_object", "masks"):
+        want = np.concatenate([reference[name][n][one.matched] for n, one in enumerate(rows)])
+        got = np.concatenate([outputs[name][n][one.partners] for n, one in enumerate(rows)])
+        checks.append(values_check(name, want, got, tolerance))
+    checks.append(_masks_check(want, got, rule, tolerance))
     return checks
 
 
-def _masks_check(reference: np.ndarray, found: np.ndarray, rule: PanopticDecode, tolerance: Tolerance) -> Check:
+def _masks_check(reference: Array, found: Array, rule: PanopticDecode, tolerance: Tolerance) -> Check:
     """What all masks (R,h,w) cover, logits above the threshold's, as one intersection over union."""
     level = float(np.log(rule.mask_threshold / (1 - rule.mask_threshold)))
     first, second = reference > level, found > level

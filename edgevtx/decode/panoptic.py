@@ -46,7 +46,7 @@ def decode_panoptic(
 
     def detect() -> Detections:
         order = np.argsort(-scores, kind="stable")  # as decode_detections sorts
-        masks = threshold_maps(maps[order], resampling, rule.mask_threshold * scores[order])
+        masks = threshold_maps(maps[order], resampling, np.float32(rule.mask_threshold) * scores[order])
         found = decode_detections(boxes, geometry, rule, labels, threshold=limit)
         return dataclasses.replace(found, masks=masks)
 

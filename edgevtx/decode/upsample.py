@@ -213,9 +213,10 @@ def threshold_maps(maps: Floats, resampling: Resampling, threshold: float | Floa
 def _boxes(some: NDArray[np.bool_]) -> NDArray[np.intp]:
     """(N,R,C) bool -> (N,4) first and last + 1 of the columns and rows that are not empty: x0, y0, x1, y1."""
     sides = []
-    for lines in (some.any(1), some.any(2)):
+    for axis in (1, 2):
+        lines = np.any(some, axis=axis)
         count = lines.shape[1]
-        sides.append((lines.argmax(1), np.where(lines.any(1), count - lines[:, ::-1].argmax(1), 0)))
+        sides.append((lines.argmax(1), np.where(np.any(lines, axis=1), count - lines[:, ::-1].argmax(1), 0)))
     (x0, x1), (y0, y1) = sides
     return np.stack([x0, y0, x1, y1], 1)
 
