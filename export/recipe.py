@@ -28,6 +28,7 @@ FAMILIES = {
     "dino": "edgevtx.export.dino",
     "detr": "edgevtx.export.detr",
     "rtdetr": "edgevtx.export.rtdetr",
+    "setr": "edgevtx.export.setr",
 }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from edgevtx.decode.upsample import Axis, Resampling, argmax_maps, enlarge
+from edgevtx.errors import InputError
 from edgevtx.results import SemanticSegmentation
 from edgevtx.windows import average_windows, window_corners
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgevtx.geometry import Geometry, Size
     from edgevtx.manifest import SegmentDecode, Windows
-    from edgevtx.runtimes.base import Array, Arrays
+    from edgevtx.runtimes.base import Arrays
 
 
 def decode_segmentation(
@@ -32,8 +34,10 @@ def decode_segmentation(
     """`logits` (C,h,w) -> the class of each frame pixel, as the reference has it: resized logits, then the best.
 
     With the rule's "sigmoid" there is one map: class 1 is where the probability exceeds `threshold` (None: the
-    rule's), and the probabilities are the scores.
+    rule's), and the probabilities are the scores. Raises `InputError` for a threshold where there is none.
     """
+    if threshold is not None and rule.activation == "softmax":
+        raise InputError("this model gives each pixel its best class, whatever its score; leave threshold out")
     logits = outputs["logits"].astype(np.float32, copy=False)
     resampling = frame_resampling(geometry, logits.shape[1:], rule.upsample)
     if rule.activation == "softmax":
@@ -55,27 +59,24 @@ def sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def merge_windows(
     outputs: Arrays, geometries: Sequence[Geometry], rule: SegmentDecode, windows: Windows
-) -> tuple[list[Arrays], SegmentDecode]:
+) -> tuple[Iterator[Arrays], SegmentDecode]:
     """The rows of all windows of all frames -> one row of whole maps for each frame, and the rule for these.
 
     Each window's logits are enlarged to the window's size and averaged where windows overlap, before anything else,
     as MMSegmentation's slide inference does.
     """
-    logits = outputs["logits"]
-    place = window_resampling((logits.shape[2], logits.shape[3]), windows.size, rule.upsample)
-    merged: list[Arrays] = []
-    first = 0
-    for geometry in geometries:
-        last = first + len(window_corners(geometry.input_size, windows))
-        maps = (enlarge(_float32(one), place) for one in logits[first:last])
-        merged.append({"logits": average_windows(maps, geometry.input_size, windows)})
-        first = last
-    return merged, type(rule)(activation=rule.activation, threshold=rule.threshold)
+    logits = outputs["logits"].astype(np.float32, copy=False)
+    place = window_resampling(logits.shape[2:], windows.size, rule.upsample)
 
+    def rows() -> Iterator[Arrays]:  # one at a time: whole maps are large
+        first = 0
+        for geometry in geometries:
+            last = first + len(window_corners(geometry.input_size, windows))
+            maps = (enlarge(one, place) for one in logits[first:last])
+            yield {"logits": average_windows(maps, geometry.input_size, windows)}
+            first = last
 
-def _float32(array: Array) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = array.astype(np.float32, copy=False)
-    return result
+    return rows(), msgspec.structs.replace(rule, upsample=1)
 
 
 @lru_cache(maxsize=8)  # a camera's frames are all alike

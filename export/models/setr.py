@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     decoder: Decoder
     image_size: tuple[int, int]
-    id2label: dict[int, str]
+    id2label: dict[str, str]
     patch_size: int = 16
     hidden_size: int = 1024
     num_hidden_layers: int = 24
