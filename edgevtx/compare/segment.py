@@ -19,17 +19,17 @@ def compare_segmentation(reference: Arrays, outputs: Arrays, rule: SegmentDecode
     changed = classes != others
     margin = tolerance.tie * float(np.abs(want.astype(np.float64) - got).max(initial=0.0))
     ties = changed & (_lead(want, rule) <= margin)
-    wrong = int((changed & ~ties).sum())
+    wrong, tied = int((changed & ~ties).sum()), int(ties.sum())
     allowed = (1 - tolerance.agreement) * classes.size
     return [
         values_check("logits", want, got, tolerance),
         Check(
             name="task: class of each pixel",
-            passed=wrong <= allowed and ties.sum() <= tolerance.ties * classes.size,
+            passed=wrong <= allowed and tied <= tolerance.ties * classes.size,
             compared=classes.size,
             error=float(wrong),
             tolerance=round_error(allowed),
-            ties=int(ties.sum()),
+            ties=tied,
             note=f"{len(np.unique(classes))} classes seen",
         ),
     ]

@@ -24,7 +24,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     stride: tuple[int, int]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The `config.json` of a SETR checkpoint. The defaults are the published ViT-L/16.
 
     `image_size` (height, width) is what the position table was trained for; other input sizes interpolate it as

@@ -21,7 +21,7 @@ from transformers import (
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
-from .segmenter import Segmenter, SegmenterProcessor, class_targets, mean_iou
+from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
 Size = tuple[int, int]
 _NAMES: dict[str, Any] = {
@@ -157,7 +157,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "setr": Family(
         build=Segmenter,
-        processor=SegmenterProcessor,
+        processor=segmenter_processor,
         render=render_mixed,
         kind="mixed",
         stored=((256, 256), (288, 384)),

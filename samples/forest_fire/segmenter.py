@@ -76,13 +76,10 @@ class Segmenter(nn.Module):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-class SegmenterProcessor(ViTImageProcessorPil):
+def segmenter_processor() -> ViTImageProcessorPil:
     """256 pixels square, bilinear, ImageNet's mean and deviation."""
-
-    def __init__(self, **_: Any) -> None:
-        super().__init__(
-            size={"height": 256, "width": 256}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
-        )
+    size = {"height": 256, "width": 256}
+    return ViTImageProcessorPil(size=size, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 
 
 def class_targets(scenes: list[Scene], processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
