@@ -29,6 +29,7 @@ FAMILIES = {
     "detr": "edgevtx.export.detr",
     "rtdetr": "edgevtx.export.rtdetr",
     "setr": "edgevtx.export.setr",
+    "dinoseg": "edgevtx.export.dinoseg",
 }
 
 

@@ -181,9 +181,7 @@ def _encode_decode(model: Setr, pixels: torch.Tensor) -> torch.Tensor:
     return F.interpolate(logits, pixels.shape[2:], mode="bilinear", align_corners=False)
 
 
-def slide(
-    answer: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, settings: Settings
-) -> torch.Tensor:
+def slide(answer: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
     """Logits of a whole image (1,C,H,W): the mean over windows, or the answer for the image where there are none."""
     if settings.window is None:
         return answer(pixels)
