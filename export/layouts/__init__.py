@@ -16,8 +16,16 @@ from edgevtx.errors import CheckpointError
 from edgevtx.export.layouts import detr, dinov2, rtdetr, sam, swin, timm_vit
 from edgevtx.export.layouts.files import state_dict, without_backbone
 from edgevtx.export.layouts.mapping import Layout, Source, Tensors, listed, translate
+from edgevtx.export.layouts.timm import pretrained
 
-LAYOUTS: tuple[Layout, ...] = (*sam.LAYOUTS, *detr.LAYOUTS, *rtdetr.LAYOUTS, *swin.LAYOUTS, *dinov2.LAYOUTS, *timm_vit.LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (
+    *sam.LAYOUTS,
+    *detr.LAYOUTS,
+    *rtdetr.LAYOUTS,
+    *swin.LAYOUTS,
+    *dinov2.LAYOUTS,
+    *timm_vit.LAYOUTS,
+)
 """Every layout; the first that matches is taken."""
 
 
@@ -25,7 +33,8 @@ LAYOUTS: tuple[Layout, ...] = (*sam.LAYOUTS, *detr.LAYOUTS, *rtdetr.LAYOUTS, *sw
 class Published:
     """A checkpoint in the form that Hugging Face publishes, held in memory.
 
-    `tensors` have the published names, which transformers maps to its modules; `notes` say what was assumed.
+    `tensors` have the published names, which transformers maps to its modules; `notes` say what was assumed;
+    `licence` is timm's, where its config names one.
     """
 
     layout: str
@@ -33,6 +42,7 @@ class Published:
     processor: dict[str, Any]
     tensors: Tensors = field(repr=False)
     notes: tuple[str, ...] = ()
+    licence: str = ""
 
 
 def names_for(family: str) -> tuple[str, ...]:
@@ -67,7 +77,14 @@ def read(
                 "that is not supported; --allow-partial (allow_partial=True) leaves them out"
             )
         notes.append(f"{len(unmapped)} tensors of the file were left out: {', '.join(unmapped)}")
-    return Published(layout.name, _with(path, reading.config, config or {}), reading.processor, {**reading.added, **mapped}, tuple(notes))
+    return Published(
+        layout.name,
+        _with(path, reading.config, config or {}),
+        reading.processor,
+        {**reading.added, **mapped},
+        tuple(notes),
+        str(pretrained(source.timm).get("license") or ""),
+    )
 
 
 def _recognise(path: Path, tensors: Tensors, is_timm: bool) -> tuple[Layout, Tensors]:

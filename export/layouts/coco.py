@@ -1,4 +1,4 @@
-"""COCO's class names, as detectors number them (cocodataset.org: 80 things in 91 ids; 53 kinds of stuff in 92 to 200)."""
+"""COCO's class names as detectors number them: 80 things in ids up to 90, 53 kinds of stuff in ids 92 to 200."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from edgevtx.export.layouts.mapping import numbered
 _THINGS = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -, stop sign,
 parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, -, backpack, umbrella, -, -,
-handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard,
-tennis racket, bottle, -, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
-hot dog, pizza, donut, cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, laptop, mouse, remote,
-keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase, scissors, teddy bear,
-hair drier, toothbrush
+handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, -, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv,
+laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase,
+scissors, teddy bear, hair drier, toothbrush
 """
 _STUFF = {
     92: "banner, blanket",
@@ -39,9 +39,9 @@ _STUFF = {
     171: "wall-brick",
     175: "wall-stone, wall-tile, wall-wood, water-other",
     180: "window-blind, window-other",
-    184: "tree-merged, fence-merged, ceiling-merged, sky-other-merged, cabinet-merged, table-merged, floor-other-merged, "
-    "pavement-merged, mountain-merged, grass-merged, dirt-merged, paper-merged, food-other-merged, "
-    "building-other-merged, rock-merged, wall-other-merged, rug-merged",
+    184: "tree-merged, fence-merged, ceiling-merged, sky-other-merged, cabinet-merged, table-merged, "
+    "floor-other-merged, pavement-merged, mountain-merged, grass-merged, dirt-merged, paper-merged, "
+    "food-other-merged, building-other-merged, rock-merged, wall-other-merged, rug-merged",
 }
 UNUSED = "N/A"
 """The name of an id that COCO gives to nothing."""

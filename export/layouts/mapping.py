@@ -22,9 +22,9 @@ class Rule:
     """Where an author's tensor goes: one row of a layout's table.
 
     `pattern` is the author's name, matched whole: `#` stands for a number, `~` for one that the target does not
-    repeat, `@` for a word such as weight or bias. `targets` are the published names, in which `#` and `@` repeat what was found, in order. Several targets cut the
-    tensor into as many equal parts along its first dimension (a fused query, key and value); none leaves it out.
-    `change` is applied first.
+    repeat, `@` for a word such as weight or bias. `targets` are the published names, in which `#` and `@` repeat what
+    was found, in order. Several targets cut the tensor into as many equal parts along its first dimension (a fused
+    query, key and value); none leaves it out. `change` is applied first.
     """
 
     pattern: str

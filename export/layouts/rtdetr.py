@@ -7,6 +7,7 @@ number of queries is in no tensor; every published model has 300.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from edgevtx.errors import CheckpointError
@@ -35,6 +36,7 @@ _DECODER = {
     "norm2.@": "encoder_attn_layer_norm.@",
     "norm3.@": "final_layer_norm.@",
 }
+_PARTS = ("conv", "norm")
 # convolutions with their norms, named alike on both sides
 _FUSION = (
     "lateral_convs.#",
@@ -63,7 +65,7 @@ _HEADS = {
 
 
 def _backbone(source: Source) -> tuple[dict[str, Any], tuple[Rule, ...]]:
-    """The config of the ResNet, and its rules; shortcuts that pool first are members of a Sequential."""
+    """The config of the ResNet, and its rules."""
     stem = "backbone.conv1.conv1_3.conv.weight"
     if stem not in source:
         raise CheckpointError(
@@ -81,26 +83,16 @@ def _backbone(source: Source) -> tuple[dict[str, Any], tuple[Rule, ...]]:
         "depths": [source.count(block.format(stage)) for stage in stages],
         "out_features": ["stage2", "stage3", "stage4"],
     }
-    target = "model.backbone.model."
-    rules = [
-        *(
-            rule
-            for index in (1, 2, 3)
-            for rule in Rule.table(_NORM, prefix=f"backbone.conv1.conv1_{index}.", target=f"{target}embedder.embedder.{index - 1}.")
-        ),
-        *(
-            rule
-            for index, name in enumerate(("branch2a", "branch2b", "branch2c"))
-            for rule in Rule.table(
-                _NORM, prefix=f"backbone.res_layers.#.blocks.#.{name}.", target=f"{target}encoder.stages.#.layers.#.layer.{index}."
-            )
-        ),
-        *Rule.table(_NORM, prefix="backbone.res_layers.#.blocks.#.short.", target=f"{target}encoder.stages.#.layers.#.shortcut."),
-        *Rule.table(
-            _NORM, prefix="backbone.res_layers.#.blocks.#.short.conv.", target=f"{target}encoder.stages.#.layers.#.shortcut.1."
-        ),
-    ]
-    return config, tuple(rules)
+    there = "model.backbone.model."
+    layer = there + "encoder.stages.#.layers.#."
+    places = {f"backbone.conv1.conv1_{step}.": f"{there}embedder.embedder.{step - 1}." for step in (1, 2, 3)}
+    steps = {"branch2a": "layer.0", "branch2b": "layer.1", "branch2c": "layer.2"}
+    # a shortcut that pools first is the second member of a Sequential
+    steps |= {"short": "shortcut", "short.conv": "shortcut.1"}
+    places |= {f"backbone.res_layers.#.blocks.#.{name}.": f"{layer}{step}." for name, step in steps.items()}
+    return config, tuple(
+        rule for name, place in places.items() for rule in Rule.table(_NORM, prefix=name, target=place)
+    )
 
 
 def _read(source: Source) -> Reading:
@@ -112,7 +104,9 @@ def _read(source: Source) -> Reading:
     hidden = source.shape("encoder.lateral_convs.0.conv.weight")[0]
     expansion = source.shape("encoder.fpn_blocks.0.conv1.conv.weight")[0] / hidden
     maps = range(source.count("encoder.input_proj."))
-    projection = "encoder.input_proj.{}.conv.weight" if "encoder.input_proj.0.conv.weight" in source else "encoder.input_proj.{}.0.weight"
+    # the second version names the layers of its projections
+    convolution = "conv" if "encoder.input_proj.0.conv.weight" in source else "0"
+    projection = f"encoder.input_proj.{{}}.{convolution}.weight"
     config: dict[str, Any] = {
         "model_type": "rt_detr_v2" if second else "rt_detr",
         "architectures": ["RTDetrV2ForObjectDetection" if second else "RTDetrForObjectDetection"],
@@ -161,12 +155,7 @@ def _read(source: Source) -> Reading:
         *dropped,
         *backbone_rules,
         *Rule.table(_HEADS),
-        *(
-            rule
-            for name in _FUSION
-            for part in ("conv", "norm")
-            for rule in Rule.table({f"{name}.{part}.@": f"{name}.{part}.@"}, prefix="encoder.", target="model.encoder.")
-        ),
+        *(Rule(f"encoder.{name}.{part}.@", (f"model.encoder.{name}.{part}.@",)) for name in _FUSION for part in _PARTS),
         *attention("encoder.encoder.#.layers.#.self_attn", "model.encoder.encoder.#.layers.#.self_attn"),
         *Rule.table(_ENCODER, prefix="encoder.encoder.#.layers.#.", target="model.encoder.encoder.#.layers.#."),
         *attention("decoder.decoder.layers.#.self_attn", "model.decoder.layers.#.self_attn"),
@@ -198,20 +187,24 @@ LAYOUTS = (
         "lyuwenyu RT-DETR",
         ("rtdetr",),
         "https://github.com/lyuwenyu/RT-DETR",
-        lambda tensors: {"decoder.dec_score_head.0.weight", "encoder.lateral_convs.0.conv.weight"} <= set(tensors)
-        and "decoder.decoder.layers.0.cross_attn.num_points_scale" not in tensors,
+        lambda tensors: (
+            {"decoder.dec_score_head.0.weight", "encoder.lateral_convs.0.conv.weight"} <= set(tensors)
+            and "decoder.decoder.layers.0.cross_attn.num_points_scale" not in tensors
+        ),
         _read,
     ),
     Layout(
         "lyuwenyu RT-DETRv2",
         ("rtdetr",),
         "https://github.com/lyuwenyu/RT-DETR",
-        lambda tensors: {
-            "decoder.dec_score_head.0.weight",
-            "encoder.lateral_convs.0.conv.weight",
-            "decoder.decoder.layers.0.cross_attn.num_points_scale",
-        }
-        <= set(tensors),
+        lambda tensors: (
+            {
+                "decoder.dec_score_head.0.weight",
+                "encoder.lateral_convs.0.conv.weight",
+                "decoder.decoder.layers.0.cross_attn.num_points_scale",
+            }
+            <= set(tensors)
+        ),
         _read,
     ),
 )

@@ -90,7 +90,7 @@ def _read(source: Source, version: int) -> Reading:
     # in the last stage a window may be larger than the map, which bounds it
     window = max(windows)
     side = _input_side(source, version, window, patch)
-    table = "attn.relative_position_bias_table" if version == 1 else "attn.logit_scale"
+    table, column = ("attn.relative_position_bias_table", 1) if version == 1 else ("attn.logit_scale", 0)
     name = "swin" if version == 1 else "swinv2"
     config: dict[str, Any] = {
         "model_type": name,
@@ -100,7 +100,7 @@ def _read(source: Source, version: int) -> Reading:
         "num_channels": channels,
         "embed_dim": width,
         "depths": [source.count(f"layers.{stage}.blocks.") for stage in range(stages)],
-        "num_heads": [source.shape(f"layers.{stage}.blocks.0.{table}")[1 if version == 1 else 0] for stage in range(stages)],
+        "num_heads": [source.shape(f"layers.{stage}.blocks.0.{table}")[column] for stage in range(stages)],
         "window_size": window,
         "mlp_ratio": source.shape("layers.0.blocks.0.mlp.fc1.weight")[0] / width,
         "qkv_bias": "layers.0.blocks.0.attn.q_bias" in source or "layers.0.blocks.0.attn.qkv.bias" in source,
@@ -111,12 +111,13 @@ def _read(source: Source, version: int) -> Reading:
     }
     if version == 2:
         config["pretrained_window_sizes"] = pretrained
-    processor = timm.processor(source.timm, side) if source.timm else None
-    return Reading(
-        config,
-        processor or timm.shortest_then_crop(side, side * 256 // 224, *timm.IMAGENET),
-        _rules(f"{name}.", stages, 0 if after else 1),
-    )
+    if source.timm:
+        processor = timm.processor(source.timm, side)
+    elif side == 384:  # Microsoft evaluates its models of this size on the whole image (TEST.CROP: False)
+        processor = timm.whole(side, *timm.IMAGENET)
+    else:
+        processor = timm.shortest_then_crop(side, side * 256 // 224, *timm.IMAGENET)
+    return Reading(config, processor, _rules(f"{name}.", stages, 0 if after else 1))
 
 
 def _windows(source: Source, version: int, stages: int) -> tuple[list[int], list[int]]:

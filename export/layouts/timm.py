@@ -38,6 +38,15 @@ def shortest_then_crop(
     }
 
 
+def whole(size: int, mean: Sequence[float], std: Sequence[float], resample: int = BICUBIC) -> dict[str, Any]:
+    """An image processor that scales the whole image to `size` x `size`."""
+    return shortest_then_crop(size, size, mean, std, resample) | {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": size, "width": size},
+        "do_center_crop": False,
+    }
+
+
 def pretrained(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """timm's `pretrained_cfg`; older files have its entries at the top."""
     nested = config.get("pretrained_cfg")
