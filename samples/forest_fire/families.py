@@ -20,6 +20,7 @@ from transformers import (
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
+from .panoptic import PanopticDetr, mask_targets, panoptic_quality, take_detector
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
 from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
@@ -169,5 +170,21 @@ FAMILIES: dict[str, Family] = {
         half=True,
         targets=class_targets,
         judge=mean_iou,
+    ),
+    "detr_panoptic": Family(
+        build=PanopticDetr,
+        processor=lambda: DetrImageProcessorPil(size={"shortest_edge": 208, "longest_edge": 374}),
+        render=render_mixed,
+        kind="mixed",
+        stored=((192, 256), (256, 192), (208, 320)),
+        scenes=600,
+        phases=((0.0, ((192, 192), (160, 240), (240, 160))), (0.6, ((208, 208), (208, 288), (288, 208), (208, 336)))),
+        batch=8,
+        steps=1500,
+        rate=4e-4,
+        half=True,
+        prepare=take_detector,
+        targets=mask_targets,
+        judge=panoptic_quality,
     ),
 }
