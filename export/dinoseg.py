@@ -71,11 +71,9 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The segmenter of a checkpoint; see `BuildOptions`."""
     check_model_type(checkpoint, RECIPE)
     check_batch(options.batch)
-    if options.top_k is not None:
-        raise InputError(f"top_k is {options.top_k}, but each pixel gets one class; leave top_k out")
     settings = checkpoint.settings(Settings)
     size = settings.input_size
-    labels = class_labels(checkpoint, settings.activation, options.labels)
+    labels = class_labels(checkpoint, settings.activation, options)
     preprocess = _preprocess(settings, options.resize)
     model = load(checkpoint, settings)
 

@@ -22,6 +22,7 @@ from torch import nn
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.models.setr import Setr, Settings, upsample
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
@@ -52,6 +53,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     check_model_type(checkpoint, RECIPE)
     check_batch(options.batch)
     settings = checkpoint.settings(Settings)
+    labels = class_labels(checkpoint, settings.activation, options)
     _check(checkpoint, settings)
     model = checkpoint.load_module(partial(Setr, settings), unused=UNUSED)
     processor = _processor(checkpoint, settings)
@@ -64,7 +66,6 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
             "give it a size with height and width, or the config a window"
         )
     _check_fits(checkpoint, settings, size, fixed_size(preprocess))
-    labels = class_labels(checkpoint, settings.activation, options.labels)
 
     traced = traced_copy(model, "backbone.patch_embed", preprocess)
     traced.backbone.fold_positions((size[0] // settings.patch_size, size[1] // settings.patch_size))
@@ -92,13 +93,20 @@ def logits_spec(batch: int | None, model: nn.Module, size: tuple[int, int]) -> T
     return TensorInfo(name="logits", shape=(batch, *shape[1:]), dtype="float32")
 
 
-def class_labels(checkpoint: Checkpoint, activation: str, given: tuple[str, ...] | None) -> tuple[str, ...]:
+def class_labels(checkpoint: Checkpoint, activation: str, options: BuildOptions) -> tuple[str, ...]:
     """The names of the classes: the user's or the config's; of one class with a threshold, the background first.
 
-    Raises `InputError` where the number of given names is another.
+    Raises `CheckpointError` where the config has no names, or several for one map with a threshold; `InputError` where
+    the user gives another number of names, or asks for the best few classes.
     """
-    labels = checkpoint.labels
-    assert labels is not None
+    labels, given = checkpoint.labels, options.labels
+    if not labels or (activation == "sigmoid" and len(labels) != 1):
+        raise CheckpointError(
+            f"id2label of {checkpoint.path} has {len(labels or ())} classes; expected one or more, and with the "
+            "activation sigmoid exactly one"
+        )
+    if options.top_k is not None:
+        raise InputError(f"top_k is {options.top_k}, but each pixel has one class; leave it out")
     if given is not None and len(given) != len(labels):
         raise InputError(f"{len(given)} labels were given, but the checkpoint has {len(labels)} classes; give as many")
     return (("background",) if activation == "sigmoid" else ()) + (given or labels)
@@ -118,11 +126,6 @@ def _check(checkpoint: Checkpoint, settings: Settings) -> None:
     if settings.decoder == "mla" and not 0 <= min(settings.out_indices) <= max(settings.out_indices) <= last:
         raise CheckpointError(
             f"{where} takes the layers {settings.out_indices}, but the last of {last + 1} is {last}; mend out_indices"
-        )
-    if not checkpoint.labels or (settings.activation == "sigmoid" and len(checkpoint.labels) != 1):
-        raise CheckpointError(
-            f"id2label of {where} has {len(checkpoint.labels or ())} classes; expected one or more, and with the "
-            "activation sigmoid exactly one"
         )
 
 
@@ -228,7 +231,7 @@ RECIPE = Recipe(
     task="segment",
     result="SemanticSegmentation",
     model_types=("setr",),
-    layouts=("config.json and safetensors of this project", "MMSegmentation SETR", "config.json alone with a seed"),
+    layouts=("config.json and safetensors of this project", "config.json alone with a seed", *names_for("setr")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "labels", "resize"),

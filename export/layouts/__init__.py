@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edgevtx.errors import CheckpointError
-from edgevtx.export.layouts import detr, dinov2, rtdetr, sam, swin, timm_vit
+from edgevtx.export.layouts import detr, dinov2, rtdetr, sam, setr, swin, timm_vit
 from edgevtx.export.layouts.files import state_dict, without_backbone
 from edgevtx.export.layouts.mapping import Layout, Source, Tensors, listed, translate
 from edgevtx.export.layouts.timm import pretrained
 
 LAYOUTS: tuple[Layout, ...] = (
     *sam.LAYOUTS,
+    *setr.LAYOUTS,
     *detr.LAYOUTS,
     *rtdetr.LAYOUTS,
     *swin.LAYOUTS,
