@@ -109,7 +109,7 @@ class Backbone(nn.Module):
         positions = self.positions(grid)
         tokens = patches.flatten(2).transpose(1, 2) + positions[:, 1:]
         if self.class_token:
-            first = (self.cls_token + positions[:, :1]).expand(len(pixels), -1, -1)
+            first = (self.cls_token + positions[:, :1]).expand(pixels.shape[0], -1, -1)
             tokens = torch.cat((first, tokens), 1)
         maps = []
         for index, layer in enumerate(self.layers):

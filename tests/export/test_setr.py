@@ -135,7 +135,7 @@ def test_every_tensor_of_an_official_file_is_accounted_for(official):
     three = {name: value for name, value in mmseg.random_state("pup").items() if ".up_convs.3." not in name}
     with pytest.raises(CheckpointError, match="a decoder of 3 convolutions of 3x3; expected SETR's"):
         official("pup", state=three)
-    with pytest.raises(CheckpointError, match="num_attention_heads is unknown; give a config.json"):
+    with pytest.raises(CheckpointError, match=r"num_attention_heads is unknown; give a config.json"):
         official("pup", num_attention_heads=None)
 
 
@@ -179,14 +179,14 @@ def test_a_config_that_cannot_be_used_is_refused(changes, message, build):
 
 
 def test_processors_that_do_not_fit_are_refused(build):
-    with pytest.raises(CheckpointError, match="input of .* is 70x64 px .*, which patches of 16 px do not fill"):
+    with pytest.raises(CheckpointError, match=r"input of .* is 70x64 px .*, which patches of 16 px do not fill"):
         build({"size": {"height": 70, "width": 64}, **IMAGENET})
     with pytest.raises(
-        CheckpointError, match="the size depends on the frame; give it a size .* or the config a window"
+        CheckpointError, match=r"the size depends on the frame; give it a size .* or the config a window"
     ):
         build({"image_processor_type": "DetrImageProcessor", "size": {"shortest_edge": 64, "longest_edge": 100}})
     window = {"size": [64, 64], "stride": [32, 32]}
-    with pytest.raises(CheckpointError, match="makes frames 48x64 px .*, smaller than a window of 64x64"):
+    with pytest.raises(CheckpointError, match=r"makes frames 48x64 px .*, smaller than a window of 64x64"):
         build({"size": {"height": 48, "width": 64}, **IMAGENET}, window=window)
 
 
