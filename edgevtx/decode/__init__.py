@@ -44,7 +44,8 @@ def decode(
     `top_k` that the export does not give, or either where the task has no scores; `VerificationError` where the
     engine gave NaN or infinity, since nothing found must never mean nothing computed.
     """
-    rule, windows = manifest.decode, manifest.preprocess.windows
+    rule = manifest.decode
+    windows = manifest.preprocess.windows if isinstance(rule, SegmentDecode) else None
     check_options(rule, threshold, top_k)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array[: None if windows else len(geometries)]).all():
@@ -55,7 +56,7 @@ def decode(
     row, accepted = _DECODERS[type(rule)]
     options = {name: value for name, value in (("threshold", threshold), ("top_k", top_k)) if name in accepted}
     rows = ({name: array[i] for name, array in outputs.items()} for i in range(len(geometries)))
-    if windows is not None and isinstance(rule, SegmentDecode):
+    if windows is not None:
         rows, rule = merge_windows(outputs, geometries, rule, windows)
     return [
         row(one, geometry, rule, manifest.labels, **options) for one, geometry in zip(rows, geometries, strict=True)
