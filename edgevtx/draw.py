@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgevtx.errors import InputError
 from edgevtx.geometry import Geometry
 from edgevtx.preprocess import check_frame
-from edgevtx.results import Classification, Detections, Features, PanopticSegmentation
+from edgevtx.results import Classification, Detections, Features, PanopticSegmentation, SemanticSegmentation
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
@@ -40,6 +40,8 @@ _BLEND = 0.65  # weight of a feature picture over the frame
 _LISTED = 5
 _INK = 0.45  # weight of a mask's colour over the frame
 _COARSE = 8  # px; labels find their place on a grid this wide
+_VEIL = 0.5  # weight of a class's colour over the frame
+_UNCOLOURED = "background"  # a class of this name leaves the frame as it is
 
 
 def draw_detections(frame: Array, found: Detections) -> Frame:
@@ -178,6 +180,56 @@ def draw_classification(frame: Array, found: Classification) -> Frame:
         _paste(canvas, label, 0, top)
         top += label.shape[0]
     return canvas
+
+
+def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
+    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, with their outlines and a legend.
+
+    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes by
+    their share.
+    """
+    canvas = _canvas(frame)
+    if found.class_map.shape != canvas.shape[:2]:
+        raise InputError(
+            f"this class map is of a frame of {found.class_map.shape}, but got one of {canvas.shape[:2]} (height, "
+            "width); draw on the frame that the model was given"
+        )
+    ids = [class_id for class_id, _ in found.present() if found.labels[class_id] != _UNCOLOURED]
+    colours = np.zeros((1 + len(found.labels), 3), np.float32)
+    weights = np.zeros(1 + len(found.labels), np.float32)
+    for class_id in ids:
+        colours[class_id + 1], weights[class_id + 1] = class_colour(class_id), _VEIL
+    places = found.class_map + 1
+    keep = (1 - weights)[places]
+    outlines = _outlines(found.class_map) & (weights[places] > 0)
+    for channel in range(3):  # not by a mask over (H,W,3), which takes numpy several times as long
+        mixed = (weights * colours[:, channel])[places] + keep * canvas[..., channel]
+        mixed[outlines] = colours[:, channel][places[outlines]]
+        canvas[..., channel] = np.rint(mixed)
+    top = 0
+    shares = dict(found.present())
+    for class_id in ids[:_LISTED]:
+        label = _label(f"{found.labels[class_id]} {shares[class_id]:.1%}", _font_size(canvas), class_colour(class_id))
+        _paste(canvas, label, 0, top)
+        top += label.shape[0]
+    return canvas
+
+
+def class_colour(class_id: int) -> Colour:
+    """A colour for a class: the palette's, darker with each turn through it, so that 21 classes differ."""
+    darker = 0.72 ** (class_id // len(PALETTE) % 3)
+    blue, green, red = PALETTE[class_id % len(PALETTE)]
+    return int(blue * darker), int(green * darker), int(red * darker)
+
+
+def _outlines(class_map: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(H,W) -> where a pixel's class differs from the one to its right or below."""
+    edges = np.zeros(class_map.shape, np.bool_)
+    edges[:, :-1] |= class_map[:, 1:] != class_map[:, :-1]
+    edges[:-1] |= class_map[1:] != class_map[:-1]
+    edges[:, 1:] |= edges[:, :-1]
+    edges[1:] |= edges[:-1]
+    return edges
 
 
 def draw_features(frame: Array, found: Features) -> Frame:

@@ -17,6 +17,7 @@ from edgevtx.errors import CheckpointError
 from edgevtx.export.boxes import check_top_k, cxcywh_to_xyxy, keep_best, reference_detections
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.resnet_keys import asks_for_timm, dilate_last_stage, is_dilated, timm_to_native, without_timm
@@ -309,7 +310,11 @@ RECIPE = Recipe(
     task="detect",
     result="Detections",
     model_types=("detr",),
-    layouts=("Hugging Face directory, with a transformers or a timm ResNet", "config.json alone with a seed"),
+    layouts=(
+        "Hugging Face directory, with a transformers or a timm ResNet",
+        "config.json alone with a seed",
+        *names_for("detr"),
+    ),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

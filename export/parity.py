@@ -16,12 +16,13 @@ from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import InputError
 from edgevtx.manifest import Check
-from edgevtx.results import Classification, Detections, Features, PanopticSegmentation, Result
+from edgevtx.results import Classification, Detections, Features, PanopticSegmentation, Result, SemanticSegmentation
 
 SCORE = 1e-3
 PIXELS = 0.5
+SAME_PIXELS = 0.999
+"""The share of pixels that must have the reference's class, or lie in its mask: what is left are ties."""
 CONFIDENT = 0.3
-PIXEL_SHARE = 1e-3
 FEWEST = 20
 """Where fewer detections than this are confident, the best ones are compared whatever their score: a model that finds
 nothing in an image must not pass for that."""
@@ -94,7 +95,7 @@ def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exac
     A mask counts where its detection does: the pixels that differ are a share of those that it covers in either.
     """
     boxes = _detections(reference.detections, found.detections, exact)
-    limit = PIXEL_SHARE if exact else 1 - LOOSE.agreement
+    limit = 1 - (SAME_PIXELS if exact else LOOSE.agreement)
     covered, differing = _mask_pixels(reference.detections, found.detections)
     changed = float((reference.segment_map != found.segment_map).mean())
     share = differing / max(covered, 1)
@@ -168,10 +169,27 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
 
 
+def _segmentation(reference: SemanticSegmentation, found: SemanticSegmentation, exact: bool) -> Check:
+    """The same class in all but a small share of the pixels, and scores within the limit."""
+    if reference.class_map.shape != found.class_map.shape:
+        return _check(0, float("inf"), f"a map of {found.class_map.shape}, reference {reference.class_map.shape}")
+    differ = float((reference.class_map != found.class_map).mean())
+    error = differ / (1 - (SAME_PIXELS if exact else LOOSE.agreement))
+    note = f"{differ:.2g} of the pixels differ"
+    if reference.scores is not None and found.scores is not None:
+        # the reference's own resize is another one where ours is approximate: single pixels say nothing then
+        gaps = np.abs(reference.scores - found.scores)
+        gap = float(gaps.max(initial=0.0) if exact else gaps.mean())
+        error = max(error, gap / (SCORE if exact else LOOSE_SCORE))
+        note += f", scores within {gap:.2g}"
+    return _check(reference.class_map.size, error, note)
+
+
 # (reference, found, exact) -> check; both are of the one type
 _RESULTS: dict[type[Result], Callable[[Any, Any, bool], Check]] = {
     Detections: _detections,
     Classification: _classes,
     Features: _features,
     PanopticSegmentation: _panoptic,
+    SemanticSegmentation: _segmentation,
 }

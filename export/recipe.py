@@ -29,6 +29,8 @@ FAMILIES = {
     "detr": "edgevtx.export.detr",
     "detr_panoptic": "edgevtx.export.detr_panoptic",
     "rtdetr": "edgevtx.export.rtdetr",
+    "setr": "edgevtx.export.setr",
+    "dinoseg": "edgevtx.export.dinoseg",
 }
 
 

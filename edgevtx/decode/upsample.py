@@ -92,6 +92,13 @@ class Axis:
         return int(self.weights.shape[1])
 
     @cached_property
+    def matrix(self) -> Floats:
+        """(n, source) float32: the weights of all map lines in each line."""
+        matrix = np.zeros((len(self.starts), self.source), np.float32)
+        np.put_along_axis(matrix, self.starts[:, None] + np.arange(self.taps), self.weights, 1)
+        return matrix
+
+    @cached_property
     def cells(self) -> _Cells:
         """The groups of lines with the same support."""
         first = np.flatnonzero(np.diff(self.starts, prepend=-1))
@@ -172,6 +179,20 @@ class Resampling:
             270: (height - y - rows, x),
         }[self.rotation]
         return np.rot90(upright, self.rotation // 90), (x + self.origin[0], y + self.origin[1])
+
+
+def enlarge(maps: Floats, resampling: Resampling, fill: float = 0.0) -> Floats:
+    """(N,h,w) float32 maps -> (N,H,W) float32, their values at each frame pixel; `fill` where the maps show nothing.
+
+    Everything is computed: for few maps, whose values themselves are wanted.
+    """
+    maps = resampling.check(maps)
+    upright = resampling.rows.matrix @ maps @ resampling.cols.matrix.T
+    frame = np.full((len(maps), *resampling.frame_size), fill, np.float32)
+    for one, values in zip(frame, upright, strict=True):
+        placed, (x, y) = resampling.place(values, 0, 0)
+        one[y : y + placed.shape[0], x : x + placed.shape[1]] = placed
+    return frame
 
 
 # -- masks -----------------------------------------------------------------------------------------------------

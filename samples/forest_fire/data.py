@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from .scenes import UNKNOWN, Scene
 
-UNKNOWN = 255  # in the segments of an augmented scene
 Renderer = Callable[[int, tuple[int, int]], Scene]
 
 

@@ -22,7 +22,7 @@ from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_sc
 from .data import Renderer
 from .panoptic import PanopticDetr, mask_targets, panoptic_quality, see_attention, take_detector
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
-from .segmenter import Segmenter, SegmenterProcessor, class_targets, mean_iou
+from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
 Size = tuple[int, int]
 _NAMES: dict[str, Any] = {
@@ -158,7 +158,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "setr": Family(
         build=Segmenter,
-        processor=SegmenterProcessor,
+        processor=segmenter_processor,
         render=render_mixed,
         kind="mixed",
         stored=((256, 256), (288, 384)),
