@@ -19,7 +19,7 @@ SCHEMA = "1.0"
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ResizeBackend = Literal["pillow", "opencv"]
-Task = Literal["classify", "detect", "embed"]
+Task = Literal["classify", "detect", "embed", "panoptic", "segment"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
@@ -63,13 +63,24 @@ class Letterbox(msgspec.Struct, tag="letterbox", frozen=True, kw_only=True):
 SizeRule = Exact | ShortestEdge | LongestEdge | Letterbox
 
 
+class Windows(msgspec.Struct, frozen=True, kw_only=True):
+    """The graph sees windows of `size` (h,w) px of the resized image, `stride` (down, right) px apart.
+
+    The host cuts them, the graph answers them as a batch or one by one, and decoding averages their maps where they
+    overlap (MMSegmentation's slide inference).
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+
+
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     """How a frame becomes the graph's uint8 input (host), and what the graph then does to it (recorded).
 
     Host: resize by `size` with `interpolation` (antialiased, as Pillow does it), then a centred crop to
     `crop` (height, width) where the checkpoint has one. Graph: reverse the channels where `channel_order` is
     "rgb" (frames are BGR), multiply by `scale`, subtract `mean`, divide by `std` (of the channels in
-    `channel_order`).
+    `channel_order`). With `windows` the graph is given windows of the resized image.
     """
 
     size: SizeRule
@@ -80,6 +91,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     crop: tuple[int, int] | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
     resize: ResizeBackend = "pillow"
+    windows: Windows | None = None
 
 
 # -- decoding --------------------------------------------------------------------------------------------------
@@ -112,7 +124,37 @@ class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     attention: bool = False
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode
+class PanopticDecode(msgspec.Struct, tag="panoptic", frozen=True, kw_only=True):
+    """Outputs as of "detect", `no_object` (N,K) float32, the probability that a query shows nothing, and `masks`.
+
+    `masks` (N,K,h,w) float32 logits, one pixel for each `stride` px of the input, rounded up; K is `top_k`, rows are
+    in the order of the queries. The other fields are named as in transformers' post-processing: `threshold` on
+    scores, `mask_threshold` on mask probabilities, `overlap_mask_area_threshold` on the share of its own mask that a
+    query must win, `label_ids_to_fuse` classes whose segments become one.
+    """
+
+    top_k: int
+    threshold: float
+    stride: int
+    mask_threshold: float = 0.5
+    overlap_mask_area_threshold: float = 0.8
+    label_ids_to_fuse: tuple[int, ...] = ()
+
+
+class SegmentDecode(msgspec.Struct, tag="segment", frozen=True, kw_only=True):
+    """Output `logits` (N,C,h,w) float32: a map of the whole input (of the whole window) for each class.
+
+    The reference enlarges them `upsample` times, then to the input's size, then to the frame's, each time bilinearly.
+    `activation` "softmax": a pixel's class is that of the largest logit. "sigmoid", with C of 1: it is class 1 where
+    the probability exceeds `threshold`, and class 0 elsewhere.
+    """
+
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    threshold: float = 0.5
+    upsample: int = 1
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | PanopticDecode | SegmentDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

@@ -19,13 +19,14 @@ from edgevtx.decode import decode
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, TensorInfo
+from edgevtx.manifest import REFUSED, Manifest, TensorInfo, Windows
 from edgevtx.preprocess import pad_batch, prepare
 from edgevtx.results import Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
 from edgevtx.versions import in_range
+from edgevtx.windows import cut_windows, run_in_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,13 +156,13 @@ class Predictor:
         """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`."""
         start = perf_counter()
         image, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
-        inputs = collate([image], self.manifest.inputs)
+        inputs = collate([image], self.manifest.inputs, self.manifest.preprocess.windows)
         return Prepared(inputs, (geometry,), 1e3 * (perf_counter() - start))
 
     def infer(self, prepared: Prepared) -> Arrays:
         """Run the engine: outputs by name, as the manifest lists them."""
         start = perf_counter()
-        outputs = self._runtime.run(prepared.inputs)
+        outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
         self.stages = {
             "preprocess": prepared.milliseconds,
             "engine": 1e3 * (perf_counter() - start),
@@ -207,17 +208,21 @@ class Predictor:
     def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"]) -> Prepared:
         start = perf_counter()
         pairs = [prepare(frame, self.manifest.preprocess, color=color) for frame in frames]
-        inputs = collate([image for image, _ in pairs], self.manifest.inputs)
+        images = [image for image, _ in pairs]
+        inputs = collate(images, self.manifest.inputs, self.manifest.preprocess.windows)
         return Prepared(inputs, tuple(geometry for _, geometry in pairs), 1e3 * (perf_counter() - start))
 
 
-def collate(images: list[Array], inputs: Sequence[TensorInfo]) -> Arrays:
+def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows | None = None) -> Arrays:
     """Stack images (h,w,3) into a graph's batch: `pixels` (N,H,W,3) uint8 and, where it takes one, `valid_size`.
 
-    Where the batch is static a short one repeats its last image. Raises `InputError` where an image is not of the
+    With `windows` the rows are all windows of all images, whatever the batch. Otherwise, where the batch is static, a
+    short one repeats its last image. Raises `InputError` where an image is not of the
     size that the graph was fixed for.
     """
     batch, *shape = inputs[0].shape
+    if windows is not None:
+        return {inputs[0].name: np.stack([view for image in images for view in cut_windows(image, windows)])}
     for image in images:
         if any(want is not None and want != got for want, got in zip(shape, image.shape, strict=True)):
             raise InputError(

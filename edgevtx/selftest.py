@@ -14,6 +14,7 @@ from edgevtx.golden import Golden
 from edgevtx.manifest import REFUSED, Check, Graph, Manifest, Preprocess, Status, Verdict
 from edgevtx.preprocess import prepare
 from edgevtx.runtimes.base import BuildReport, Engine
+from edgevtx.windows import middle_window
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, 
 
 def check_preprocess(golden: Golden, preprocess: Preprocess) -> Check:
     """What this device's Pillow or OpenCV makes of the golden frame, against the input made at export."""
-    image, _ = prepare(golden.frame, preprocess)
+    image = middle_window(prepare(golden.frame, preprocess)[0], preprocess.windows)
     rows, columns = image.shape[:2]
     wanted = golden.inputs["pixels"][0, :rows, :columns]  # the first of a batch, which may be padded
     same = wanted.shape == image.shape

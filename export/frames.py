@@ -63,7 +63,8 @@ def traced_copy(model: nn.Module, first_convolution: str, preprocess: Preprocess
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     traced: Any = copy.deepcopy(model, shared)
-    use_attention(traced.config)
+    if hasattr(traced, "config"):  # modules of our own are written as they are to be traced
+        use_attention(traced.config)
     if preprocess.channel_order == "rgb":
         convolution = traced.get_submodule(first_convolution)
         convolution.weight = nn.Parameter(convolution.weight.flip(1).contiguous(), requires_grad=False)

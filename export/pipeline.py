@@ -209,7 +209,7 @@ def _manifest(
             intended_use=options.intended_use,
         ),
         tools=_tools(),
-        notes=traceable.notes,
+        notes=(*checkpoint.notes, *traceable.notes),
     )
 
 

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Export a checkpoint as a verified bundle.")
 @click.argument("family")
-@click.option("--checkpoint", metavar="PATH", help="A Hugging Face checkpoint directory.")
-@click.option("--config", metavar="PATH", help="An architecture's config.json alone; weights are seeded random.")
+@click.option(
+    "--checkpoint",
+    metavar="PATH",
+    help="A Hugging Face checkpoint directory, or a file of weights as authors publish it.",
+)
+@click.option(
+    "--config",
+    metavar="PATH",
+    help="An architecture's config.json: alone, for seeded random weights; beside a file of weights, what that lacks.",
+)
+@click.option(
+    "--allow-partial", is_flag=True, help="Export although tensors of the checkpoint are missing or left over."
+)
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="The seed of those random weights.")
 @click.option("--out", metavar="NAME.vtx", required=True, help="The bundle to write.")
 @click.option(
@@ -77,13 +88,14 @@ def command(**options: Any) -> None:
     \b
     Example:
       edgevtx export vit --checkpoint vit-base-patch16-224 --images photos --out vit.vtx
+      edgevtx export detr --checkpoint detr-r50-e632da11.pth --images photos --out detr.vtx
       edgevtx export rtdetr --config config.json --out trial.vtx --precisions fp32,bf16
 
     What fails verification is not packed, and the exit code is 3.
     """
     checkpoint, config = options["checkpoint"], options["config"]
-    if (checkpoint is None) == (config is None):
-        raise click.UsageError("give either --checkpoint (weights) or --config (architecture alone, random weights)")
+    if checkpoint is None and config is None:
+        raise click.UsageError("give --checkpoint (weights) or --config (architecture alone, random weights)")
     if options["dynamic_batch"] and options["batch"] != 1:
         raise click.UsageError("give either --batch or --dynamic-batch")
     from edgevtx.cli.families import missing_export_extra
@@ -112,7 +124,9 @@ def _export(options: dict[str, Any]) -> ExportReport:
 
         get_recipe(options["family"])  # an unknown family is reported before the checkpoint is read
         if options["checkpoint"] is not None:
-            checkpoint = Checkpoint.open(options["checkpoint"])
+            checkpoint = Checkpoint.open(
+                options["checkpoint"], config=options["config"], allow_partial=options["allow_partial"]
+            )
         else:
             checkpoint = Checkpoint.open(options["config"], seed=options["seed"])
         build = BuildOptions(
