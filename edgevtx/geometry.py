@@ -257,29 +257,18 @@ def _maps(masks: Array) -> NDArray[np.float32]:
     return maps.astype(np.float32, copy=False)
 
 
-def linear_taps(
-    length: int, source: int, scale: float, shift: float
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Which lines of `length` a source shows (n,), the first of the two source lines that each lies between (n,), and
-    the weight of the second one (n,).
+def _interpolation(length: int, source: int, scale: float, shift: float) -> NDArray[np.float32]:
+    """(length, source) weights that resample a line linearly; rows outside the source are zero.
 
-    The centre of line i lies at (i + 0.5) * scale + shift in the source; edge values are held.
+    The centre of pixel i lies at (i + 0.5) * scale + shift in the source. As a matrix, because two thin matrix
+    products resample a whole stack of maps faster than gathering their pixels.
     """
     centre = (np.arange(length) + 0.5) * scale + shift
     inside = np.flatnonzero((centre >= 0) & (centre <= source))
     at = np.clip(centre[inside] - 0.5, 0, source - 1)
     low = np.minimum(at.astype(np.intp), max(source - 2, 0))
-    return inside, low, at - low
-
-
-def _interpolation(length: int, source: int, scale: float, shift: float) -> NDArray[np.float32]:
-    """(length, source) weights that resample a line linearly (`linear_taps`); rows outside the source are zero.
-
-    As a matrix, because two thin matrix products resample a whole stack of maps faster than gathering their pixels.
-    """
-    inside, low, fraction = linear_taps(length, source, scale, shift)
     weights = np.zeros((length, source), np.float32)
-    weights[inside, low] = 1 - fraction
+    weights[inside, low] = 1 - (at - low)
     if source > 1:
-        weights[inside, low + 1] = fraction
+        weights[inside, low + 1] = at - low
     return weights

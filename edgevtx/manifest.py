@@ -19,7 +19,7 @@ SCHEMA = "1.0"
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ResizeBackend = Literal["pillow", "opencv"]
-Task = Literal["classify", "detect", "embed", "segment"]
+Task = Literal["classify", "detect", "embed", "panoptic", "segment"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
@@ -124,6 +124,23 @@ class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     attention: bool = False
 
 
+class PanopticDecode(msgspec.Struct, tag="panoptic", frozen=True, kw_only=True):
+    """Outputs as of "detect", `no_object` (N,K) float32, the probability that a query shows nothing, and `masks`.
+
+    `masks` (N,K,h,w) float32 logits, one pixel for each `stride` px of the input, rounded up; K is `top_k`, rows are
+    in the order of the queries. The other fields are named as in transformers' post-processing: `threshold` on
+    scores, `mask_threshold` on mask probabilities, `overlap_mask_area_threshold` on the share of its own mask that a
+    query must win, `label_ids_to_fuse` classes whose segments become one.
+    """
+
+    top_k: int
+    threshold: float
+    stride: int
+    mask_threshold: float = 0.5
+    overlap_mask_area_threshold: float = 0.8
+    label_ids_to_fuse: tuple[int, ...] = ()
+
+
 class SegmentDecode(msgspec.Struct, tag="segment", frozen=True, kw_only=True):
     """Output `logits` (N,C,h,w) float32: a map of the whole input (of the whole window) for each class.
 
@@ -137,7 +154,7 @@ class SegmentDecode(msgspec.Struct, tag="segment", frozen=True, kw_only=True):
     upsample: int = 1
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode | SegmentDecode
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | PanopticDecode | SegmentDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

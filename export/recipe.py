@@ -27,6 +27,7 @@ FAMILIES = {
     "vit": "edgevtx.export.vit",
     "dino": "edgevtx.export.dino",
     "detr": "edgevtx.export.detr",
+    "detr_panoptic": "edgevtx.export.detr_panoptic",
     "rtdetr": "edgevtx.export.rtdetr",
     "setr": "edgevtx.export.setr",
     "dinoseg": "edgevtx.export.dinoseg",

@@ -10,9 +10,10 @@ import numpy as np
 from edgevtx.decode.classify import decode_classification
 from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.embed import decode_features
+from edgevtx.decode.panoptic import decode_panoptic
 from edgevtx.decode.segment import decode_segmentation, merge_windows
 from edgevtx.errors import InputError, VerificationError
-from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest, SegmentDecode
+from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest, PanopticDecode, SegmentDecode
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
@@ -24,6 +25,7 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     ClassifyDecode: (decode_classification, ("threshold", "top_k")),
     DetectDecode: (decode_detections, ("threshold", "top_k")),
     EmbedDecode: (decode_features, ()),
+    PanopticDecode: (decode_panoptic, ("threshold",)),
     SegmentDecode: (decode_segmentation, ("threshold",)),
 }
 

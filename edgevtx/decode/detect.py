@@ -10,14 +10,14 @@ from edgevtx.results import Detections, names_of
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import DetectDecode
+    from edgevtx.manifest import DetectDecode, PanopticDecode
     from edgevtx.runtimes.base import Arrays
 
 
 def decode_detections(
     outputs: Arrays,
     geometry: Geometry,
-    rule: DetectDecode,
+    rule: DetectDecode | PanopticDecode,
     labels: tuple[str, ...],
     *,
     threshold: float | None = None,

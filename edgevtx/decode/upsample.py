@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.errors import InputError
-from edgevtx.geometry import Geometry, linear_taps
+from edgevtx.geometry import Geometry
 from edgevtx.masks import MaskSet
 
 Array = NDArray[Any]
@@ -54,9 +54,17 @@ class Axis:
 
     @classmethod
     def linear(cls, source: int, length: int, scale: float, shift: float) -> Axis:
-        """Line i lies at (i + 0.5) * scale + shift in the source, whose edge values are held."""
-        inside, low, fraction = linear_taps(length, source, scale, shift)
-        weights = np.stack([1 - fraction, fraction], 1)[:, :source].astype(np.float32)
+        """Line i lies at (i + 0.5) * scale + shift in the source, whose edge values are held.
+
+        In float32, as torch has it: where a line meets a source line exactly, the weight of the next one must be zero
+        here too, since a large value there would show even with a weight of 1e-6.
+        """
+        at = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * np.float32(scale) + np.float32(shift)
+        inside = np.flatnonzero((at >= 0) & (at <= source))
+        at = np.clip(at[inside] - np.float32(0.5), 0, source - 1)
+        low = np.minimum(at.astype(np.intp), max(source - 2, 0))
+        fraction = at - low.astype(np.float32)
+        weights = np.stack([1 - fraction, fraction], 1)[:, :source]
         return cls(length, source, int(inside[0]) if len(inside) else 0, low, weights)
 
     def after(self, inner: Axis) -> Axis:
@@ -161,7 +169,7 @@ class Resampling:
         return np.ascontiguousarray(maps)
 
     def place(self, upright: Array, top: int, left: int) -> tuple[Array, tuple[int, int]]:
-        """(h,w) pixels at (top, left) of the shown part of the upright roi -> as they lie in the frame, and their x, y."""
+        """(h,w) pixels at (top, left) of the shown upright roi -> as they lie in the frame, and their x, y there."""
         y, x = top + self.rows.first, left + self.cols.first
         (height, width), (rows, cols) = (self.rows.length, self.cols.length), upright.shape
         x, y = {
@@ -190,14 +198,15 @@ def enlarge(maps: Floats, resampling: Resampling, fill: float = 0.0) -> Floats:
 # -- masks -----------------------------------------------------------------------------------------------------
 
 
-def threshold_maps(maps: Floats, resampling: Resampling, threshold: float) -> MaskSet:
+def threshold_maps(maps: Floats, resampling: Resampling, threshold: float | Floats) -> MaskSet:
     """(N,h,w) float32 maps -> the masks {map resampled to the frame > threshold} of the frame, not cut tight.
 
-    Pixels that the maps do not show belong to no mask.
+    `threshold` is one for all or (N,), one a map. Pixels that the maps do not show belong to no mask.
     """
     maps = resampling.check(maps)
+    thresholds = np.broadcast_to(np.asarray(threshold, np.float32), len(maps))
     rows, cols = resampling.rows.cells, resampling.cols.cells
-    above = maps > threshold
+    above = maps > thresholds[:, None, None]
     some, every = (_pool(above, resampling, reduce) for reduce in (np.logical_or, np.logical_and))
     boxes = _boxes(some)  # of cells
     top, left = rows.lines[0][boxes[:, 1]], cols.lines[0][boxes[:, 0]]
@@ -212,10 +221,10 @@ def threshold_maps(maps: Floats, resampling: Resampling, threshold: float) -> Ma
         lines.take(rows.of[y : y + crop.shape[0]] - r0, axis=0, out=crop, mode="clip")
     origin = begins - top * width - left
     for item, row, col in _batches(np.nonzero(some != every), resampling):
-        corner = origin[item] + cols.lines[0][col]
+        corner, limit = origin[item] + cols.lines[0][col], thresholds[item]
         for y, values in _pixels(_support(maps, item, row, col, resampling), row, col, resampling):
             at = corner + y * width[item]
-            for x, value in enumerate(values > threshold):
+            for x, value in enumerate(values > limit):
                 pixels[at + x] = value
     placed = [resampling.place(*args) for args in zip(crops, top.tolist(), left.tolist(), strict=True)]
     offsets = [offset if crop.size else (0, 0) for crop, offset in placed]
@@ -225,11 +234,35 @@ def threshold_maps(maps: Floats, resampling: Resampling, threshold: float) -> Ma
 def _boxes(some: NDArray[np.bool_]) -> NDArray[np.intp]:
     """(N,R,C) bool -> (N,4) first and last + 1 of the columns and rows that are not empty: x0, y0, x1, y1."""
     sides = []
-    for lines in (some.any(1), some.any(2)):
+    for axis in (1, 2):
+        lines = np.any(some, axis=axis)
         count = lines.shape[1]
-        sides.append((lines.argmax(1), np.where(lines.any(1), count - lines[:, ::-1].argmax(1), 0)))
+        sides.append((lines.argmax(1), np.where(np.any(lines, axis=1), count - lines[:, ::-1].argmax(1), 0)))
     (x0, x1), (y0, y1) = sides
     return np.stack([x0, y0, x1, y1], 1)
+
+
+class Reach:
+    """How many frame pixels of one map (h,w) float32, resampled, are at least `threshold`.
+
+    `low` and `high` bound it by the cells that lie wholly above, or not wholly below; `count` computes the rest.
+    """
+
+    def __init__(self, one: Floats, resampling: Resampling, threshold: float) -> None:
+        self._one, self._resampling, self._threshold = one, resampling, threshold
+        some, every = (_pool(one >= threshold, resampling, reduce) for reduce in (np.logical_or, np.logical_and))
+        rows, cols = (axis.cells.counts.astype(np.float64) for axis in (resampling.rows, resampling.cols))
+        self.low, self.high = int(rows @ (every @ cols)), int(rows @ (some @ cols))
+        self._undecided = some & ~every
+
+    def count(self) -> int:
+        """The exact number."""
+        total, rows = self.low, self._resampling.rows.cells
+        for row, col in _batches(self._undecided.nonzero(), self._resampling):
+            support = _support(self._one, 0, row, col, self._resampling)
+            for line, (_, values) in enumerate(_pixels(support, row, col, self._resampling)):
+                total += int(np.count_nonzero((values >= self._threshold) & (line < rows.counts[row])))
+        return total
 
 
 # -- label maps ------------------------------------------------------------------------------------------------
@@ -321,18 +354,13 @@ def _settle(
     """
     corners = _at(leader, 0, row, col, resampling)  # (K*K,M) maps that lead at a corner
     floor = np.max([_at(maps, one, row, col, resampling).min(0) for one in corners], 0)
-    cell, item = [], []
-    for i in range(len(maps)):
-        able = (_at(maps, i, row, col, resampling).max(0) > floor) | (corners == i).any(0)
-        cell.append(np.flatnonzero(able))
-        item.append(np.full(len(cell[-1]), i, np.int16))
-    cells, items = np.concatenate(cell), np.concatenate(item)
+    able = _highest(maps, row, col, resampling) > floor  # (C,M)
+    able[corners, np.arange(len(row))] = True
     # the cells with the most candidates first: then those that have an r-th one are the first so many of them
-    counts = np.bincount(cells, minlength=len(row))
+    counts = np.count_nonzero(able, 0)
     order = np.argsort(-counts, kind="stable")
     row, col, counts = row[order], col[order], counts[order]
-    place = np.argsort(np.argsort(order)[cells], kind="stable")
-    ranked = items[place]  # of the first cell, of the second, ...; rising in each
+    ranked = able.T[order].nonzero()[1].astype(np.int16)  # of the first cell, of the second, ...; rising in each
     begins = np.cumsum(counts) - counts
     rounds = []
     for r in range(counts[0]):
@@ -398,7 +426,18 @@ def _at(maps: Array, item: Any, row: Array, col: Array, resampling: Resampling) 
     return np.stack([flat.take(corner + tap) for tap in taps])
 
 
-def _support(maps: Floats, item: Array, row: Array, col: Array, resampling: Resampling) -> Floats:
+def _highest(maps: Floats, row: Array, col: Array, resampling: Resampling) -> Floats:
+    """(C,M): the largest of the pixels of cells (row, col) (M,), of each map."""
+    rows, cols, width = resampling.rows, resampling.cols, maps.shape[-1]
+    corner = rows.cells.starts[row] * width + cols.cells.starts[col]
+    flat = maps.reshape(len(maps), -1)
+    highest: Floats = flat.take(corner, axis=1)
+    for tap in [j * width + k for j in range(rows.taps) for k in range(cols.taps)][1:]:
+        np.maximum(highest, flat.take(corner + tap, axis=1), out=highest)
+    return highest
+
+
+def _support(maps: Floats, item: Any, row: Array, col: Array, resampling: Resampling) -> Floats:
     """The map pixels of cells (item, row, col) (M,): (K,K,M)."""
     values = _at(maps, item, row, col, resampling)
     return values.reshape(resampling.rows.taps, resampling.cols.taps, len(row))
