@@ -18,7 +18,7 @@ GOLDEN = "golden.npz"
 
 @dataclass(frozen=True)
 class Golden:
-    """`frame` (H,W,3) uint8 BGR as a camera gives it; `inputs` and `outputs` of the graph by name."""
+    """`frame` (H,W,3) uint8 BGR as a camera gives it, or a clip (T,H,W,3); `inputs` and `outputs` of the graph by name."""
 
     frame: Array
     inputs: Arrays

@@ -63,13 +63,25 @@ class Letterbox(msgspec.Struct, tag="letterbox", frozen=True, kw_only=True):
 SizeRule = Exact | ShortestEdge | LongestEdge | Letterbox
 
 
+class Clip(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that looks at `frames` frames of a video, `fps` of them a second: the rate that it was trained at.
+
+    `stride`: of a stream, how many frames at that rate lie between one answer and the next. A clip that is given whole
+    is sampled uniformly: frame i of the model is frame i * n // `frames` of its n.
+    """
+
+    frames: int
+    fps: float
+    stride: int
+
+
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     """How a frame becomes the graph's uint8 input (host), and what the graph then does to it (recorded).
 
     Host: resize by `size` with `interpolation` (antialiased, as Pillow does it), then a centred crop to
     `crop` (height, width) where the checkpoint has one. Graph: reverse the channels where `channel_order` is
     "rgb" (frames are BGR), multiply by `scale`, subtract `mean`, divide by `std` (of the channels in
-    `channel_order`).
+    `channel_order`). Where there is a `clip`, its frames are prepared one by one, for the input (N,T,H,W,3).
     """
 
     size: SizeRule
@@ -80,6 +92,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     crop: tuple[int, int] | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
     resize: ResizeBackend = "pillow"
+    clip: Clip | None = None
 
 
 # -- decoding --------------------------------------------------------------------------------------------------
@@ -214,7 +227,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def image_input(self) -> TensorInfo:
-        """The uint8 (N,H,W,3) input."""
+        """The uint8 input: (N,H,W,3), or (N,T,H,W,3) where the model takes clips."""
         return self.inputs[0]
 
     @property

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export import trial
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 WEIGHTS_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -115,11 +115,11 @@ class Checkpoint:
 
     @cached_property
     def processor_config(self) -> dict[str, Any]:
-        """The image processor's configuration, empty where the checkpoint has none."""
+        """The image (or video) processor's configuration, empty where the checkpoint has none."""
         for name in PROCESSOR_FILES:
             if (self.path / name).is_file():
                 config = _read_json(self.path / name)
-                return dict(config.get("image_processor") or config)
+                return dict(config.get("image_processor") or config.get("video_processor") or config)
         return {}
 
     @cached_property
