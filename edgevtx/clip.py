@@ -69,7 +69,7 @@ class ClipBuffer:
         """
         if not isinstance(time, int | float | np.integer | np.floating) or not math.isfinite(time):
             raise InputError(f"a frame's time must be a finite number of seconds, but got {time!r}")
-        if self._last is not None and abs(time - self._last[0]) > self.gap:
+        if self._last is not None and abs(time - self._last[0]) > self.gap + _SAME:
             log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", time - self._last[0], self.gap)
             self.clear()
         self.first = self._last is None

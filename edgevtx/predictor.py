@@ -134,7 +134,7 @@ class Predictor:
     ) -> list[Result]:
         """Answer several frames (or clips, where the model takes those), as many at once as the engine takes.
 
-        Frames may be of unequal size; where the input's size follows the frame, they are padded as the reference pads a batch.
+        Where the input's size follows the frame, frames of unequal size are padded as the reference pads a batch.
         """
         size = self.batch_size or max(len(frames), 1)
         results: list[Result] = []
