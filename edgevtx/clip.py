@@ -1,9 +1,9 @@
 """Models that look at clips: whole ones, or a stream that is pushed frame by frame and comes at a rate of its own.
 
-    model = edgevtx.load("vivit.vtx")
-    found = model(clip)                              # (T, H, W, 3) or a list of frames, sampled uniformly
-    for frame in camera:
-        found = model.push(frame)                    # None until a clip is full, then every `stride` model frames
+model = edgevtx.load("vivit.vtx")
+found = model(clip)                              # (T, H, W, 3) or a list of frames, sampled uniformly
+for frame in camera:
+    found = model.push(frame)                    # None until a clip is full, then every `stride` model frames
 """
 
 from __future__ import annotations

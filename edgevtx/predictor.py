@@ -148,7 +148,7 @@ class Predictor:
         return results
 
     def push(self, frame: Array, time: float | None = None, **options: Any) -> Result | None:
-        """Of a model of clips: the next frame of a stream; see `edgevtx.clip.ClipPredictor.push`. Raises `InputError`."""
+        """The next frame of a stream, for models of clips (`edgevtx.clip.ClipPredictor`); others raise `InputError`."""
         raise InputError(f"{self.info.name} answers single frames and keeps none; call it with a frame: model(frame)")
 
     # -- the three steps, for pipelines that overlap them on threads ---------------------------------------------

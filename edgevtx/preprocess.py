@@ -129,11 +129,14 @@ def check_clip(clip: object, frames: int) -> Sequence[Array]:
             raise InputError(
                 f"{wanted}, but got one frame {clip.shape}; give its neighbours too, or frame by frame to push(frame)"
             )
-    elif not isinstance(clip, list | tuple):
+        given: Sequence[Array] = list(clip)
+    elif isinstance(clip, list | tuple):
+        given = clip
+    else:
         raise InputError(f"{wanted}, but got {type(clip).__name__}; collect the frames in a list")
-    if len(clip) < frames:
-        raise InputError(f"{wanted}, but got {len(clip)}; give a longer clip, or its frames one by one to push(frame)")
-    return clip
+    if len(given) < frames:
+        raise InputError(f"{wanted}, but got {len(given)}; give a longer clip, or its frames one by one to push(frame)")
+    return given
 
 
 def check_frame(frame: object) -> Frame:

@@ -64,7 +64,7 @@ def traced_copy(model: nn.Module, first_convolution: str, preprocess: Preprocess
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     traced: Any = copy.deepcopy(model, shared)
-    if hasattr(traced, "config"):  # modules of ours call the fused attention themselves
+    if hasattr(traced, "config"):  # modules of our own are written as they are to be traced
         use_attention(traced.config)
     if preprocess.channel_order == "rgb":
         convolution = traced.get_submodule(first_convolution)

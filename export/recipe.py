@@ -56,12 +56,12 @@ class BuildOptions:
 class Traceable:
     """A module that can be traced, and everything the manifest says about it.
 
-    `module.forward(pixels[, valid_size])` takes pixels (N,H,W,3), clips (N,T,H,W,3), uint8 BGR and, where padding is possible,
-    valid_size (N,2) int32 (height, width), and returns a tuple of tensors in the order of `outputs`.
+    `module.forward(pixels[, valid_size])` takes pixels (N,H,W,3), or clips (N,T,H,W,3), uint8 BGR and, where padding is
+    possible, valid_size (N,2) int32 (height, width), and returns a tuple of tensors in the order of `outputs`.
     `trace_size` (height, width) is the input size traced; `other_size` another one, equal where the size is
     static. `dynamic` names the dynamic dimensions: input name -> {dimension: symbol}.
-    `reference(frame)` is the answer of the reference (its processor, model and post-processing) for a BGR frame or clip,
-    with no score threshold applied, as the task's result.
+    `reference(frame)` is the answer of the reference (its processor, model and post-processing) for a BGR frame (or
+    clip), with no score threshold applied, as the task's result.
     `selection(pixels)`, for models that select candidates inside (RT-DETR's top-k queries): how clear the closest
     decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
     `parts` are the family's further networks. `answer(outputs, geometry)`, for families whose answer takes more than

@@ -143,8 +143,8 @@ def _assumed_rate(settings: Settings, options: BuildOptions) -> tuple[str, ...]:
     if options.clip_fps is not None or settings.frame_rate is not None:
         return ()
     return (
-        f"the checkpoint does not say at which frame rate it was trained: {KINETICS_FPS:g} frames a second are assumed, "
-        "as in the paper; choose another with --clip-fps",
+        f"the checkpoint does not say at which frame rate it was trained: {KINETICS_FPS:g} frames a second are "
+        "assumed, as in the paper; choose another with --clip-fps",
     )
 
 

@@ -6,9 +6,9 @@
 Reading, decoding and the sinks fill the gaps that the engine's parallel sections leave. Preprocessing overlaps with an
 engine on another device, and takes turns with one on the CPU.
 
-A model of clips takes a frame where it reads one, and has its engine run where a clip is due. Every frame still has its
-record, with the last clip's answer. The frames of a live source are taken while the engine runs, since a clip with a gap
-would be none: of the clips that become due meanwhile the newest is answered, and of the frames few keep a record.
+A model of clips keeps each frame when it is preprocessed, and has its engine run where a clip is due. Every frame still
+has its record, with the last clip's answer. Frames of a live source are taken while the engine runs, for a clip with
+a gap would be none: of the clips that become due meanwhile the newest is answered, and few of the frames keep a record.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def run(
     Of a live source the newest frame is taken, and older ones are dropped. Of a folder, what cannot be read and
     what `predictor.prepare` refuses is skipped, told to the sinks and listed in the summary; `limit` does not count
     it, and `InputError` is raised where nothing else was there. A model of clips reads the frames' own times, and
-    `InputError` is raised for a source of single images, which have none. `on_record` is called on the writer thread, after
-    the sinks.
+    `InputError` is raised for a source of single images, which have none. `on_record` is called on the writer
+    thread, after the sinks.
 
     Setting `stop` ends the run after the frames that were already read; they are written. The sinks are closed in
     any case, KeyboardInterrupt included, so that their files are complete; a second KeyboardInterrupt meanwhile
@@ -246,7 +246,7 @@ class _Run:
         return True
 
     def _time(self, frame: Frame) -> float:
-        """When a frame was taken, in seconds: by the clock, or in the video, whose rate tells where positions do not."""
+        """When a frame was taken, in seconds: by the clock, or its place in the video (without one, by its rate)."""
         if self.source.live:
             return frame.monotonic
         return frame.position or frame.index / (self.source.fps or _VIDEO_FPS)

@@ -3,7 +3,7 @@
 Arnab et al., "ViViT: A Video Vision Transformer", 2021, sections 3.2 and 3.3: models 2, 3 and 4. Model 1, attention
 over all tokens of space and time, is transformers' `VivitForVideoClassification`; names of tensors follow it.
 
-Space and time are axes of one tensor (N,T,S,D). The axis that a layer does not attend over is folded into the batch
+The axis of tokens (N,T,S,D), T times and S places, that a layer does not attend over is folded into the batch
 axis, so that every attention is a plain one over (batch, tokens, channels), which compilers run fused.
 """
 
@@ -118,9 +118,11 @@ class SelfAttention(nn.Module):
     def attend(self, tokens: torch.Tensor, part: slice) -> torch.Tensor:
         """(B,tokens,D) -> what the heads of this `part` of the channels find, before the output projection."""
         query, key, value = (
-            F.linear(tokens, layer.weight[part], None if layer.bias is None else layer.bias[part])
-            .unflatten(-1, (-1, self.head_width))
-            .transpose(1, 2)
+            torch.unflatten(
+                F.linear(tokens, layer.weight[part], None if layer.bias is None else layer.bias[part]),
+                -1,
+                (-1, self.head_width),
+            ).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -152,47 +154,68 @@ class Layer(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         tokens = tokens + self.attention(self.layernorm_before(tokens))
-        return tokens + self.mlp(self.layernorm_after(tokens))
+        mixed: torch.Tensor = tokens + self.mlp(self.layernorm_after(tokens))
+        return mixed
 
 
-class FactorisedSelfAttentionLayer(Layer):
-    """Model 3, over (N,T,S,D): attention along space, then along time, then the MLP (eq. 4 to 6)."""
+class FactorisedLayer(Layer):
+    """A layer of model 3 or 4 over (N,T*S,D), all places of the first time first.
+
+    Between the two kinds of attention the tensor has three axes too: compilers know a layer norm over three.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.times = settings.grid[0]
+
+    def by_time(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(N,T*S,D) -> (N*T,S,D), the places of every time."""
+        return torch.unflatten(tokens, 1, (self.times, -1)).flatten(0, 1)
+
+    def by_place(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(N,T*S,D) -> (N*S,T,D), the times of every place."""
+        return torch.unflatten(tokens, 1, (self.times, -1)).transpose(1, 2).flatten(0, 1)
+
+    def from_time(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(N*T,S,D) -> (N,T*S,D)"""
+        return torch.unflatten(tokens, 0, (-1, self.times)).flatten(1, 2)
+
+    def from_place(self, tokens: torch.Tensor, places: int) -> torch.Tensor:
+        """(N*S,T,D) -> (N,T*S,D)"""
+        return torch.unflatten(tokens, 0, (-1, places)).transpose(1, 2).flatten(1, 2)
+
+
+class FactorisedSelfAttentionLayer(FactorisedLayer):
+    """Model 3: attention along space, then along time, then the MLP (eq. 4 to 6)."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.layernorm_temporal, self.temporal_attention = _norm(settings), SelfAttention(settings)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        batch, times, places, width = tokens.shape
-        spatial = tokens.reshape(batch * times, places, width)
+        spatial = self.by_time(tokens)
         spatial = spatial + self.attention(self.layernorm_before(spatial))
-        temporal = spatial.reshape(batch, times, places, width).transpose(1, 2).reshape(batch * places, times, width)
+        temporal = self.by_place(self.from_time(spatial))
         temporal = temporal + self.temporal_attention(self.layernorm_temporal(temporal))
         temporal = temporal + self.mlp(self.layernorm_after(temporal))
-        return temporal.reshape(batch, places, times, width).transpose(1, 2)
+        return self.from_place(temporal, spatial.shape[1])
 
 
-class FactorisedDotProductLayer(Layer):
-    """Model 4, over (N,T,S,D): the first half of the heads looks along space, the second along time (section 3.3)."""
+class FactorisedDotProductLayer(FactorisedLayer):
+    """Model 4: the first half of the heads looks along space, the second along time (section 3.3)."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        batch, times, places, width = tokens.shape
+        width = tokens.shape[2]
         normal = self.layernorm_before(tokens)
-        spatial = self.attention.attend(normal.reshape(batch * times, places, width), slice(width // 2))
-        temporal = normal.transpose(1, 2).reshape(batch * places, times, width)
-        temporal = self.attention.attend(temporal, slice(width // 2, width))
-        heads = torch.cat(
-            [
-                spatial.reshape(batch, times, places, width // 2),
-                temporal.reshape(batch, places, times, width // 2).transpose(1, 2),
-            ],
-            dim=-1,
-        )
+        spatial = self.attention.attend(self.by_time(normal), slice(width // 2))
+        temporal = self.attention.attend(self.by_place(normal), slice(width // 2, width))
+        heads = torch.cat([self.from_time(spatial), self.from_place(temporal, spatial.shape[1])], dim=-1)
         tokens = tokens + self.attention.o_proj(heads)
-        return tokens + self.mlp(self.layernorm_after(tokens))
+        mixed: torch.Tensor = tokens + self.mlp(self.layernorm_after(tokens))
+        return mixed
 
 
-LAYERS: dict[str, type[Layer]] = {
+LAYERS: dict[str, type[FactorisedLayer]] = {
     "factorised_self_attention": FactorisedSelfAttentionLayer,
     "factorised_dot_product": FactorisedDotProductLayer,
 }
@@ -213,12 +236,12 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.pooling == "cls":
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = tokens + self.position_embeddings
         for layer in self.layers:
             tokens = layer(tokens)
-        tokens = self.layernorm(tokens)
-        return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
+        normal: torch.Tensor = self.layernorm(tokens)
+        return normal[:, 0] if self.pooling == "cls" else normal.mean(1)
 
 
 class FactorisedEncoder(nn.Module):
@@ -234,9 +257,8 @@ class FactorisedEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.patch_embeddings(pixel_values)
-        batch, times, places, width = tokens.shape
-        frames = self.spatial(tokens.reshape(batch * times, places, width))
-        logits: torch.Tensor = self.classifier(self.temporal(frames.reshape(batch, times, width)))
+        frames = self.spatial(tokens.flatten(0, 1))
+        logits: torch.Tensor = self.classifier(self.temporal(torch.unflatten(frames, 0, (-1, tokens.shape[1]))))
         return logits
 
 
@@ -254,9 +276,8 @@ class FactorisedAttention(nn.Module):
         self.classifier = nn.Linear(settings.hidden_size, len(settings.id2label))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.patch_embeddings(pixel_values)
-        tokens = tokens + self.position_embeddings.unflatten(1, (tokens.shape[1], -1))
+        tokens = self.patch_embeddings(pixel_values).flatten(1, 2) + self.position_embeddings
         for layer in self.layers:
             tokens = layer(tokens)
-        logits: torch.Tensor = self.classifier(self.layernorm(tokens).mean((1, 2)))
+        logits: torch.Tensor = self.classifier(self.layernorm(tokens).mean(1))
         return logits

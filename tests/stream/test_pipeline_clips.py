@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from edgevtx.clip import ClipPredictor
 from edgevtx.errors import InputError
 from edgevtx.manifest import ClassifyDecode, Clip, Exact, Manifest, Preprocess, Provenance, TensorInfo
+from edgevtx.preprocess import prepare
 from edgevtx.stream.pipeline import run
 from edgevtx.stream.sources import Frame, Source, open_source
 
@@ -116,7 +118,7 @@ def test_single_images_are_refused(tmp_path):
     for path in (tmp_path / "photo.png", tmp_path):
         with (
             open_source(path) as source,
-            pytest.raises(InputError, match="holds single images, and brightness takes clips of 4 frames; .* a video"),
+            pytest.raises(InputError, match=r"holds single images, and brightness takes clips of 4 frames; .* a video"),
         ):
             run(source, clip_model())
 
@@ -172,8 +174,7 @@ def test_a_real_video():
     assert summary.frames == 120
     assert [len(record.result) for record in records].count(0) == 30  # 16 frames of ours lie 3 s apart
     assert len(engine.seen) == 6
+    rule = clip_model().manifest.preprocess
     with open_source(VTEST) as source:
-        from edgevtx.preprocess import prepare
-
-        taken = [prepare(frame.image, clip_model().manifest.preprocess)[0] for frame, _ in zip(source, range(31))]
+        taken = [prepare(frame.image, rule)[0] for frame in itertools.islice(source, 31)]
     np.testing.assert_array_equal(engine.seen[0], taken[0:31:2])
