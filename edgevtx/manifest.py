@@ -74,13 +74,26 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
     stride: tuple[int, int]
 
 
+class Clip(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that looks at `frames` frames of a video, `fps` of them a second: the rate that it was trained at.
+
+    `stride`: of a stream, how many frames at that rate lie between one answer and the next. A clip that is given whole
+    is sampled uniformly: frame i of the model is frame i * n // `frames` of its n.
+    """
+
+    frames: int
+    fps: float
+    stride: int
+
+
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     """How a frame becomes the graph's uint8 input (host), and what the graph then does to it (recorded).
 
     Host: resize by `size` with `interpolation` (antialiased, as Pillow does it), then a centred crop to
     `crop` (height, width) where the checkpoint has one. Graph: reverse the channels where `channel_order` is
     "rgb" (frames are BGR), multiply by `scale`, subtract `mean`, divide by `std` (of the channels in
-    `channel_order`). With `windows` the graph is given windows of the resized image.
+    `channel_order`). With `windows` the graph is given windows of the resized image. Where there is a `clip`, its
+    frames are prepared one by one, for the input (N,T,H,W,3).
     """
 
     size: SizeRule
@@ -92,6 +105,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     channel_order: Literal["rgb", "bgr"] = "rgb"
     resize: ResizeBackend = "pillow"
     windows: Windows | None = None
+    clip: Clip | None = None
 
 
 # -- decoding --------------------------------------------------------------------------------------------------
@@ -272,7 +286,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def image_input(self) -> TensorInfo:
-        """The uint8 (N,H,W,3) input."""
+        """The uint8 input: (N,H,W,3), or (N,T,H,W,3) where the model takes clips."""
         return self.inputs[0]
 
     @property

@@ -20,7 +20,7 @@ from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
 from edgevtx.manifest import REFUSED, Manifest, TensorInfo, Windows
-from edgevtx.preprocess import pad_batch, prepare
+from edgevtx.preprocess import pad_batch, prepare, prepare_item
 from edgevtx.results import Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
@@ -69,6 +69,11 @@ class Prepared:
     inputs: Arrays
     geometries: tuple[Geometry, ...]
     milliseconds: float = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """There is nothing to infer: the frame waits with others until a clip is full (see `edgevtx.clip`)."""
+        return not self.inputs
 
 
 @dataclass
@@ -122,15 +127,15 @@ class Predictor:
 
     def batch(
         self,
-        frames: Sequence[Array],
+        frames: Sequence[Array | Sequence[Array]],
         *,
         threshold: float | None = None,
         top_k: int | None = None,
         color: Literal["bgr", "rgb"] = "bgr",
     ) -> list[Result]:
-        """Answer several frames, of equal or unequal size, as many at once as the engine takes.
+        """Answer several frames (or clips, where the model takes those), as many at once as the engine takes.
 
-        Where the input's size follows the frame, unequal frames are padded as the reference pads a batch.
+        Where the input's size follows the frame, frames of unequal size are padded as the reference pads a batch.
         """
         size = self.batch_size or max(len(frames), 1)
         results: list[Result] = []
@@ -143,6 +148,10 @@ class Predictor:
         self.stages = stages
         return results
 
+    def push(self, frame: Array, time: float | None = None, **options: Any) -> Result | None:
+        """The next frame of a stream, for models of clips (`edgevtx.clip.ClipPredictor`); others raise `InputError`."""
+        raise InputError(f"{self.info.name} answers single frames and keeps none; call it with a frame: model(frame)")
+
     # -- the three steps, for pipelines that overlap them on threads ---------------------------------------------
 
     def prepare(
@@ -152,8 +161,12 @@ class Predictor:
         color: Literal["bgr", "rgb"] = "bgr",
         roi: tuple[int, int, int, int] | None = None,
         rotation: int = 0,
+        time: float | None = None,
     ) -> Prepared:
-        """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`."""
+        """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`.
+
+        `time` is the frame's own, in seconds; only models of clips read it.
+        """
         start = perf_counter()
         image, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
         inputs = collate([image], self.manifest.inputs, self.manifest.preprocess.windows)
@@ -205,16 +218,19 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"]) -> Prepared:
+    def _prepare_many(
+        self, frames: Sequence[Array | Sequence[Array]], color: Literal["bgr", "rgb"], **options: Any
+    ) -> Prepared:
         start = perf_counter()
-        pairs = [prepare(frame, self.manifest.preprocess, color=color) for frame in frames]
+        pairs = [prepare_item(frame, self.manifest.preprocess, color=color, **options) for frame in frames]
         images = [image for image, _ in pairs]
         inputs = collate(images, self.manifest.inputs, self.manifest.preprocess.windows)
         return Prepared(inputs, tuple(geometry for _, geometry in pairs), 1e3 * (perf_counter() - start))
 
 
 def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows | None = None) -> Arrays:
-    """Stack images (h,w,3) into a graph's batch: `pixels` (N,H,W,3) uint8 and, where it takes one, `valid_size`.
+    """Stack images (h,w,3) or clips (T,h,w,3) into a graph's batch: `pixels` (N,H,W,3) or (N,T,H,W,3) uint8 and, where
+    it takes one, `valid_size`.
 
     With `windows` the rows are all windows of all images, whatever the batch. Otherwise, where the batch is static, a
     short one repeats its last image. Raises `InputError` where an image is not of the
@@ -226,15 +242,16 @@ def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows 
     for image in images:
         if any(want is not None and want != got for want, got in zip(shape, image.shape, strict=True)):
             raise InputError(
-                f"this bundle was exported for one camera: its input is {shape[1]}x{shape[0]} px, but this frame "
-                f"scales to {image.shape[1]}x{image.shape[0]}; use frames of that camera's aspect ratio, "
+                f"this bundle was exported for one camera: its input is {shape[-2]}x{shape[-3]} px, but this frame "
+                f"scales to {image.shape[-2]}x{image.shape[-3]}; use frames of that camera's aspect ratio, "
                 "or export without --frame"
             )
     images = images + [images[-1]] * ((batch or 0) - len(images))
-    if len(images) == 1:
-        pixels, valid = np.ascontiguousarray(images[0])[None], np.array([images[0].shape[:2]], np.int32)
-    else:
+    if len({image.shape for image in images}) > 1:
         pixels, valid = pad_batch(images)
+    else:
+        pixels = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)
+        valid = np.array([image.shape[-3:-1] for image in images], np.int32)
     names = [item.name for item in inputs]
     return dict(zip(names, (pixels, valid), strict=False))
 
@@ -280,9 +297,17 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = Predictor(bundle.manifest, info, engine, engines)
+    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
+
+
+def _class_for(manifest: Manifest) -> type[Predictor]:
+    if manifest.preprocess.clip is None:
+        return Predictor
+    from edgevtx.clip import ClipPredictor
+
+    return ClipPredictor
 
 
 def choose_runtime(

@@ -26,7 +26,7 @@ from edgevtx.export import layouts, trial
 from edgevtx.export.layouts.files import SUFFIXES, read_weights
 from edgevtx.export.layouts.mapping import listed
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 WEIGHTS_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -178,11 +178,11 @@ class Checkpoint:
 
     @cached_property
     def processor_config(self) -> dict[str, Any]:
-        """The image processor's configuration, empty where the checkpoint has none."""
+        """The image (or video) processor's configuration, empty where the checkpoint has none."""
         for file in self.configs:
             if file.name in PROCESSOR_FILES:
                 config = _read_json(file)
-                return dict(config.get("image_processor") or config)
+                return dict(config.get("image_processor") or config.get("video_processor") or config)
         return dict(self.published.processor) if self.published else {}
 
     @cached_property

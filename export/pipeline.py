@@ -22,7 +22,7 @@ from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
-from edgevtx.export.samples import load_photos
+from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
@@ -101,13 +101,15 @@ def export(
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
     check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
-    photos = load_photos(options.images, options.build.frame)
+    photos = [] if recipe.clips else load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
+        if traceable.preprocess.clip is not None:  # how many frames are needed is the checkpoint's to say
+            photos = load_clips(options.images, traceable.preprocess.clip)
         clock.start("trace")
         models = trace_all(traceable)
         clock.start("lower")

@@ -28,7 +28,7 @@ from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
 from edgevtx.manifest import Check, Graph, Manifest, Verdict
 from edgevtx.predictor import collate
-from edgevtx.preprocess import prepare
+from edgevtx.preprocess import prepare_item
 from edgevtx.runtimes import get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
 from edgevtx.selftest import explain
@@ -45,7 +45,8 @@ such scores by a few millionths. Where 300 of 8400 candidates are kept, gaps of 
 
 @dataclass(frozen=True)
 class Sample:
-    """One verification input and the torch module's outputs for it.
+    """One verification input and the torch module's outputs for it. `frame` is a clip (T,H,W,3) where the model takes
+    clips.
 
     `clear`: no selection inside the model was a tie, so that its tensors can be compared and not only its answer.
     """
@@ -88,7 +89,7 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
     size = traceable.inputs[0].shape[0] or DYNAMIC_BATCH
     for start, photo in enumerate(photos):
         frames = [photos[(start + n) % len(photos)].frame for n in range(size)]
-        pairs = [prepare(frame, traceable.preprocess) for frame in frames]
+        pairs = [prepare_item(frame, traceable.preprocess) for frame in frames]
         inputs = collate([middle_window(image, traceable.preprocess.windows) for image, _ in pairs], traceable.inputs)
         outputs = run_module(traceable, inputs)
         clear = traceable.selection is None or traceable.selection(inputs["pixels"]) > CLEAR
@@ -114,7 +115,7 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
     for sample in samples:
         outputs, geometries = sample.outputs, sample.geometries
         if len(geometries) > 1 or windows is not None:
-            image, geometry = prepare(sample.frame, traceable.preprocess)
+            image, geometry = prepare_item(sample.frame, traceable.preprocess)
             inputs = collate([image] * (1 if windows else len(geometries)), traceable.inputs, windows)
             outputs = run_in_turns(partial(run_module, traceable), inputs, traceable.inputs[0].shape[0])
             geometries = (geometry,)
@@ -128,10 +129,13 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
 
 
 def measure_sensitivity(traceable: Traceable, samples: Sequence[Sample]) -> float:
-    """The smallest change of any output when the image changes or swaps its colours, in tolerances of fp32."""
+    """The smallest change of any output when the image changes or swaps its colours, or a clip runs backwards, in
+    tolerances of fp32."""
     first = samples[0]
-    swapped = {**first.inputs, "pixels": np.ascontiguousarray(first.inputs["pixels"][..., ::-1])}
-    others = [run_module(traceable, swapped), *(sample.outputs for sample in samples[1:])]
+    pixels = first.inputs["pixels"]
+    changed = [pixels[..., ::-1], *([pixels[:, ::-1]] if traceable.preprocess.clip else [])]
+    others = [run_module(traceable, {**first.inputs, "pixels": np.ascontiguousarray(item)}) for item in changed]
+    others += [sample.outputs for sample in samples[1:]]
     return min(sensitivity(first.outputs, other) for other in others) / TOLERANCES["fp32"].values
 
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="The seed of those random weights.")
 @click.option("--out", metavar="NAME.vtx", required=True, help="The bundle to write.")
 @click.option(
-    "--images", metavar="DIR", help="Your own photographs to verify on (recommended); one stays in the bundle."
+    "--images",
+    metavar="DIR",
+    help="Your own photographs (for models of clips, videos) to verify on (recommended); one stays in the bundle.",
 )
 @click.option(
     "--targets",
@@ -71,6 +73,12 @@ if TYPE_CHECKING:
     default="pillow",
     show_default=True,
     help="pillow equals the checkpoint's own processor; opencv is faster and gated by verification.",
+)
+@click.option(
+    "--clip-fps",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Frames a second that a model of clips was trained at (vivit); default: what its config says.",
 )
 @click.option("--keep-failed", is_flag=True, help="Pack what failed verification too, marked; load refuses it.")
 @click.option("--all-or-nothing", is_flag=True, help="Pack nothing if anything requested failed.")
@@ -136,6 +144,7 @@ def _export(options: dict[str, Any]) -> ExportReport:
             attention=options["attention"],
             labels=None if options["labels"] is None else read_labels(Path(options["labels"])),
             resize=options["resize"],
+            clip_fps=options["clip_fps"],
         )
         direct = ("targets", "precisions", "name", "licence", "source", "intended_use")
         flags = ("keep_failed", "all_or_nothing", "overwrite")

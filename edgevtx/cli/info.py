@@ -82,7 +82,8 @@ def preprocessing(rule: Preprocess) -> str:
     else:
         words = f"longest edge {names['longest']}"
     crop = f", centre crop {rule.crop[1]}x{rule.crop[0]}" if rule.crop else ""
-    return f"{words}{crop}, {rule.interpolation}, by {rule.resize}"
+    clip = f"{rule.clip.frames} frames at {rule.clip.fps:g} a second, each " if rule.clip else ""
+    return f"{clip}{words}{crop}, {rule.interpolation}, by {rule.resize}"
 
 
 def _tensors(tensors: tuple[TensorInfo, ...]) -> str:
