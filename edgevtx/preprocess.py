@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.geometry import Geometry, Size, plan
-from edgevtx.manifest import Interpolation, Letterbox, Preprocess
+from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
@@ -61,7 +61,7 @@ def prepare(
 
     left, top, right, bottom = geometry.valid_box
     valid = result[top:bottom, left:right, :: 1 if color == "bgr" else -1]
-    resize = _resize_opencv if preprocess.resize == "opencv" else _resize_pillow
+    resize = _RESIZERS[preprocess.resize]
     if geometry.valid_size == geometry.resized:
         resize(upright, preprocess.interpolation, valid)
     else:
@@ -216,6 +216,35 @@ def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> No
     than three times the wanted area is left, and interpolated linearly from there: about as near to Pillow as
     `INTER_AREA`, at a fraction of its time.
     """
+    cv2 = _opencv()
+    new_height, new_width = out.shape[:2]
+    if interpolation != "nearest" and image.shape[0] * image.shape[1] > new_height * new_width:
+        interpolation = "bilinear"
+        image = np.ascontiguousarray(image)
+        while image.shape[0] * image.shape[1] >= 3 * new_height * new_width and min(image.shape[:2]) > 1:
+            # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
+            halved = (image.shape[1] // 2, image.shape[0] // 2)
+            image = cv2.resize(image, halved, interpolation=cv2.INTER_LINEAR)
+    _resize_plainly(image, interpolation, out)
+
+
+def _resize_plainly(image: Frame, interpolation: Interpolation, out: Frame) -> None:
+    """Resize (H,W,3) or (H,W) into `out` (h,w,3) with one call of `cv2.resize`, as YOLO's own preprocessing does."""
+    cv2 = _opencv()
+    flag = {
+        "nearest": cv2.INTER_NEAREST_EXACT,
+        "box": cv2.INTER_NEAREST_EXACT,
+        "bicubic": cv2.INTER_CUBIC,
+        "lanczos": cv2.INTER_LANCZOS4,
+    }.get(interpolation, cv2.INTER_LINEAR)
+    image = np.ascontiguousarray(image)
+    direct = out if image.ndim == 3 and out.flags.c_contiguous else None  # saves a copy of the result
+    resized = cv2.resize(image, (out.shape[1], out.shape[0]), direct, interpolation=flag)
+    if resized is not out:
+        out[...] = resized if resized.ndim == 3 else resized[..., None]
+
+
+def _opencv() -> Any:
     try:
         import cv2
     except ImportError:
@@ -223,25 +252,14 @@ def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> No
             'this bundle resizes with OpenCV, which is not installed; install it with pip install "edgevtx[opencv]", '
             "or export the bundle with the Pillow resize"
         ) from None
+    return cv2
 
-    new_height, new_width = out.shape[:2]
-    final = {
-        "nearest": cv2.INTER_NEAREST_EXACT,
-        "box": cv2.INTER_NEAREST_EXACT,
-        "bicubic": cv2.INTER_CUBIC,
-        "lanczos": cv2.INTER_LANCZOS4,
-    }.get(interpolation, cv2.INTER_LINEAR)
-    image = np.ascontiguousarray(image)
-    if interpolation != "nearest" and image.shape[0] * image.shape[1] > new_height * new_width:
-        final = cv2.INTER_LINEAR
-        while image.shape[0] * image.shape[1] >= 3 * new_height * new_width and min(image.shape[:2]) > 1:
-            # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
-            halved = (image.shape[1] // 2, image.shape[0] // 2)
-            image = cv2.resize(image, halved, interpolation=cv2.INTER_LINEAR)
-    direct = out if image.ndim == 3 and out.flags.c_contiguous else None  # saves a copy of the result
-    resized = cv2.resize(image, (new_width, new_height), direct, interpolation=final)
-    if resized is not out:
-        out[...] = resized if resized.ndim == 3 else resized[..., None]
+
+_RESIZERS: dict[ResizeBackend, Callable[[Frame, Interpolation, Frame], None]] = {
+    "pillow": _resize_pillow,
+    "opencv": _resize_opencv,
+    "opencv-plain": _resize_plainly,
+}
 
 
 # -- threads ---------------------------------------------------------------------------------------------------

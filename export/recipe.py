@@ -27,6 +27,7 @@ FAMILIES = {
     "dino": "edgevtx.export.dino",
     "detr": "edgevtx.export.detr",
     "rtdetr": "edgevtx.export.rtdetr",
+    "onnx": "edgevtx.export.onnx_graph",
 }
 
 

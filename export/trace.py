@@ -18,6 +18,7 @@ import torch
 from onnxscript import optimizer
 
 from edgevtx.errors import ExportError
+from edgevtx.export.onnx_file import ImportedGraph
 from edgevtx.export.quiet import quiet
 from edgevtx.manifest import TensorInfo
 
@@ -34,19 +35,25 @@ def trace(traceable: Traceable, *, progress: Callable[[str], None] | None = None
     """Trace a family's module into an ONNX model (opset 23) with the inputs and outputs that it names.
 
     Weights stay the module's own tensors (no copy, no 2 GB limit). Dimensions named in `traceable.dynamic` are
-    symbolic, all others fixed at `trace_size`. Equal modules give equal models.
+    symbolic, all others fixed at `trace_size`. Equal modules give equal models. An imported graph is not traced: it
+    is simplified, named and checked alone.
     Raises `ExportError` naming the module or the operator that could not be traced.
     """
     say = progress or (lambda _: None)
     module = traceable.module.eval()  # a wrapper left in train mode would put the wrapped model back into it
     with quiet(), torch.no_grad():
-        say("tracing")
-        program = _capture(module, traceable)
-        say("converting to ONNX")
-        model = _convert(program, traceable)
+        if isinstance(module, ImportedGraph):
+            model = module.graph.clone()
+            parameters = set(model.graph.initializers)
+        else:
+            say("tracing")
+            program = _capture(module, traceable)
+            say("converting to ONNX")
+            model = _convert(program, traceable)
+            parameters = set(program.state_dict)
         say("folding constants")
         simplify(model)
-    _name(model, set(program.state_dict))
+    _name(model, parameters)
     _declare(model, traceable)
     return model
 

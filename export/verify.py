@@ -95,7 +95,7 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
             inputs = collate([image] * len(geometries), traceable.inputs)
             outputs, geometries = run_module(traceable, inputs), (geometry,)
         found = decode(outputs, geometries[:1], manifest, threshold=threshold)[0]
-        exact = sample.clear and traceable.preprocess.resize == "pillow"
+        exact = sample.clear and traceable.preprocess.resize != "opencv"
         checks.append(compare_results(traceable.reference(sample.frame), found, exact=exact))
     return _worst("", checks)
 
