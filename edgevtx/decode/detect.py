@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevtx.compare import box_iou
+from edgevtx.compare.boxes import box_iou
 from edgevtx.results import Detections, names_of
 
 if TYPE_CHECKING:
