@@ -18,9 +18,8 @@ from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
 from edgevtx.errors import ExportError, InputError, OutputError
-from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
-from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
+from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
 from edgevtx.export.samples import load_photos
 from edgevtx.export.trace import trace_all
@@ -87,7 +86,7 @@ class ExportReport:
 
 def export(
     family: str,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     out: Path,
     options: ExportOptions,
     *,
@@ -183,7 +182,7 @@ def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _manifest(
-    traceable: Traceable, checkpoint: Checkpoint, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
+    traceable: Traceable, checkpoint: Source, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
 ) -> Manifest:
     return Manifest(
         name=options.name or out.stem,

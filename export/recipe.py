@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevtx.errors import InputError
 from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
@@ -17,7 +17,6 @@ from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
 if TYPE_CHECKING:
     import torch
 
-    from edgevtx.export.checkpoint import Checkpoint
     from edgevtx.geometry import Geometry
     from edgevtx.results import Result
     from edgevtx.runtimes.base import Array, Arrays
@@ -30,6 +29,19 @@ FAMILIES = {
     "rtdetr": "edgevtx.export.rtdetr",
     "onnx": "edgevtx.export.onnx_graph",
 }
+
+
+class Source(Protocol):
+    """Where a family's weights come from: a `Checkpoint`, or for the family onnx an `OnnxFile`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,8 @@ class Recipe:
     """A family's row: what `edgevtx families` prints and what `edgevtx export` calls.
 
     `model_types` are the `model_type`s of Hugging Face configs that it reads; `layouts` the checkpoint layouts in
-    words. `tiny_config()` is the smallest config of each model type, for tests and trials without a checkpoint.
+    words. `build(source, options)` takes a `Checkpoint`, or what the family reads in its place. `tiny_config()` is the
+    smallest config of each model type, for tests and trials without a checkpoint; empty where there is no config.
     """
 
     family: str
@@ -117,7 +130,7 @@ class Recipe:
     result: str
     model_types: tuple[str, ...]
     layouts: tuple[str, ...]
-    build: Callable[[Checkpoint, BuildOptions], Traceable]
+    build: Callable[[Any, BuildOptions], Traceable]
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
 
