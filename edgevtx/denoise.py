@@ -84,9 +84,9 @@ def _opencv() -> Any:
 
 # -- LARK ------------------------------------------------------------------------------------------------------
 
-# Takeda, Farsiu and Milanfar 2007, below equation (29): regularisation of elongation and scaling
+# the paper's regularisation of elongation and scaling, for grey levels 0 to 255
 _ELONGATION, _SCALING = 1.0, 0.01
-# h and radius in px of the classic kernel regression that gives the first gradients (their section III.D)
+# h and radius in px of the classic kernel regression of second order that gives the gradients
 _GRADIENT_H, _GRADIENT_RADIUS = 1.0, 2
 _LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # of B, G, R
 

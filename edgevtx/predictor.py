@@ -63,11 +63,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame."""
+    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame.
+
+    `milliseconds` is what that took, less `denoise_ms`, which is None where the bundle does not denoise.
+    """
 
     inputs: Arrays
     geometries: tuple[Geometry, ...]
     milliseconds: float = 0.0
+    denoise_ms: float | None = None
 
 
 @dataclass
@@ -75,7 +79,8 @@ class Predictor:
     """A loaded model: `model(frame)` gives a result in pixels of the frame.
 
     Serves one thread at a time; `clone()` gives another predictor over the same weights. `stages` holds the last
-    call's times in ms. Use it in a `with` block, or `close()` it, to release the device.
+    call's times in ms: "preprocess", "denoise" where the bundle does, "engine" and "decode". Use it in a `with` block,
+    or `close()` it, to release the device.
     """
 
     manifest: Manifest
@@ -138,7 +143,7 @@ class Predictor:
             prepared = self._prepare_many(frames[start : start + size], color)
             outputs = self.infer(prepared)
             results += self.decode(outputs, prepared, threshold=threshold, top_k=top_k)
-            stages = {name: stages[name] + self.stages[name] for name in stages}
+            stages = {name: stages.get(name, 0.0) + spent for name, spent in self.stages.items()}
         self.stages = stages
         return results
 
@@ -153,10 +158,7 @@ class Predictor:
         rotation: int = 0,
     ) -> Prepared:
         """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`."""
-        start = perf_counter()
-        image, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
-        inputs = collate([image], self.manifest.inputs)
-        return Prepared(inputs, (geometry,), 1e3 * (perf_counter() - start))
+        return self._prepare_many([frame], color, roi=roi, rotation=rotation)
 
     def infer(self, prepared: Prepared) -> Arrays:
         """Run the engine: outputs by name, as the manifest lists them."""
@@ -164,6 +166,7 @@ class Predictor:
         outputs = self._runtime.run(prepared.inputs)
         self.stages = {
             "preprocess": prepared.milliseconds,
+            **({} if prepared.denoise_ms is None else {"denoise": prepared.denoise_ms}),
             "engine": 1e3 * (perf_counter() - start),
             "decode": 0.0,
         }
@@ -204,11 +207,13 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"]) -> Prepared:
+    def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"], **options: Any) -> Prepared:
         start = perf_counter()
-        pairs = [prepare(frame, self.manifest.preprocess, color=color) for frame in frames]
+        times: dict[str, float] = {}
+        pairs = [prepare(frame, self.manifest.preprocess, color=color, times=times, **options) for frame in frames]
         inputs = collate([image for image, _ in pairs], self.manifest.inputs)
-        return Prepared(inputs, tuple(geometry for _, geometry in pairs), 1e3 * (perf_counter() - start))
+        spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
+        return Prepared(inputs, tuple(geometry for _, geometry in pairs), spent - (denoised or 0.0), denoised)
 
 
 def collate(images: list[Array], inputs: Sequence[TensorInfo]) -> Arrays:

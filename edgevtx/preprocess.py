@@ -1,4 +1,5 @@
-"""Frames -> the graph's uint8 input: cut out, rotate, resize as the checkpoint's own processor does, crop or pad.
+"""Frames -> the graph's uint8 input: cut out, rotate, resize as the checkpoint's own processor does, denoise where the
+bundle asks for it, crop or pad.
 
 "Exact" means equal to Pillow's bytes, since Pillow does the resizing of the reference processors. Colour order,
 scaling and normalisation are the graph's work.
@@ -12,11 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevtx.denoise import denoise
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.geometry import Geometry, Size, plan
 from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend
@@ -40,14 +43,16 @@ def prepare(
     roi: Sequence[int] | None = None,
     rotation: int = 0,
     out: Frame | None = None,
+    times: dict[str, float] | None = None,
 ) -> tuple[Frame, Geometry]:
     """A frame -> the graph's image input (h,w,3) uint8 BGR, and the geometry that maps results back.
 
     `frame` (H,W,3) uint8 in the order of `color`; grey (H,W) or (H,W,1) uint8 is repeated over the channels. `roi`
     x0, y0, x1, y1 in whole px of the frame, `rotation` degrees clockwise that make it upright; both are applied
-    before resizing. `out` (h,w,3) uint8 takes the result and is returned; it must have the input's size.
+    before resizing. `out` (h,w,3) uint8 takes the result and is returned; it must have the input's size. `times` is
+    given the milliseconds of what is a stage of its own: "denoise", where the bundle denoises.
     Raises `InputError` for a frame, roi, rotation or `out` that cannot be used, and `RuntimeUnavailableError`
-    where the bundle resizes with OpenCV and OpenCV is missing.
+    where the bundle resizes or denoises with OpenCV and OpenCV is missing.
     """
     image = check_frame(frame)
     if color not in ("bgr", "rgb"):
@@ -60,13 +65,19 @@ def prepare(
         result[...] = preprocess.size.fill if isinstance(preprocess.size, Letterbox) else 0
 
     left, top, right, bottom = geometry.valid_box
-    valid = result[top:bottom, left:right, :: 1 if color == "bgr" else -1]
+    order = 1 if color == "bgr" else -1
+    valid = result[top:bottom, left:right, ::order]
     resize = _RESIZERS[preprocess.resize]
-    if geometry.valid_size == geometry.resized:
+    if geometry.valid_size == geometry.resized and preprocess.denoise is None:
         resize(upright, preprocess.interpolation, valid)
     else:
         whole = np.empty((*geometry.resized, 3), np.uint8)
         resize(upright, preprocess.interpolation, whole)
+        if preprocess.denoise is not None:
+            start = perf_counter()
+            whole = denoise(whole[..., ::order], preprocess.denoise)[..., ::order]
+            if times is not None:
+                times["denoise"] = times.get("denoise", 0.0) + 1e3 * (perf_counter() - start)
         y, x = top - geometry.offset[0], left - geometry.offset[1]
         valid[...] = whole[y : y + bottom - top, x : x + right - left]
     return result, geometry

@@ -54,7 +54,7 @@ class OnnxFile:
             proto = onnx.load(path)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{path} keeps its weights in another file, which is missing ({_brief(error)}); copy it beside the graph"
+                f"{path} keeps its weights in a file that is missing ({_brief(error)}); copy it beside the graph"
             ) from None
         except Exception as error:  # protobuf and onnx raise what they find, from DecodeError to ValidationError
             raise CheckpointError(
@@ -150,8 +150,8 @@ def prepare_body(file: OnnxFile, batch: int | None, size: tuple[int, int] | None
     outputs = run(unoptimised(serialised(model), str(file.path)), {image.name: grey})
     if batch is None and (wrong := [name for name, array in outputs.items() if array.shape[:1] != (2,)]):
         raise InputError(
-            f"{file.path} gives {wrong[0]} {list(outputs[wrong[0]].shape)} for two frames, so its batch is not dynamic; "
-            "export it with --batch 1"
+            f"{file.path} gives {wrong[0]} {list(outputs[wrong[0]].shape)} for two frames, so its batch is not "
+            "dynamic; export it with --batch 1"
         )
     shapes = {name: tuple(int(length) for length in array.shape) for name, array in outputs.items()}
     return Body(model, image.name, layout, fixed, batch, shapes, outputs)
@@ -208,7 +208,9 @@ class ImportedGraph(nn.Module):
 
 
 def _check_domains(path: Path, proto: onnx.ModelProto) -> None:
-    foreign = sorted({f"{node.domain}.{node.op_type}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")})
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in proto.graph.node if node.domain not in ("", "ai.onnx")}
+    )
     if foreign:
         raise CheckpointError(
             f"{path} uses {', '.join(foreign[:3])}, which ONNX's own opset does not have and not every target knows; "
@@ -240,8 +242,8 @@ def _image_input(file: OnnxFile, proto: onnx.ModelProto) -> onnx.ValueInfoProto:
     others = [item for item in inputs if item not in images and item.name not in FIXED_INPUTS]
     if len(images) != 1 or others or images[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise CheckpointError(
-            f"{file.path} takes {', '.join(map(describe, inputs)) or 'nothing'}; expected one image, float32[N,3,H,W] or "
-            f"float32[N,H,W,3], beside which {' and '.join(FIXED_INPUTS)} are known; export it so"
+            f"{file.path} takes {', '.join(map(describe, inputs)) or 'nothing'}; expected one image, float32[N,3,H,W] "
+            f"or float32[N,H,W,3], beside which {' and '.join(FIXED_INPUTS)} are known; export it so"
         )
     return images[0]
 

@@ -337,8 +337,8 @@ def _yolov5(w: Wrapper, values: list[ir.Value], found: Outputs, body: Body, boxe
         centre, extent, rest = w.split(op("Sigmoid", value), 4, 2, 2, 1 + found.classes)
         y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
         cell = np.stack((x, y), -1)[None, None]
-        # 2s - 0.5 + cell, in px of the input
-        centre = op("Mul", op("Add", op("Mul", centre, w.floats(2)), w.floats(cell - 0.5)), w.floats(np.full(2, stride)))
+        centre = op("Add", op("Mul", centre, w.floats(2)), w.floats(cell - 0.5))
+        centre = op("Mul", centre, w.floats(stride))
         doubled = op("Mul", extent, w.floats(2))
         extent = op("Mul", op("Mul", doubled, doubled), w.floats(np.array(anchors).reshape(1, 3, 1, 1, 2)))
         table = op("Concat", centre, extent, rest, axis=4)
@@ -369,8 +369,8 @@ def _rtdetr(w: Wrapper, values: list[ir.Value], found: Outputs, body: Body, boxe
     op = w.op
     if len(values) == 3:
         return values[1], values[2], op("Cast", values[0], to=ir.DataType.INT64)
-    scores, index = op("TopK", 
-        op("Reshape", op("Sigmoid", values[0]), w.ints(0, -1)), w.ints(found.rows), axis=1, outputs=2
+    scores, index = op(
+        "TopK", op("Reshape", op("Sigmoid", values[0]), w.ints(0, -1)), w.ints(found.rows), axis=1, outputs=2
     )
     count = w.ints(found.classes)
     rows = op("Div", index, count)

@@ -77,7 +77,8 @@ def _run(session: Any, values: Array, batch: int) -> dict[str, Array]:
         else:
             free = (batch, 2) if len(item.shape) == 2 else (batch, *values.shape[:2])
             shape = [size if isinstance(size, int) else free[axis] for axis, size in enumerate(item.shape)]
-            feeds[item.name] = np.ones(shape, {"tensor(int64)": np.int64, "tensor(bool)": np.bool_}.get(item.type, "f4"))
+            kind = item.type.removeprefix("tensor(").removesuffix(")")
+            feeds[item.name] = np.ones(shape, {"float": "float32"}.get(kind, kind))
     names = [item.name for item in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
 
@@ -116,10 +117,9 @@ def _yolo(style: str, raw: bool, tables: list[Array], size: tuple[int, int]) -> 
         rows = tables[0].T
         scores = rows[:, 4:]
     else:
+        rows = tables[0]
         if raw:
-            rows = _yolox_rows(tables[0], size) if style == "yolox" else _yolov5_rows(tables, size)
-        else:
-            rows = tables[0]
+            rows = _yolox_rows(rows, size) if style == "yolox" else _yolov5_rows(tables, size)
         scores = rows[:, 5:] * rows[:, 4:5]
     x, y, width, height = rows[:, :4].T
     boxes = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], 1)

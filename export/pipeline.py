@@ -25,7 +25,7 @@ from edgevtx.export.samples import load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
-from edgevtx.manifest import REFUSED, Graph, Manifest, Part, Provenance, Verdict
+from edgevtx.manifest import REFUSED, Denoise, Graph, Manifest, Part, Provenance, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,14 @@ class ExportOptions:
     """What the user asks of an export beside the module's own options (`build`).
 
     `precisions` in order of preference: the first that passes on a target is the one it recommends.
+    `denoise` is done before the network (see `edgevtx.denoise`); no checkpoint's own processor does it.
     `keep_failed` packs what failed too, marked; `all_or_nothing` packs nothing if anything failed.
     """
 
     targets: tuple[str, ...] = TARGETS
     precisions: tuple[str, ...] = ("fp32",)
     build: BuildOptions = field(default_factory=BuildOptions)
+    denoise: Denoise | None = None
     images: Path | None = None
     name: str = ""
     licence: str = ""
@@ -107,6 +109,7 @@ def export(
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
+        traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
         clock.start("lower")

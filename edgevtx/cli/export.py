@@ -62,6 +62,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="pillow equals the checkpoint's own processor; opencv is faster and gated by verification.",
 )
+@click.option(
+    "--denoise",
+    metavar="NAME[:P=V,...]",
+    help="Denoise the resized frames: bilateral, nlmeans or lark, such as lark:smoothing=1.8,window=5.",
+)
 @click.option("--keep-failed", is_flag=True, help="Pack what failed verification too, marked; load refuses it.")
 @click.option("--all-or-nothing", is_flag=True, help="Pack nothing if anything requested failed.")
 @click.option(
@@ -110,6 +115,7 @@ def command(**options: Any) -> None:
 
 def _export(options: dict[str, Any]) -> ExportReport:
     with common.stages("import torch") as progress:
+        from edgevtx.denoise import parse_denoise
         from edgevtx.export.checkpoint import Checkpoint
         from edgevtx.export.pipeline import ExportOptions, export
         from edgevtx.export.recipe import BuildOptions, Source, get_recipe
@@ -134,6 +140,7 @@ def _export(options: dict[str, Any]) -> ExportReport:
         flags = ("keep_failed", "all_or_nothing", "overwrite")
         asked = ExportOptions(
             build=build,
+            denoise=None if options["denoise"] is None else parse_denoise(options["denoise"]),
             images=None if options["images"] is None else Path(options["images"]),
             **{key: options[key] for key in (*direct, *flags)},
         )

@@ -27,8 +27,9 @@ def decode_detections(
     """`boxes` (K,4) xyxy in 0..1, `scores` (K,), `class_ids` (K,) -> detections in frame px.
 
     Keeps scores strictly above `threshold` (None: the rule's), of those what the rule's suppression leaves, and of
-    those the `top_k` best, best first; equal scores stay in the graph's order. Boxes are not clipped to the frame, like those of transformers'
-    `post_process_object_detection`: an object that is cut off by the frame's edge keeps its estimated extent.
+    those the `top_k` best, best first; equal scores stay in the graph's order. Boxes are not clipped to the frame, like
+    those of transformers' `post_process_object_detection`: an object that is cut off by the frame's edge keeps its
+    estimated extent.
     """
     scores = outputs["scores"]
     kept = np.flatnonzero(scores > (rule.threshold if threshold is None else threshold))

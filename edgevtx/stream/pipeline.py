@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgevtx.runtimes.base import Arrays
     from edgevtx.stream.sinks import Sink
 
-STAGES = ("read", "preprocess", "engine", "decode", "write")
+STAGES = ("read", "preprocess", "engine", "decode", "write")  # and "denoise" after "preprocess", where a bundle does
 _GRACE_SECONDS = 2.0  # how long a stopped run waits for a camera that has fallen silent
 _CAPTURE_SECONDS = 1.0  # how long a camera's last read is waited for: less than the grace, which includes it
 
@@ -131,7 +131,7 @@ class _Run:
         self.inferred: queue.Queue[_Item | Skipped | None] = queue.Queue(maxsize=2)
         # A live frame is taken only when the engine starts on the one before: one waits, not two.
         self.slots = threading.Semaphore(1 if source.live else 2)
-        self.totals = dict.fromkeys(STAGES, 0.0)
+        self.totals: dict[str, float] = {}
         self.summary = Summary()
 
     def go(self, prepare: dict[str, Any], decode: dict[str, Any], limit: int | None) -> Summary:
@@ -216,6 +216,9 @@ class _Run:
             self.slots.release()
             return False
         stages = {"read": _ms(begin, read), "preprocess": _ms(start, stop)}
+        if (denoised := getattr(prepared, "denoise_ms", None)) is not None:
+            stages["preprocess"] -= denoised
+            stages["denoise"] = denoised
         self.prepared.put(_Item(frame, prepared, stages))
         return True
 
@@ -271,8 +274,8 @@ class _Run:
         for sink in self.sinks:
             sink.write(record)
         item.stages["write"] = _ms(decoded, time.perf_counter())
-        for stage in STAGES:
-            self.totals[stage] += item.stages[stage]
+        for stage, spent in item.stages.items():
+            self.totals[stage] = self.totals.get(stage, 0.0) + spent
         self.summary.frames += 1
         self.summary.dropped = item.frame.index + 1 - self.summary.frames if self.source.live else 0
         if self.on_record is not None:
@@ -290,7 +293,8 @@ class _Run:
         found = self.summary
         found.seconds = time.perf_counter() - begin
         found.stopped = self.stop.is_set()
-        found.stage_ms = {stage: self.totals[stage] / max(1, found.frames) for stage in STAGES}
+        totals = self.totals or dict.fromkeys(STAGES, 0.0)
+        found.stage_ms = {stage: total / max(1, found.frames) for stage, total in totals.items()}
         found.notes = [*self.source.notes]
         for sink in self.sinks:
             found.notes += sink.notes
