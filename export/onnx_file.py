@@ -51,11 +51,13 @@ class OnnxFile:
         if not path.is_file():
             raise CheckpointError(f"{path} is no file; --graph takes an ONNX model, such as yolox_nano.onnx")
         try:
+            if absent := [file.name for file in _weight_files(path) if not file.is_file()]:
+                raise CheckpointError(
+                    f"{path} keeps its weights in {absent[0]}, which is missing; copy it beside the graph"
+                )
             proto = onnx.load(path)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path} keeps its weights in a file that is missing ({_brief(error)}); copy it beside the graph"
-            ) from None
+        except CheckpointError:
+            raise
         except Exception as error:  # protobuf and onnx raise what they find, from DecodeError to ValidationError
             raise CheckpointError(
                 f"{path} cannot be read as an ONNX model ({_brief(error)}); copy or export it again"
@@ -78,11 +80,7 @@ class OnnxFile:
     def sha256(self) -> str:
         """SHA-256 in hex over the graph's file and the files of its weights."""
         digest = hashlib.sha256()
-        header = onnx.load(self.path, load_external_data=False)
-        places = {
-            entry.value for item in header.graph.initializer for entry in item.external_data if entry.key == "location"
-        }
-        for file in (self.path, *(self.path.parent / place for place in sorted(places))):
+        for file in (self.path, *_weight_files(self.path)):
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
@@ -205,6 +203,13 @@ class ImportedGraph(nn.Module):
 
 
 # -- inputs ----------------------------------------------------------------------------------------------------
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files beside a graph that hold its weights."""
+    graph = onnx.load(path, load_external_data=False).graph
+    places = {entry.value for item in graph.initializer for entry in item.external_data if entry.key == "location"}
+    return [path.parent / place for place in sorted(places)]
 
 
 def _check_domains(path: Path, proto: onnx.ModelProto) -> None:
