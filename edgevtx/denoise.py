@@ -18,7 +18,7 @@ from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.manifest import Bilateral, Denoise, Lark, NonLocalMeans
 
 Frame = NDArray[np.uint8]
-Plane = NDArray[np.float32]
+Plane = NDArray[Any]  # float32
 
 KINDS: dict[str, type[Denoise]] = {kind.__struct_config__.tag: kind for kind in get_args(Denoise)}
 """The denoisers by the names that `--denoise` takes."""
@@ -31,7 +31,8 @@ def denoise(image: Frame, how: Denoise) -> Frame:
     """
     if 0 in image.shape:
         return image.copy()
-    return _DENOISERS[type(how)](np.ascontiguousarray(image), how)
+    found: Frame = _DENOISERS[type(how)](np.ascontiguousarray(image), how)
+    return found
 
 
 def parse_denoise(text: str) -> Denoise:
@@ -103,7 +104,8 @@ def _lark(image: Frame, how: Lark) -> Frame:
         luma: Plane = np.tensordot(_LUMA, planes, 1)
         scale, xx, xy, yy = steering(luma, how.analysis // 2)
         planes = _regress(planes, scale, (xx, xy, yy), how.smoothing, how.window // 2)
-    return np.rint(planes).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
+    found: Frame = np.rint(planes).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
+    return found
 
 
 def steering(luma: Plane, radius: int) -> tuple[Plane, Plane, Plane, Plane]:

@@ -10,7 +10,7 @@ Ge et al., "YOLOX: Exceeding YOLO Series in 2021", 2021; Jocher, YOLOv5 (2020) a
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -233,11 +233,13 @@ class Wrapper:
         self.tape = Tape()
         self._count = 0
 
-    def op(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
-        """A node's output, or its outputs where they are several."""
-        if outputs > 1:
-            return self.tape.op_multi_out(kind, inputs, attributes=attributes, num_outputs=outputs)
+    def op(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """A node's only output."""
         return self.tape.op(kind, inputs, attributes=attributes)
+
+    def outputs(self, count: int, kind: str, *inputs: ir.Value, **attributes: Any) -> Sequence[ir.Value]:
+        """A node's outputs where they are several."""
+        return self.tape.op_multi_out(kind, inputs, attributes=attributes, num_outputs=count)
 
     def constant(self, value: Any, dtype: Any) -> ir.Value:
         """A constant of the graph."""
@@ -252,7 +254,7 @@ class Wrapper:
         return self.constant(values, np.int64)
 
     def split(self, value: ir.Value, axis: int, *sizes: int) -> list[ir.Value]:
-        return list(self.op("Split", value, self.ints(*sizes), axis=axis, outputs=len(sizes)))
+        return list(self.outputs(len(sizes), "Split", value, self.ints(*sizes), axis=axis))
 
     def frames(self, pixels: ir.Value, body: Body, preprocess: Preprocess) -> ir.Value:
         """pixels (N,H,W,3) uint8 BGR -> the imported graph's float32 input."""
@@ -282,11 +284,9 @@ class Wrapper:
             self.op("ArgMax", scores, axis=axis, keepdims=0),
         )
 
-    def keep(
-        self, boxes: ir.Value, scores: ir.Value, class_ids: ir.Value, top_k: int
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def keep(self, top_k: int, boxes: ir.Value, scores: ir.Value, class_ids: ir.Value) -> tuple[ir.Value, ...]:
         """The `top_k` rows of the highest scores."""
-        best, rows = self.op("TopK", scores, self.ints(top_k), axis=1, outputs=2)
+        best, rows = self.outputs(2, "TopK", scores, self.ints(top_k), axis=1)
         return self.pick(boxes, rows), best, self.op("GatherElements", class_ids, rows, axis=1)
 
     def pick(self, boxes: ir.Value, rows: ir.Value) -> ir.Value:
@@ -369,9 +369,8 @@ def _rtdetr(w: Wrapper, values: list[ir.Value], found: Outputs, body: Body, boxe
     op = w.op
     if len(values) == 3:
         return values[1], values[2], op("Cast", values[0], to=ir.DataType.INT64)
-    scores, index = op(
-        "TopK", op("Reshape", op("Sigmoid", values[0]), w.ints(0, -1)), w.ints(found.rows), axis=1, outputs=2
-    )
+    flat = op("Reshape", op("Sigmoid", values[0]), w.ints(0, -1))
+    scores, index = w.outputs(2, "TopK", flat, w.ints(found.rows), axis=1)
     count = w.ints(found.classes)
     rows = op("Div", index, count)
     corners = w.corners(*w.split(values[1], 2, 2, 2))
@@ -384,7 +383,7 @@ def _classify(w: Wrapper, values: list[ir.Value], activation: Activation, top_k:
         scores = w.op("Softmax", scores, axis=1)
     elif activation == "sigmoid":
         scores = w.op("Sigmoid", scores)
-    return tuple(w.op("TopK", scores, w.ints(top_k), axis=1, outputs=2))
+    return tuple(w.outputs(2, "TopK", scores, w.ints(top_k), axis=1))
 
 
 _BOXES: dict[Style, Callable[[Wrapper, list[ir.Value], Outputs, Body, Boxes | None], Decoded]] = {
@@ -534,7 +533,7 @@ def _decoding(
 
     def emit(w: Wrapper, values: list[ir.Value]) -> Decoded:
         decoded = _BOXES[style](w, values, found, body, boxes)
-        return w.keep(*decoded, top_k=top_k) if yolo or top_k < found.rows else decoded
+        return w.keep(top_k, *decoded) if yolo or top_k < found.rows else decoded
 
     suppress = None
     if default.iou is not None:
@@ -603,7 +602,7 @@ RECIPE = Recipe(
     title="Existing ONNX graphs: YOLOX, YOLOv5, YOLOv8, DETR, RT-DETR, classifiers",
     paper="https://arxiv.org/abs/2107.08430",
     task="detect",
-    result="Detections",
+    result="Detections or Classification",
     model_types=(),
     layouts=("an ONNX file and how it is to be decoded (--graph, --decode)",),
     build=build,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgevtx.manifest import ClassifyDecode, DetectDecode, Exact, Letterbox, Preprocess, ShortestEdge
+from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, Exact, Letterbox, Preprocess, ShortestEdge
 from edgevtx.results import Classification, Detections
 from edgevtx.runtimes.base import Array
 
@@ -30,7 +30,7 @@ def answer(
     style: str,
     raw: bool,
     preprocess: Preprocess,
-    rule: DetectDecode | ClassifyDecode,
+    rule: Decode,
     labels: tuple[str, ...],
     batch: int,
     names: tuple[str, ...],
@@ -47,6 +47,7 @@ def answer(
     tables = [outputs[name][0].astype(np.float64) for name in names]
     if isinstance(rule, ClassifyDecode):
         return _classification(tables[0], rule, labels)
+    assert isinstance(rule, DetectDecode)
     if style == "detr":
         boxes, scores, ids = _detr(*tables)
     elif style == "rtdetr":
@@ -127,7 +128,8 @@ def _yolo(style: str, raw: bool, tables: list[Array], size: tuple[int, int]) -> 
 
 
 def _yolox_rows(table: Array, size: tuple[int, int]) -> Array:
-    rows, at = table.copy(), 0
+    rows: Array = table.copy()
+    at = 0
     stride = 8
     while at < len(rows):
         for row in range(size[0] // stride):
