@@ -510,14 +510,19 @@ def test_an_export_that_is_refused_is_exit_code_3(
 @pytest.fixture
 def onnx_graph(tmp_path: Path) -> Path:
     """A classifier of three classes by mean colour, as others publish theirs: float32 in, logits out."""
-    from onnx import TensorProto, helper, save
+    from onnx import TensorProto, helper, numpy_helper, save
 
-    nodes = [helper.make_node("ReduceMean", ["images"], ["logits"], axes=[2, 3], keepdims=0)]
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+    ]
+    # unlike for every colour, or swapped ones could not be told
+    weights = numpy_helper.from_array(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 1]], np.float32), "weights")
     infos = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in (("images", (1, 3, 32, 48)), ("logits", (1, 3)))
     ]
-    graph = helper.make_graph(nodes, "colours", infos[:1], infos[1:])
+    graph = helper.make_graph(nodes, "colours", infos[:1], infos[1:], [weights])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "x.onnx")
     return tmp_path / "x.onnx"
 
@@ -528,11 +533,11 @@ def test_an_onnx_graph_is_exported_and_denoised(
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
     out = tmp_path / "x.vtx"
     arguments = ["export", "onnx", "--graph", onnx_graph, "--decode", "classify", "--out", out, "--denoise", "lark"]
-    numbers = ["--mean", "0", "--std", "0.1,0.1,0.1", "--scale", 1 / 255, "--labels", tmp_path / "labels.txt"]
+    numbers = ["--mean", "0", "--std", "0.3,0.3,0.3", "--scale", 1 / 255, "--labels", tmp_path / "labels.txt"]
     found = edgevtx_cli(*arguments, *numbers, "--targets", "onnxruntime")
-    assert found.exit_code == 0, found.stderr
+    assert found.exit_code == 0, found.stdout
     facts = json.loads(edgevtx_cli("info", out, "--json").stdout)
-    assert facts["preprocess"]["denoise"]["type"] == "lark" and facts["preprocess"]["std"] == [0.1, 0.1, 0.1]
+    assert facts["preprocess"]["denoise"]["type"] == "lark" and facts["preprocess"]["std"] == [0.3, 0.3, 0.3]
     assert "denoised by lark (smoothing 1.8, window 5" in edgevtx_cli("info", out).stdout.replace("\n", " ")
     ran = edgevtx_cli("run", out, photo)
     assert ran.exit_code == 0 and "green" in ran.stdout.split()
@@ -565,7 +570,7 @@ def test_wrong_options_of_an_onnx_graph(
     options = [str(onnx_graph) if item == "GRAPH" else item for item in options]
     found = edgevtx_cli("export", *options, "--out", tmp_path / "x.vtx")
     assert found.exit_code == code
-    assert words in sentence(found.stderr)
+    assert words in found.stderr and "Traceback" not in found.stderr
     assert not (tmp_path / "x.vtx").exists()
 
 
