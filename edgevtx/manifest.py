@@ -74,8 +74,8 @@ class Bilateral(msgspec.Struct, tag="bilateral", frozen=True, kw_only=True):
     Images", 1998.
     """
 
-    diameter: int = 7
-    sigma_color: float = 40.0
+    diameter: int = 5  # OpenCV is six times as slow at 7
+    sigma_color: float = 50.0
     sigma_space: float = 2.0
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class NonLocalMeans(msgspec.Struct, tag="nlmeans", frozen=True, kw_only=True):
     strength: float = 7.0
     strength_color: float = 7.0
     patch: int = 5
-    search: int = 15
+    search: int = 11
 
     def __post_init__(self) -> None:
         _check_positive(strength=self.strength, strength_color=self.strength_color)
