@@ -20,7 +20,7 @@ from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
 from edgevtx.manifest import REFUSED, Manifest, TensorInfo, Windows
-from edgevtx.preprocess import pad_batch, prepare, prepare_item
+from edgevtx.preprocess import pad_batch, prepare_item
 from edgevtx.results import Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
@@ -64,11 +64,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame."""
+    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame.
+
+    `milliseconds` is what that took, less `denoise_ms`, which is None where the bundle does not denoise.
+    """
 
     inputs: Arrays
     geometries: tuple[Geometry, ...]
     milliseconds: float = 0.0
+    denoise_ms: float | None = None
 
     @property
     def pending(self) -> bool:
@@ -81,7 +85,8 @@ class Predictor:
     """A loaded model: `model(frame)` gives a result in pixels of the frame.
 
     Serves one thread at a time; `clone()` gives another predictor over the same weights. `stages` holds the last
-    call's times in ms. Use it in a `with` block, or `close()` it, to release the device.
+    call's times in ms: "preprocess", "denoise" where the bundle does, "engine" and "decode". Use it in a `with` block,
+    or `close()` it, to release the device.
     """
 
     manifest: Manifest
@@ -144,7 +149,7 @@ class Predictor:
             prepared = self._prepare_many(frames[start : start + size], color)
             outputs = self.infer(prepared)
             results += self.decode(outputs, prepared, threshold=threshold, top_k=top_k)
-            stages = {name: stages[name] + self.stages[name] for name in stages}
+            stages = {name: stages.get(name, 0.0) + spent for name, spent in self.stages.items()}
         self.stages = stages
         return results
 
@@ -167,10 +172,7 @@ class Predictor:
 
         `time` is the frame's own, in seconds; only models of clips read it.
         """
-        start = perf_counter()
-        image, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
-        inputs = collate([image], self.manifest.inputs, self.manifest.preprocess.windows)
-        return Prepared(inputs, (geometry,), 1e3 * (perf_counter() - start))
+        return self._prepare_many([frame], color, roi=roi, rotation=rotation)
 
     def infer(self, prepared: Prepared) -> Arrays:
         """Run the engine: outputs by name, as the manifest lists them."""
@@ -178,6 +180,7 @@ class Predictor:
         outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
         self.stages = {
             "preprocess": prepared.milliseconds,
+            **({} if prepared.denoise_ms is None else {"denoise": prepared.denoise_ms}),
             "engine": 1e3 * (perf_counter() - start),
             "decode": 0.0,
         }
@@ -222,10 +225,12 @@ class Predictor:
         self, frames: Sequence[Array | Sequence[Array]], color: Literal["bgr", "rgb"], **options: Any
     ) -> Prepared:
         start = perf_counter()
-        pairs = [prepare_item(frame, self.manifest.preprocess, color=color, **options) for frame in frames]
-        images = [image for image, _ in pairs]
-        inputs = collate(images, self.manifest.inputs, self.manifest.preprocess.windows)
-        return Prepared(inputs, tuple(geometry for _, geometry in pairs), 1e3 * (perf_counter() - start))
+        times: dict[str, float] = {}
+        rule = self.manifest.preprocess
+        pairs = [prepare_item(frame, rule, color=color, times=times, **options) for frame in frames]
+        inputs = collate([image for image, _ in pairs], self.manifest.inputs, rule.windows)
+        spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
+        return Prepared(inputs, tuple(geometry for _, geometry in pairs), spent - (denoised or 0.0), denoised)
 
 
 def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows | None = None) -> Arrays:

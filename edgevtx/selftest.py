@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # mean difference in levels of 255. Releases of Pillow differ by single levels in a few pixels, and OpenCV's kernels
 # with the processor; another filter, a missing antialiasing or swapped colours are off by more
-LEVELS = {"pillow": 0.1, "opencv": 0.5}
+LEVELS = {"pillow": 0.1, "opencv": 0.5, "opencv-plain": 0.5}
 
 
 def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, graph: Graph) -> Verdict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevtx.errors import InputError
 from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
@@ -17,7 +17,6 @@ from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
 if TYPE_CHECKING:
     import torch
 
-    from edgevtx.export.checkpoint import Checkpoint
     from edgevtx.geometry import Geometry
     from edgevtx.results import Result
     from edgevtx.runtimes.base import Array, Arrays
@@ -32,7 +31,24 @@ FAMILIES = {
     "setr": "edgevtx.export.setr",
     "dinoseg": "edgevtx.export.dinoseg",
     "vivit": "edgevtx.export.vivit",
+    "onnx": "edgevtx.export.onnx_graph",
 }
+
+
+class Source(Protocol):
+    """Where a family's weights come from: a `Checkpoint`, or for the family onnx an `OnnxFile`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -112,8 +128,9 @@ class Recipe:
     """A family's row: what `edgevtx families` prints and what `edgevtx export` calls.
 
     `model_types` are the `model_type`s of Hugging Face configs that it reads; `layouts` the checkpoint layouts in
-    words. `tiny_config()` is the smallest config of each model type, for tests and trials without a checkpoint; where a
-    type has variants, "TYPE-VARIANT" names each. `clips`: the module takes clips, not frames.
+    words. `build(source, options)` takes a `Checkpoint`, or what the family reads in its place. `tiny_config()` is the
+    smallest config of each model type, for tests and trials without a checkpoint; where a type has variants,
+    "TYPE-VARIANT" names each, and where there is no config it is empty. `clips`: the module takes clips, not frames.
     """
 
     family: str
@@ -123,7 +140,7 @@ class Recipe:
     result: str
     model_types: tuple[str, ...]
     layouts: tuple[str, ...]
-    build: Callable[[Checkpoint, BuildOptions], Traceable]
+    build: Callable[[Any, BuildOptions], Traceable]
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
     clips: bool = False
