@@ -172,7 +172,8 @@ def resized_size(size: Size, rule: SizeRule) -> Size:
     """(h,w) of an image -> (h,w) after resizing by the rule, rounded as the rule's reference rounds.
 
     References: transformers' `get_resize_output_image_size` (shortest edge alone), `get_size_with_aspect_ratio`
-    (shortest and longest edge: DETR), SAM's `_get_preprocess_shape` (longest edge); YOLOX's `preproc` (letterbox).
+    (shortest and longest edge: DETR), SAM's `_get_preprocess_shape` (longest edge); YOLOX's `preproc` and YOLOv5's
+    `letterbox` (letterbox, rounded down and to the nearest).
     """
     height, width = size
     if isinstance(rule, Exact):
@@ -182,7 +183,8 @@ def resized_size(size: Size, rule: SizeRule) -> Size:
         return int(height * scale + 0.5), int(width * scale + 0.5)
     if isinstance(rule, Letterbox):
         scale = min(rule.height / height, rule.width / width)
-        return int(height * scale), int(width * scale)
+        whole = round if rule.rounding == "nearest" else int
+        return whole(height * scale), whole(width * scale)
     short, long = min(size), max(size)
     new_short, new_long = _shortest_edge(short, long, rule)
     return (new_short, new_long) if height <= width else (new_long, new_short)
@@ -257,29 +259,18 @@ def _maps(masks: Array) -> NDArray[np.float32]:
     return maps.astype(np.float32, copy=False)
 
 
-def linear_taps(
-    length: int, source: int, scale: float, shift: float
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Which lines of `length` a source shows (n,), the first of the two source lines that each lies between (n,), and
-    the weight of the second one (n,).
+def _interpolation(length: int, source: int, scale: float, shift: float) -> NDArray[np.float32]:
+    """(length, source) weights that resample a line linearly; rows outside the source are zero.
 
-    The centre of line i lies at (i + 0.5) * scale + shift in the source; edge values are held.
+    The centre of pixel i lies at (i + 0.5) * scale + shift in the source. As a matrix, because two thin matrix
+    products resample a whole stack of maps faster than gathering their pixels.
     """
     centre = (np.arange(length) + 0.5) * scale + shift
     inside = np.flatnonzero((centre >= 0) & (centre <= source))
     at = np.clip(centre[inside] - 0.5, 0, source - 1)
     low = np.minimum(at.astype(np.intp), max(source - 2, 0))
-    return inside, low, at - low
-
-
-def _interpolation(length: int, source: int, scale: float, shift: float) -> NDArray[np.float32]:
-    """(length, source) weights that resample a line linearly (`linear_taps`); rows outside the source are zero.
-
-    As a matrix, because two thin matrix products resample a whole stack of maps faster than gathering their pixels.
-    """
-    inside, low, fraction = linear_taps(length, source, scale, shift)
     weights = np.zeros((length, source), np.float32)
-    weights[inside, low] = 1 - fraction
+    weights[inside, low] = 1 - (at - low)
     if source > 1:
-        weights[inside, low + 1] = fraction
+        weights[inside, low + 1] = at - low
     return weights

@@ -82,7 +82,7 @@ class PromptPredictor(Predictor):
     ) -> None:
         """Look at a frame (H,W,3) uint8, which the next prompts are about; options as of `model(frame)`."""
         prepared = super().prepare(frame, color=color, roi=roi, rotation=rotation)
-        self._scene = Scene(self._embed(_with_valid_size(prepared))[:1], prepared.geometries[0])
+        self._scene = Scene(self._embed(prepared)[:1], prepared.geometries[0])
 
     def predict(
         self,
@@ -145,7 +145,7 @@ class PromptPredictor(Predictor):
         settings = settings or self.everything
         found = []
         for box, layer in crop_boxes((frame.shape[0], frame.shape[1]), settings.crop_layers):
-            prepared = _with_valid_size(super().prepare(frame, color=color, roi=box))
+            prepared = super().prepare(frame, color=color, roi=box)
             scene = Scene(self._embed(prepared)[:1], prepared.geometries[0])
             found.append(self._keep(self._search(scene, settings, layer), scene.geometry, settings))
         return _best_of(found, settings)
@@ -174,7 +174,7 @@ class PromptPredictor(Predictor):
             self.everything = before
 
     def prepare(self, frame: Array, **options: Any) -> Prepared:
-        prepared = _with_valid_size(super().prepare(frame, **options))
+        prepared = super().prepare(frame, **options)
         if self.question is not None:
             check_inside(self.question, prepared.geometries[0])
         return prepared
@@ -194,6 +194,7 @@ class PromptPredictor(Predictor):
             rows.append({**found, "frame": np.full(len(found["iou"]), number)})
         self.stages = {
             "preprocess": prepared.milliseconds,
+            **({} if prepared.denoise_ms is None else {"denoise": prepared.denoise_ms}),
             "engine": 1e3 * (perf_counter() - start),
             "decode": 0.0,
         }
@@ -222,8 +223,12 @@ class PromptPredictor(Predictor):
 
     # -- the networks --------------------------------------------------------------------------------------------
 
-    def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"]) -> Prepared:
-        return _with_valid_size(super()._prepare_many(frames, color))
+    def _prepare_many(
+        self, frames: Sequence[Array | Sequence[Array]], color: Literal["bgr", "rgb"], **options: Any
+    ) -> Prepared:
+        """As the parent's; outside the size that shows a letterboxed frame, normalised pixels become zero."""
+        prepared = super()._prepare_many(frames, color, **options)
+        return dataclasses.replace(prepared, inputs=state_valid(prepared.inputs, prepared.geometries))
 
     def _embed(self, prepared: Prepared) -> Array:
         """(N,C,h,w), a copy."""
@@ -321,8 +326,3 @@ def _best_of(found: Sequence[Masks], settings: Everything) -> Masks:
 
 def _chunks(array: Array, size: int) -> Iterator[Array]:
     return (array[start : start + size] for start in range(0, len(array), size))
-
-
-def _with_valid_size(prepared: Prepared) -> Prepared:
-    """The letterboxed input with the size that shows the frame, outside of which normalised pixels become zero."""
-    return dataclasses.replace(prepared, inputs=state_valid(prepared.inputs, prepared.geometries))

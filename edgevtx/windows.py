@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgevtx.errors import InputError
 from edgevtx.manifest import Windows
+from edgevtx.runtimes.base import Arrays
 
 Array = NDArray[Any]
 Size = tuple[int, int]
@@ -33,11 +34,36 @@ def window_corners(size: Size, windows: Windows) -> list[tuple[int, int]]:
     return [(top, left) for top in tops for left in lefts]
 
 
-def cut_windows(image: Array, windows: Windows) -> Iterator[Array]:
-    """(H,W,C) -> views (h,w,C), in the order of `window_corners`."""
+def cut_windows(image: Array, windows: Windows | None) -> list[Array]:
+    """(H,W,C) -> views (h,w,C), in the order of `window_corners`; the whole image where there are no windows."""
+    if windows is None:
+        return [image]
     height, width = windows.size
-    for top, left in window_corners((image.shape[0], image.shape[1]), windows):
-        yield image[top : top + height, left : left + width]
+    corners = window_corners((image.shape[0], image.shape[1]), windows)
+    return [image[top : top + height, left : left + width] for top, left in corners]
+
+
+def middle_window(image: Array, windows: Windows | None) -> Array:
+    """What a graph is given of an image, as a sample of it: its middle window, or the whole image."""
+    views = cut_windows(image, windows)
+    return views[len(views) // 2]
+
+
+def run_in_turns(run: Callable[[Arrays], Arrays], inputs: Arrays, batch: int | None) -> Arrays:
+    """Run the rows of `inputs`, `batch` at a time (None: all at once), and put the outputs together.
+
+    A last turn that is short repeats its last row, whose further answers are dropped.
+    """
+    count = len(inputs["pixels"])
+    if batch is None or batch == count:
+        return run(inputs)
+    turns = []
+    for start in range(0, count, batch):
+        rows = np.minimum(np.arange(start, start + batch), count - 1)
+        outputs = run({name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()})
+        # copies, since a runtime may reuse its output buffers
+        turns.append({name: array[: count - start].copy() for name, array in outputs.items()})
+    return {name: np.concatenate([turn[name] for turn in turns]) for name in turns[0]}
 
 
 def average_windows(maps: Iterator[Array], size: Size, windows: Windows) -> NDArray[np.float32]:

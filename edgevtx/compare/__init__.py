@@ -14,7 +14,9 @@ import numpy as np
 from edgevtx.compare.classify import compare_classes
 from edgevtx.compare.detect import compare_detections, count_detections
 from edgevtx.compare.embed import compare_features
+from edgevtx.compare.panoptic import compare_panoptic
 from edgevtx.compare.prompt import compare_masks, count_masks
+from edgevtx.compare.segment import compare_segmentation, count_minority
 from edgevtx.compare.tolerance import TOLERANCES, Tolerance, compare_values
 from edgevtx.manifest import (
     Check,
@@ -22,8 +24,10 @@ from edgevtx.manifest import (
     Decode,
     DetectDecode,
     EmbedDecode,
+    PanopticDecode,
     PromptDecode,
     PromptMasksDecode,
+    SegmentDecode,
 )
 from edgevtx.runtimes.base import Arrays
 
@@ -32,12 +36,16 @@ _TASKS: dict[type[Decode], Callable[[Arrays, Arrays, Any, Tolerance], list[Check
     ClassifyDecode: compare_classes,
     DetectDecode: compare_detections,
     EmbedDecode: compare_features,
+    PanopticDecode: compare_panoptic,
+    SegmentDecode: compare_segmentation,
     PromptDecode: compare_values,
     PromptMasksDecode: compare_masks,
 }
 # ... -> how much there is in outputs that a comparison could find wrong; 0 where all outputs are alike in that
 _CONTENT: dict[type[Decode], Callable[[Arrays, Any], int]] = {
     DetectDecode: count_detections,
+    PanopticDecode: count_detections,
+    SegmentDecode: count_minority,
     PromptMasksDecode: count_masks,
 }
 

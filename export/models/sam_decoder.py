@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         features = torch.cat((place.sin(), place.cos()), -1)
         kinds = torch.arange(len(self.label_table), dtype=labels.dtype)
         kind = (labels[..., None] == kinds).to(torch.float32)
-        found = kind @ self.label_table + features * (labels >= 0)[..., None].to(torch.float32)
+        found: torch.Tensor = kind @ self.label_table + features * (labels >= 0)[..., None].to(torch.float32)
         found = found + (labels == NO_POINT)[..., None].to(torch.float32) * self.no_point
         if text is not None:
             found = found + (labels == TEXT)[..., None].to(torch.float32) * text[:, None]

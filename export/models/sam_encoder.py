@@ -135,7 +135,7 @@ class Attention(nn.Module):
                 places = self.places[None, :, None].expand(key.shape[0], -1, self.heads, -1)
                 mixed = attend(torch.cat((query, rows, columns), -1), torch.cat((key, places), -1), value)
             else:
-                heads = zip(*(part.split(1, 2) for part in (query, key, value, rows, columns)), strict=True)
+                heads = zip(*(torch.split(part, 1, 2) for part in (query, key, value, rows, columns)), strict=True)
                 mixed = torch.cat([_attend_with_bias(*head) for head in heads], 2)
         return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 

@@ -24,7 +24,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     stride: tuple[int, int]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The `config.json` of a SETR checkpoint. The defaults are the published ViT-L/16.
 
     `image_size` (height, width) is what the position table was trained for; other input sizes interpolate it as
@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     decoder: Decoder
     image_size: tuple[int, int]
-    id2label: dict[int, str]
+    id2label: dict[str, str]
     patch_size: int = 16
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
         positions = self.positions(grid)
         tokens = patches.flatten(2).transpose(1, 2) + positions[:, 1:]
         if self.class_token:
-            first = (self.cls_token + positions[:, :1]).expand(len(pixels), -1, -1)
+            first = (self.cls_token + positions[:, :1]).expand(pixels.shape[0], -1, -1)
             tokens = torch.cat((first, tokens), 1)
         maps = []
         for index, layer in enumerate(self.layers):

@@ -21,10 +21,10 @@ from transformers import (
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
-from .panoptic import PanopticDetr, mask_targets, panoptic_quality, take_detector
+from .panoptic import PanopticDetr, mask_targets, panoptic_quality, see_attention, take_detector
 from .prompter import SIDE, Prompter, prompt_iou, prompt_targets
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
-from .segmenter import Segmenter, SegmenterProcessor, class_targets, mean_iou
+from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
 Size = tuple[int, int]
 _NAMES: dict[str, Any] = {
@@ -160,7 +160,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "setr": Family(
         build=Segmenter,
-        processor=SegmenterProcessor,
+        processor=segmenter_processor,
         render=render_mixed,
         kind="mixed",
         stored=((256, 256), (288, 384)),
@@ -186,6 +186,11 @@ FAMILIES: dict[str, Family] = {
         rate=4e-4,
         half=True,
         prepare=take_detector,
+        # by then the detector has got used to its eight heads, and only the mask head goes on
+        hand_over=see_attention,
+        hand_over_share=1 / 3,
+        rest_share=1 / 3,
+        rest=("model.net.detr",),
         targets=mask_targets,
         judge=panoptic_quality,
     ),

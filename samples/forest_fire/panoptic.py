@@ -127,6 +127,16 @@ def take_detector(model: Any) -> None:
     model.model.net.detr.load_state_dict(DetrForObjectDetection.from_pretrained(DETECTOR).state_dict())
 
 
+@torch.no_grad()
+def see_attention(model: Any) -> None:
+    """Let the mask head see where a query looks, in place: the one thing that tells queries apart for it.
+
+    The attention to all cells and heads sums to one, so that a cell's share is a thousandth of a feature.
+    """
+    net = model.model.net
+    net.mask_head.conv1.conv.weight[:, net.config.d_model :] *= 300
+
+
 def mask_targets(scenes: list[Scene], processor: Any) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
     """Scenes of one size -> pixels (N,3,H,W), and labels with boxes (cxcywh in [0,1]) and masks (n,H,W)."""
     frames = np.stack([scene.frame for scene in scenes])[..., ::-1]

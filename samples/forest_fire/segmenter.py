@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTImageProcessorPil
 
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.models.setr import Settings, Setr, upsample
+from edgevtx.export.models.setr import Setr, Settings, upsample
 
 from .scenes import LABELS, UNKNOWN, Scene
 
@@ -32,7 +32,7 @@ SETTINGS = Settings(
     num_attention_heads=3,
     intermediate_size=384,
     decoder_channels=32,
-    id2label=dict(enumerate(NAMES)),
+    id2label={str(index): name for index, name in enumerate(NAMES)},
 )
 # smoke and flames cover a small part of most scenes
 _WEIGHTS = torch.tensor([1.0, 1.6, 1.6])
@@ -72,17 +72,14 @@ class Segmenter(nn.Module):
         state = self.state_dict() if state_dict is None else state_dict
         tensors = {name.removeprefix("model.net."): tensor.contiguous() for name, tensor in state.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        config = {"model_type": "setr", **msgspec.to_builtins(SETTINGS, str_keys=True)}
+        config = {"model_type": "setr", **msgspec.to_builtins(SETTINGS)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-class SegmenterProcessor(ViTImageProcessorPil):
+def segmenter_processor() -> ViTImageProcessorPil:
     """256 pixels square, bilinear, ImageNet's mean and deviation."""
-
-    def __init__(self, **_: Any) -> None:
-        super().__init__(
-            size={"height": 256, "width": 256}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
-        )
+    size = {"height": 256, "width": 256}
+    return ViTImageProcessorPil(size=size, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 
 
 def class_targets(scenes: list[Scene], processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
