@@ -59,7 +59,8 @@ class Layer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed = self.attention(self._partition(self.qkv(self.norm1(tokens))))
         tokens = tokens + self.out(self._unpartition(mixed))
-        return tokens + self.mlp(self.norm2(tokens))
+        fed: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
+        return fed
 
     def _partition(self, qkv: torch.Tensor) -> torch.Tensor:
         """(N,grid,grid,3D) -> (N * windows,window,window,3D), padding filled with the biases."""

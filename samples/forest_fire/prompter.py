@@ -59,11 +59,7 @@ class Core(nn.Module):
         # the paper's frequencies; transformers starts from higher ones, which published weights then replace
         nn.init.normal_(self.sam.shared_image_embedding.positional_embedding)
         nn.init.trunc_normal_(self.sam.vision_encoder.pos_embed, std=0.02)
-        for layer in self.sam.modules():  # transformers' initial weights are so small that nothing is learned
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.xavier_uniform_(layer.weight)
-            elif isinstance(layer, nn.Embedding):
-                nn.init.normal_(layer.weight, std=0.5)
+        local_start(self.sam)
 
     def forward(self, pixel_values: torch.Tensor, prompts: dict[str, Any]) -> dict[str, torch.Tensor]:
         with sdpa_kernel(SDPBackend.MATH):  # the fused backward in bfloat16 is slower than its parts
@@ -122,6 +118,30 @@ def _per_prompt(
         pred_masks=found.pred_masks.unflatten(0, shape).squeeze(2),
         iou_scores=found.iou_scores.unflatten(0, shape).squeeze(2),
     )
+
+
+@torch.no_grad()
+def local_start(sam: Any) -> None:
+    """Weights with which a prompt looks where it is, and is seen from there, before anything was learned.
+
+    Queries and keys of the decoder's cross-attention start alike, and the place outweighs what is seen in it, so that a
+    token attends to pixels near its point. From the library's own weights thousands of steps go by before that.
+    """
+    for layer in sam.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.1)
+    sam.vision_encoder.neck.layer_norm2.weight.fill_(0.3)
+    transformer = sam.mask_decoder.transformer
+    crossing = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        crossing += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in crossing:
+        nn.init.orthogonal_(attention.q_proj.weight, gain=1.7)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.bias.zero_()
 
 
 class Prompter(nn.Module):

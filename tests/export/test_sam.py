@@ -290,6 +290,28 @@ def test_a_question_is_asked_of_every_frame_of_a_pipeline(model, photos, tmp_pat
             asked(photos["chelsea"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (["--points", "50,60;200,100,0"], [(0, 0), (0, 1), (0, 2)]),
+        (["--boxes", "10,10,200,150", "--boxes", "5,5,400,290.5"], [(p, m) for p in (0, 1) for m in (0, 1, 2)]),
+        (["--threshold", "0.99"], []),
+    ],
+)
+def test_the_command_line_takes_prompts(bundle, photos, tmp_path, arguments, rows):
+    from click.testing import CliRunner
+
+    from edgevtx.cli import cli
+    from edgevtx.images import write_image
+
+    write_image(tmp_path / "cat.png", photos["chelsea"])
+    options = ["--runtime", "onnxruntime", "--json", *arguments]
+    found = CliRunner().invoke(cli, ["run", str(bundle), str(tmp_path / "cat.png"), *options])
+    assert found.exit_code == 0, found.stderr
+    masks = json.loads(found.stdout.splitlines()[0])["result"]["masks"]
+    assert [(row["prompt"], row["mask"]) for row in masks] == rows
+
+
 def test_masks_are_indexed_by_prompt(model, photos):
     model.set_image(photos["coffee"])
     found = model.predict(points=[[[50, 60]], [[200, 100]], [[300, 300]]])
