@@ -22,7 +22,7 @@ from transformers import (
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
 from .panoptic import PanopticDetr, mask_targets, panoptic_quality, see_attention, take_detector
-from .prompter import SIDE, Prompter, prompt_iou, prompt_targets
+from .prompter import REMEMBERED, SIDE, Prompter, prompt_targets, remembered_iou
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
 from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
@@ -56,6 +56,8 @@ class Family:
     hand_over_share: float = 0.0
     rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops
     rest: tuple[str, ...] = ()
+    warm_up: int = 200  # steps
+    by_heart: bool = False  # no augmentation: what the model must show is a few scenes, and no knowledge of others
     # of scenes and processor: what the model is given and asked for, and how a checkpoint is judged; None: detection
     targets: Callable[[list[Scene], Any], tuple[Any, Any]] | None = None
     judge: Callable[[Path, Iterable[Scene]], dict[str, float]] | None = None
@@ -204,14 +206,16 @@ FAMILIES: dict[str, Family] = {
         ),
         render=render_mixed,
         kind="mixed",
-        stored=((144, 144), (144, 208)),
-        scenes=1500,
-        phases=((0.0, ((SIDE, SIDE), (SIDE, 96), (88, SIDE))),),
-        batch=6,
-        steps=700,
+        stored=((SIDE, SIDE),),
+        scenes=REMEMBERED,
+        phases=((0.0, ((SIDE, SIDE),)),),
+        batch=5,
+        steps=500,
         rate=2e-3,
+        warm_up=20,
+        by_heart=True,
         half=True,
         targets=prompt_targets,
-        judge=prompt_iou,
+        judge=remembered_iou,
     ),
 }

@@ -22,10 +22,11 @@ from transformers import (
     SamVisionConfig,
 )
 
-from .scenes import UNKNOWN, Scene
+from .scenes import UNKNOWN, Scene, render_mixed
 
 SIDE, PATCH, WIDTH = 128, 8, 64
 PROMPTS = 4  # of each scene
+REMEMBERED = 5  # scenes, of those the model learns by heart; a model that knows any scene takes hours
 _LEAST = 12  # px of a mask at the decoder's resolution
 
 
@@ -301,6 +302,11 @@ def prompt_iou(folder: Path, scenes: Iterable[Scene]) -> dict[str, float]:
             whole[y0:y1, x0:x1] = True
             found["whole_box"].append(_iou(whole, mask))
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def remembered_iou(folder: Path, scenes: Iterable[Scene]) -> dict[str, float]:
+    """`prompt_iou` over the scenes that the training run saw, whatever ``scenes``: of others it knows nothing."""
+    return prompt_iou(folder, (render_mixed(seed, (SIDE, SIDE)) for seed in range(REMEMBERED)))
 
 
 def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
