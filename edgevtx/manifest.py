@@ -112,7 +112,22 @@ class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     attention: bool = False
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode
+BANK = "knn.npz"
+"""The file of a fitted bundle's vectors; see `edgevtx.decode.knn`."""
+
+
+class KnnDecode(msgspec.Struct, tag="knn", frozen=True, kw_only=True):
+    """Outputs as `features` has them; the `k` nearest of the vectors in `BANK` to `cls` vote for a frame's class.
+
+    A vote counts exp(cosine similarity / `temperature`).
+    """
+
+    features: EmbedDecode
+    k: int
+    temperature: float
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | KnnDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ FAMILIES = {
     "dino": "edgevtx.export.dino",
     "detr": "edgevtx.export.detr",
     "rtdetr": "edgevtx.export.rtdetr",
+    "attention_cnn": "edgevtx.export.attention_cnn",
 }
 
 

@@ -8,11 +8,13 @@ latter papers found no worse.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
 from torch import nn
+from transformers import ResNetConfig, ResNetModel
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from edgevtx.export.models.global_attention import NonLocalBlock, SaganAttention
 from edgevtx.export.models.local_attention import Composability, LocalRelation, StandaloneAttention
@@ -46,15 +48,14 @@ class AttentionResNetSettings(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class AttentionResNet(nn.Module):
-    """pixels (N,3,H,W) float32 -> logits (N,classes). Tensor names are those of transformers' ResNet, and the blocks'.
+    """pixel_values (N,3,H,W) float32 -> an object with `logits` (N,classes).
 
+    Tensor names are those of transformers' ResNet classifier and of the blocks; an added block shifts the next layer.
     Raises `ValueError` for sizes that do not fit together.
     """
 
     def __init__(self, settings: AttentionResNetSettings) -> None:
         super().__init__()
-        from transformers import ResNetConfig, ResNetModel
-
         stages = len(settings.depths)
         if len(settings.hidden_sizes) != stages:
             raise ValueError(f"hidden_sizes has {len(settings.hidden_sizes)} entries, depths has {stages}")
@@ -66,19 +67,20 @@ class AttentionResNet(nn.Module):
             depths=list(settings.depths),
             layer_type="bottleneck",
         )
+        self.config = config
         self.resnet = ResNetModel(config)
         for stage in settings.attention_stages:
             _change(self.resnet.encoder.stages[stage - 1].layers, settings)
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(settings.hidden_sizes[-1], len(settings.id2label)))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(self.resnet(pixels).pooler_output)
-        return logits
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
+        logits: torch.Tensor = self.classifier(self.resnet(pixel_values).pooler_output)
+        return ImageClassifierOutputWithNoAttention(logits=logits)
 
 
-def _change(layers: nn.Sequential, settings: AttentionResNetSettings) -> None:
+def _change(layers: Any, settings: AttentionResNetSettings) -> None:
     """Put a stage's attention into it."""
-    channels = layers[-1].layer[-1].convolution.out_channels
+    channels = layers[-1].layer[0].convolution.in_channels  # what the last layer gets
     if settings.model_type == "sagan_resnet":
         layers.insert(len(layers) - 1, SaganAttention(channels, settings.reduction or 8))
         return

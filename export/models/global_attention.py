@@ -28,7 +28,8 @@ class SaganAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gamma * self.output(attend(self.query(x), self.key(x), self.value(x))) + x
+        found: torch.Tensor = self.output(attend(self.query(x), self.key(x), self.value(x)))
+        return self.gamma * found + x
 
 
 class NonLocalBlock(nn.Module):
@@ -65,6 +66,6 @@ class NonLocalBlock(nn.Module):
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """query (N,c,...), key (N,c,...) and value (N,d,...) over their flattened positions -> (N,d,...) as query has."""
-    tokens = [part.flatten(2).transpose(1, 2)[:, None] for part in (query, key, value)]
-    found = F.scaled_dot_product_attention(*tokens, scale=scale)[:, 0].transpose(1, 2)
-    return found.reshape(-1, value.shape[1], *query.shape[2:])
+    q, k, v = (part.flatten(2).transpose(1, 2).unsqueeze(1) for part in (query, key, value))
+    found = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return found.squeeze(1).transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])

@@ -12,6 +12,7 @@ and matrix products of a tile with its surroundings, in which what lies outside 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -47,9 +48,11 @@ class StandaloneAttention(nn.Module):
         self.tiled = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [part.unflatten(1, (self.heads, -1)).flatten(0, 1) for part in (self.query(x), self.key(x), self.value(x))]
+        parts = [
+            part.unflatten(1, (self.heads, -1)).flatten(0, 1) for part in (self.query(x), self.key(x), self.value(x))
+        ]
         found = (self._tiled if self.tiled else self._plain)(*parts)
-        return _reduce(found.unflatten(0, (-1, self.heads)).flatten(1, 2), self.stride)
+        return _reduce(torch.unflatten(found, 0, (-1, self.heads)).flatten(1, 2), self.stride)
 
     def _plain(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Each (B,d,H,W) -> (B,d,H,W), B being frames times heads."""
@@ -123,21 +126,22 @@ class LocalRelation(nn.Module):
     def _plain(self, x: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         keys = windows(key, self.window)
         logits = self.compose(query.flatten(2)[:, :, None], keys) + self.prior(self.positions)[0].flatten(1)[..., None]
-        values = windows(x, self.window).unflatten(1, (self.groups, -1))
-        return (logits.softmax(2)[:, :, None] * values).sum(3).reshape(x.shape)
+        values = torch.unflatten(windows(x, self.window), 1, (self.groups, -1))
+        found: torch.Tensor = (logits.softmax(2)[:, :, None] * values).sum(3)
+        return found.reshape(x.shape)
 
     def _tiled(self, x: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         size = x.shape[2:]
         edge = tile_edge(size, self.window)
-        queries, keys, values = (part.unflatten(1, (self.groups, -1)).flatten(0, 1) for part in (query, key, x))
+        queries, keys, values = (torch.unflatten(part, 1, (self.groups, -1)).flatten(0, 1) for part in (query, key, x))
         mine, theirs = tiles(queries, edge).flatten(2, 3), surroundings(keys, edge, self.window)
-        logits = self.compose(mine, theirs).unflatten(0, (-1, self.groups)) + self._table(edge)[:, None]
+        logits = torch.unflatten(self.compose(mine, theirs), 0, (-1, self.groups)) + self._table(edge)[:, None]
         found = logits.softmax(-1).flatten(0, 1) @ surroundings(values, edge, self.window).transpose(-1, -2)
         return untile(found, edge, size).reshape(x.shape)
 
     def _table(self, edge: tuple[int, int]) -> torch.Tensor:
         """The prior of each position of the surroundings for each of a tile, masked: (groups, h*w, reach)."""
-        prior = self.prior(self.positions)[0]
+        prior: torch.Tensor = self.prior(self.positions)[0]
         row, rows_inside = _offsets(edge[0], self.window)
         column, columns_inside = _offsets(edge[1], self.window)
         table = prior[:, row[:, None, :, None], column[None, :, None, :]]
@@ -145,7 +149,7 @@ class LocalRelation(nn.Module):
         return table.masked_fill(~inside, OUTSIDE).flatten(3).flatten(1, 2)
 
 
-COMPOSE = {
+COMPOSE: dict[Composability, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "squared": lambda query, key: -((query - key) ** 2),
     "absolute": lambda query, key: -(query - key).abs(),
     "product": lambda query, key: query * key,
@@ -154,7 +158,7 @@ COMPOSE = {
 
 def windows(x: torch.Tensor, window: int) -> torch.Tensor:
     """(B,d,H,W) -> (B,d,window*window,H*W): what each position sees around it, row by row, zeros beyond the edge."""
-    return F.unfold(x, window, padding=window // 2).unflatten(1, (x.shape[1], -1))
+    return torch.unflatten(F.unfold(x, window, padding=window // 2), 1, (x.shape[1], -1))
 
 
 # -- tiles: all sizes are numbers when a graph is traced -----------------------------------------------------------
