@@ -27,6 +27,9 @@ from edgevtx.stream.sources import ImageFolder, Skipped
 PRECISION = "fp32"
 """The vectors are made once and serve engines of every precision, so they are made as exactly as can be."""
 
+FITTED = "fitted on"
+"""How the manifest's note of a fit begins."""
+
 
 @dataclass(frozen=True)
 class FitReport:
@@ -86,7 +89,7 @@ def fit(
         files=(),
         notes=(
             *manifest.notes,
-            f"fitted on {count} images of {len(found)} classes, {model.info.runtime} {PRECISION}: the {k} nearest vote",
+            f"{FITTED} {count} images of {len(found)} classes, {model.info.runtime} {PRECISION}: the {k} nearest vote",
         ),
     )
     say("pack")
@@ -125,10 +128,11 @@ def _backbone(manifest: Manifest) -> Manifest:
     rule = manifest.decode.features if isinstance(manifest.decode, KnnDecode) else manifest.decode
     if not isinstance(rule, EmbedDecode) or "cls" not in {item.name for item in manifest.outputs}:
         raise InputError(
-            f"{manifest.name} ({manifest.family}, {manifest.task}) gives no vector of the whole image, by which classes "
-            "are told; give the bundle of a backbone, such as one of edgevtx export dino"
+            f"{manifest.name} ({manifest.family}, {manifest.task}) gives no vector of the whole image, by which "
+            "classes are told; give the bundle of a backbone, such as one of edgevtx export dino"
         )
-    return msgspec.structs.replace(manifest, decode=rule, task="embed", labels=())
+    notes = tuple(note for note in manifest.notes if not note.startswith(FITTED))
+    return msgspec.structs.replace(manifest, decode=rule, task="embed", labels=(), notes=notes)
 
 
 def _vector(model: Predictor, image: Array) -> Array:
