@@ -259,7 +259,22 @@ class SegmentDecode(msgspec.Struct, tag="segment", frozen=True, kw_only=True):
     upsample: int = 1
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode | PanopticDecode | SegmentDecode
+BANK = "knn.npz"
+"""The file of a fitted bundle's vectors; see `edgevtx.decode.knn`."""
+
+
+class KnnDecode(msgspec.Struct, tag="knn", frozen=True, kw_only=True):
+    """Outputs as `features` has them; the `k` nearest of the vectors in `BANK` to `cls` vote for a frame's class.
+
+    A vote counts exp(cosine similarity / `temperature`).
+    """
+
+    features: EmbedDecode
+    k: int
+    temperature: float
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | KnnDecode | PanopticDecode | SegmentDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

@@ -12,16 +12,18 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.decode import decode
+from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, TensorInfo, Windows
+from edgevtx.manifest import REFUSED, EmbedDecode, KnnDecode, Manifest, TensorInfo, Windows
 from edgevtx.preprocess import pad_batch, prepare_item
-from edgevtx.results import Result
+from edgevtx.results import Features, Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
@@ -93,6 +95,7 @@ class Predictor:
     info: ModelInfo
     engine: Engine
     parts: dict[str, Engine] = field(default_factory=dict)
+    bank: Bank | None = None
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,6 +189,28 @@ class Predictor:
         }
         return outputs
 
+    def features(
+        self,
+        frame: Array,
+        *,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+    ) -> Features:
+        """The features of a frame, also of a bundle that was fitted to answer with classes.
+
+        Raises `InputError` where the bundle is no backbone.
+        """
+        rule = self.manifest.decode
+        rule = rule.features if isinstance(rule, KnnDecode) else rule
+        if not isinstance(rule, EmbedDecode):
+            raise InputError(f"{self.manifest.name} ({self.manifest.task}) gives no features; load a backbone's bundle")
+        prepared = self.prepare(frame, color=color, roi=roi, rotation=rotation)
+        outputs = self.infer(prepared)
+        found = decode(outputs, prepared.geometries, msgspec.structs.replace(self.manifest, decode=rule))[0]
+        assert isinstance(found, Features)
+        return found
+
     def run_part(self, part: str, inputs: Arrays) -> Arrays:
         """Run a further network of the bundle: outputs by name, as `manifest.parts` lists them."""
         return self._part_runtimes[part].run(inputs)
@@ -195,7 +220,7 @@ class Predictor:
     ) -> list[Result]:
         """Turn outputs into one result a frame, in pixels of that frame. Touches no engine."""
         start = perf_counter()
-        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k)
+        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k, bank=self.bank)
         self.stages["decode"] = 1e3 * (perf_counter() - start)
         return results
 
@@ -302,7 +327,7 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines)
+    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines, bundle.bank())
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
 

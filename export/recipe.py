@@ -32,6 +32,7 @@ FAMILIES = {
     "dinoseg": "edgevtx.export.dinoseg",
     "vivit": "edgevtx.export.vivit",
     "onnx": "edgevtx.export.onnx_graph",
+    "attention_cnn": "edgevtx.export.attention_cnn",
 }
 
 
