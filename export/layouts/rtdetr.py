@@ -7,7 +7,6 @@ number of queries is in no tensor; every published model has 300.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 from edgevtx.errors import CheckpointError
