@@ -154,7 +154,7 @@ def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         traced = trace(get_recipe(model.family).build(open_checkpoint(model), build_options(model)))
-        write_graphs({target: lower(traced, target) for target in TARGETS}, folder)
+        write_graphs({"": [graph for target in TARGETS for graph in lower(traced, target)]}, folder)
         mark.write_text(stamp, encoding="utf-8")
     return {
         target: sorted(folder.glob(f"graph.{target}*.onnx"), key=lambda path: len(path.name))[0] for target in TARGETS

@@ -370,24 +370,6 @@ def test_a_run_that_fails_to_load_leaves_nothing_in_the_way(
     assert again.exit_code == 0, again.stderr
 
 
-def test_a_result_is_printed_on_one_short_line() -> None:
-    from edgevtx.cli.run import words
-    from edgevtx.results import Classification, Detections, Features
-
-    count = 7
-    found = Detections(
-        np.arange(4 * count, dtype=np.float32).reshape(count, 4),
-        np.linspace(0.9, 0.5, count, dtype=np.float32),
-        np.zeros(count, np.int64),
-        ("smoke",) * count,
-    )
-    assert words(found[:1]) == "smoke 0.90 [0 1 2 3]"
-    assert words(found).startswith("smoke 0.90 [0 1 2 3]  smoke 0.83 ") and words(found).endswith("  and 2 more")
-    assert words(Detections.empty()) == "nothing found"
-    assert words(Classification(np.array([1]), np.array([0.25], np.float32), ("cat",))) == "cat 0.250"
-    assert words(Features(None, np.zeros((3, 4, 8), np.float32))) == "features: 3x4 patches of 8"
-
-
 # -- profile, doctor, families, export -------------------------------------------------------------------------
 
 
