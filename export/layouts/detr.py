@@ -154,7 +154,7 @@ LAYOUTS = (
     Layout("facebookresearch DETR", ("detr",), _SOURCE, has_all(*_DETR), _read),
     Layout(
         "facebookresearch DETR panoptic",
-        ("detr",),
+        ("detr_panoptic",),
         _SOURCE,
         has_all(*(f"detr.{name}" for name in _DETR), "mask_head.lay1.weight", "bbox_attention.q_linear.weight"),
         _read_panoptic,

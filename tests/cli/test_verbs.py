@@ -457,7 +457,7 @@ def test_families(edgevtx_cli: Any) -> None:
     assert [row["family"] for row in facts] == list(FAMILIES)
     assert all(row["family"] in text.stdout and row["paper"] and row["model_types"] for row in facts)
     assert all("Hugging Face directory" in row["layouts"][0] for row in facts)
-    assert "facebookresearch DETR panoptic" in edgevtx_cli("families", "detr").stdout
+    assert "facebookresearch DETR" in edgevtx_cli("families", "detr").stdout
     assert facts[0]["paper"] in edgevtx_cli("families", facts[0]["family"]).stdout.replace("\n", " ")
 
 

@@ -271,9 +271,17 @@ def test_shapes_that_no_published_model_has_are_explained(save):
     other = detr.Detr(depths=(1, 1, 1, 1), width=256, heads=8).state_dict()
     with pytest.raises(CheckpointError, match="backbone of 1, 1, 1, 1 basic blocks; expected a ResNet: R18, R34, R50"):
         Checkpoint.open(save(other))
-    headless = {name: tensor for name, tensor in swin.Swin(1).state_dict().items() if not name.startswith("head.")}
-    with pytest.raises(CheckpointError, match="has no head; a Swin is exported as a classifier"):
-        Checkpoint.open(save(headless))
+
+
+def test_a_swin_without_a_head_is_a_backbone(save):
+    replica = randomise(swin.Swin(1))
+    headless = {name: tensor for name, tensor in replica.state_dict().items() if not name.startswith("head.")}
+    checkpoint = Checkpoint.open(save(headless))
+    assert checkpoint.architecture == "SwinModel"
+    model = checkpoint.load(transformers.SwinModel, arguments={"add_pooling_layer": True})
+    replica.head = torch.nn.Identity()
+    images = noise(1, 3, 64, 64)
+    torch.testing.assert_close(model(pixel_values=images).pooler_output, replica(images), rtol=1e-4, atol=1e-4)
 
 
 # -- the table of names ------------------------------------------------------------------------------------------

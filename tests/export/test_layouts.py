@@ -259,6 +259,8 @@ CASES = {
     ),
     "sam": Case("facebookresearch segment-anything", sam.Sam, model("SamModel"), prompt, 128, theirs=prompted),
 }
+# layouts of modules that are not transformers' are tested with their families
+ELSEWHERE = {"MMSegmentation SETR"}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
 
@@ -294,20 +296,26 @@ def publish(tmp_path):
     return make
 
 
+def epsilons(module):
+    return {layer.eps for layer in module.modules() if type(layer) is torch.nn.LayerNorm}
+
+
 @each_case
 def test_the_authors_tensors_give_the_authors_answers_in_transformers_model(case, publish):
     replica, checkpoint = publish(case)
     assert checkpoint.published.layout == case.layout
     images = noise(1 if "DETR" in case.layout or case.theirs is prompted else 2, 3, case.side, case.side)
+    loaded = case.load(checkpoint)
+    assert epsilons(loaded) == epsilons(replica)  # too small to show in outputs of random weights
     with torch.no_grad():
-        expected, found = case.theirs(replica, images), case.ours(case.load(checkpoint), images)
+        expected, found = case.theirs(replica, images), case.ours(loaded, images)
     for want, got in zip(expected if isinstance(expected, tuple) else (expected,), found, strict=True):
         assert want.std() > 0.02
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_every_layout_has_a_case_and_is_listed_by_its_families():
-    assert {case.layout for case in CASES.values()} == {layout.name for layout in LAYOUTS}
+    assert {layout.name for layout in LAYOUTS} - {case.layout for case in CASES.values()} <= ELSEWHERE
     assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
     for family in FAMILIES:
         listed = [name for name in get_recipe(family).layouts if not name.startswith(("Hugging Face", "config.json"))]
