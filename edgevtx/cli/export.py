@@ -113,6 +113,8 @@ def command(**options: Any) -> None:
     check_onnx_options(options)
     if options["graph"] is None and checkpoint is None and config is None:
         raise click.UsageError("give --checkpoint (weights) or --config (architecture alone, random weights)")
+    if checkpoint is None and options["allow_partial"]:
+        raise click.UsageError("--allow-partial speaks of the tensors of a --checkpoint; leave it out")
     if options["dynamic_batch"] and options["batch"] != 1:
         raise click.UsageError("give either --batch or --dynamic-batch")
     from edgevtx.cli.families import missing_export_extra
