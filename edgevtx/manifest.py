@@ -112,7 +112,17 @@ class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     attention: bool = False
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode
+class PyramidDecode(msgspec.Struct, tag="pyramid", frozen=True, kw_only=True):
+    """Outputs named as in `maps`, (N,h,w,D) float32 each, finest first; and `cls` (N,D) where the backbone has one.
+
+    A vector of map i stands for `strides[i]` px of the input along both edges.
+    """
+
+    maps: tuple[str, ...]
+    strides: tuple[int, ...]
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | PyramidDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

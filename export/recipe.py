@@ -7,7 +7,7 @@ with its task, preprocessing and decoding as data. A new family is one file in t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ FAMILIES = {
     "dino": "edgevtx.export.dino",
     "detr": "edgevtx.export.detr",
     "rtdetr": "edgevtx.export.rtdetr",
+    "swin": "edgevtx.export.swin",
 }
 
 
@@ -37,7 +38,8 @@ class BuildOptions:
     `batch`: frames at a time, None for dynamic. `frame`: (height, width) of the one camera that the graph is
     fixed for, None to follow the checkpoint's size rule. `top_k`: rows kept by the graph, None for the family's
     own number. `attention`: add the last layer's attention (dino). `labels`: class names that replace the
-    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed.
+    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed. `task`: one of the family's, None for what
+    the checkpoint was made for.
     """
 
     batch: int | None = 1
@@ -46,6 +48,7 @@ class BuildOptions:
     attention: bool = False
     labels: tuple[str, ...] | None = None
     resize: str = "pillow"
+    task: Task | None = None
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Recipe:
 
     `model_types` are the `model_type`s of Hugging Face configs that it reads; `layouts` the checkpoint layouts in
     words. `tiny_config()` is the smallest config of each model type, for tests and trials without a checkpoint.
+    `task` is the one of those checkpoints and `result` what it gives; `further` holds the family's other tasks.
     """
 
     family: str
@@ -96,6 +100,12 @@ class Recipe:
     build: Callable[[Checkpoint, BuildOptions], Traceable]
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
+    further: Mapping[Task, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> dict[Task, str]:
+        """Every task of the family and the name of its result, the usual one first."""
+        return {self.task: self.result, **self.further}
 
 
 def get_recipe(family: str) -> Recipe:
