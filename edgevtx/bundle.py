@@ -23,9 +23,7 @@ import msgspec
 from edgevtx import archive, cache, disk
 from edgevtx.archive import MANIFEST
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
-from edgevtx.golden import GOLDEN, read_golden
-from edgevtx.golden import Golden as Golden
-from edgevtx.golden import write_golden as write_golden
+from edgevtx.golden import GOLDEN, Golden, read_golden
 from edgevtx.manifest import File, Graph, Manifest, decode, encode
 from edgevtx.versions import in_range
 
@@ -80,15 +78,16 @@ class Bundle:
         """The golden sample."""
         return read_golden(self.root / GOLDEN)
 
-    def select_graph(self, target: str, version: str, precision: str) -> Graph:
-        """The first graph of the manifest that serves a version of a target at a precision.
+    def select_graph(self, target: str, version: str, precision: str, part: str = "") -> Graph:
+        """The first graph of a network ("" takes frames) that serves a version of a target at a precision.
 
         The manifest lists each target's graphs from the one for the newest versions, and fastest, to the oldest.
         The `null` target takes any graph. Raises `CompileError` with the command that makes a fitting one.
         """
-        if target == "null" and self.manifest.graphs:
-            return self.manifest.graphs[0]
-        graphs = [graph for graph in self.manifest.graphs if graph.target == target]
+        of_part = [graph for graph in self.manifest.graphs if graph.part == part]
+        if target == "null" and of_part:
+            return of_part[0]
+        graphs = [graph for graph in of_part if graph.target == target]
         for graph in graphs:
             if precision in graph.precisions and in_range(version, graph.versions):
                 return graph

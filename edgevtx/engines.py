@@ -80,11 +80,13 @@ def prepare_engine(
     target: str,
     options: EngineOptions,
     *,
+    part: str = "",
     compile: CompileMode = "auto",  # noqa: A002 -- the word that users know
     progress: Callable[[str], None] | None = None,
 ) -> PreparedEngine:
-    """Find the bundle's engine for this device in the cache, or compile it into the cache.
+    """Find the engine of a bundle's network for this device in the cache, or compile it into the cache.
 
+    `part` names the network; "" is the one that takes frames.
     `compile`: "auto" compiles on a miss, "never" raises `CompileError` instead, "force" compiles in any case.
     Raises `RuntimeUnavailableError` (package, device, provider or precision are not to be had here), `CompileError`
     (no graph serves, the compiler refused, or another precision came out) and `OutputError` (full disk).
@@ -94,7 +96,7 @@ def prepare_engine(
     started = time.perf_counter()
     backend = get_backend(target)
     fingerprint = backend.fingerprint(options)
-    graph = bundle.select_graph(target, backend.probe().version, options.precision)
+    graph = bundle.select_graph(target, backend.probe().version, options.precision, part)
     key = _key(bundle, graph, target, fingerprint)
 
     def build(folder: Path) -> None:
@@ -105,7 +107,7 @@ def prepare_engine(
         (folder / RECORD).write_bytes(_encode(record))
 
     def again() -> PreparedEngine:
-        return prepare_engine(bundle, target, options, compile="force", progress=progress)
+        return prepare_engine(bundle, target, options, part=part, compile="force", progress=progress)
 
     if compile == "never":
         entry, hit = _find_only(key, bundle, target, options), True

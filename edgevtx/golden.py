@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +16,40 @@ GOLDEN = "golden.npz"
 
 
 @dataclass(frozen=True)
-class Golden:
-    """`frame` (H,W,3) uint8 BGR as a camera gives it; `inputs` and `outputs` of the graph by name."""
+class Exchange:
+    """A network's `inputs` and what it answers, `outputs`, by name."""
 
-    frame: Array
     inputs: Arrays
     outputs: Arrays
 
 
-def write_golden(path: Path, frame: Array, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Write `golden.npz` with the keys `frame`, `input.NAME` and `output.NAME`; equal arrays give equal bytes."""
-    arrays = {"frame": frame}
-    arrays |= {f"input.{name}": array for name, array in inputs.items()}
-    arrays |= {f"output.{name}": array for name, array in outputs.items()}
+@dataclass(frozen=True)
+class Golden:
+    """`frame` (H,W,3) uint8 BGR as a camera gives it; `inputs` and `outputs` of the network that takes frames by name.
+
+    `parts` has one exchange for each further network of the bundle.
+    """
+
+    frame: Array
+    inputs: Arrays
+    outputs: Arrays
+    parts: dict[str, Exchange] = field(default_factory=dict)
+
+    def exchange(self, part: str) -> Exchange:
+        """The exchange of a network; "" is the one that takes frames."""
+        return self.parts[part] if part else Exchange(self.inputs, self.outputs)
+
+
+def write_golden(path: Path, golden: Golden) -> None:
+    """Write `golden.npz`: `frame`, `input.NAME`, `output.NAME`, and those with `PART.` ahead for further networks.
+
+    Equal arrays give equal bytes.
+    """
+    arrays = {"frame": golden.frame}
+    for part in ("", *golden.parts):
+        exchange, prefix = golden.exchange(part), f"{part}." if part else ""
+        arrays |= {f"{prefix}input.{name}": array for name, array in exchange.inputs.items()}
+        arrays |= {f"{prefix}output.{name}": array for name, array in exchange.outputs.items()}
     with path.open("wb") as out:
         write_archive(out, ((f"{key}.npy", _npy(arrays[key])) for key in sorted(arrays)))
 
@@ -42,11 +62,13 @@ def read_golden(path: Path) -> Golden:
         frame = arrays.pop("frame")
     except Exception as error:  # numpy raises whatever its parsers stumble over
         raise BundleError(f"{path} is no golden sample ({error}); the bundle is damaged, export it again") from None
-    groups: dict[str, Arrays] = {"input": {}, "output": {}}
+    found: dict[str, Exchange] = {"": Exchange({}, {})}
     for key, array in arrays.items():
-        kind, _, name = key.partition(".")
-        groups.setdefault(kind, {})[name] = array
-    return Golden(frame, groups["input"], groups["output"])
+        *part, kind, name = key.split(".")
+        exchange = found.setdefault(".".join(part), Exchange({}, {}))
+        (exchange.inputs if kind == "input" else exchange.outputs)[name] = array
+    first = found.pop("")
+    return Golden(frame, first.inputs, first.outputs, found)
 
 
 def _npy(array: Array) -> bytes:

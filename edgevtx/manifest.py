@@ -135,10 +135,25 @@ class TensorInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A further network of a bundle beside the one that takes frames, such as SAM's mask decoder.
+
+    `decode` says what its outputs are; None where they are only another network's inputs.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    decode: Decode | None = None
+
+
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
-    """One lowered graph. `versions` is the range of the target that it serves, as a PEP 440 specifier."""
+    """One lowered graph of the network that takes frames, or of the part that `part` names.
+
+    `versions` is the range of the target that it serves, as a PEP 440 specifier.
+    """
 
     file: str
+    part: str = ""
     target: str
     variant: str
     versions: str
@@ -219,6 +234,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     recommended: dict[str, str]  # target -> precision
     provenance: Provenance
     tools: dict[str, str]
+    parts: dict[str, Part] = {}
     files: tuple[File, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -231,6 +247,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def takes_valid_size(self) -> bool:
         """Whether the graph has the second input `valid_size` int32 (N,2): (height, width) without padding."""
         return any(item.name == "valid_size" for item in self.inputs)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The networks of the bundle: "" takes frames, then the others."""
+        return ("", *self.parts)
+
+    def decode_of(self, part: str) -> Decode | None:
+        """What the outputs of a network are."""
+        return self.parts[part].decode if part else self.decode
 
     def verdict(self, target: str, precision: str) -> Verdict | None:
         """The verdict for a target at a precision, or None where it was never verified."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
 from edgevtx.versions import in_range
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +81,13 @@ class Predictor:
     manifest: Manifest
     info: ModelInfo
     engine: Engine
+    parts: dict[str, Engine] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._runtime = self.engine.new_runtime()
-        self._owns_engine = True
+        self._part_runtimes = {name: engine.new_runtime() for name, engine in self.parts.items()}
+        self._owns_engines = True
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -163,6 +169,10 @@ class Predictor:
         }
         return outputs
 
+    def run_part(self, part: str, inputs: Arrays) -> Arrays:
+        """Run a further network of the bundle: outputs by name, as `manifest.parts` lists them."""
+        return self._part_runtimes[part].run(inputs)
+
     def decode(
         self, outputs: Arrays, prepared: Prepared, *, threshold: float | None = None, top_k: int | None = None
     ) -> list[Result]:
@@ -172,19 +182,21 @@ class Predictor:
         self.stages["decode"] = 1e3 * (perf_counter() - start)
         return results
 
-    def clone(self) -> Predictor:
+    def clone(self) -> Self:
         """Another predictor over the same weights, for another thread. The first one must outlive it."""
-        other = Predictor(self.manifest, self.info, self.engine)
-        other._owns_engine = False
+        other = dataclasses.replace(self, stages={})
+        other._owns_engines = False
         return other
 
     def close(self) -> None:
-        """Release the engine and its device memory; closing twice is allowed."""
-        self._runtime.close()
-        if self._owns_engine:
-            self.engine.close()
+        """Release the engines and their device memory; closing twice is allowed."""
+        for runtime in (self._runtime, *self._part_runtimes.values()):
+            runtime.close()
+        if self._owns_engines:
+            for engine in (self.engine, *self.parts.values()):
+                engine.close()
 
-    def __enter__(self) -> Predictor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -253,15 +265,17 @@ def load(
     if verdict is None or verdict.status in REFUSED:
         _refuse_unverified(bundle.manifest, target, precision, allow_unverified)
     options = EngineOptions(precision=precision, device=device, threads=threads, providers=tuple(providers))
-    prepared = prepare_engine(bundle, target, options, compile=compile, progress=progress)
-    engine = open_prepared(prepared, options)
-    try:
-        found = accept(bundle, prepared, engine, allow_unverified=allow_unverified)
-    except BaseException:
-        engine.close()
-        raise
-    seconds = perf_counter() - start
-    predictor = Predictor(bundle.manifest, _info(bundle.manifest, prepared, precision, found, seconds), engine)
+    prepared, engines, verdicts = [], {}, []
+    with contextlib.ExitStack() as opened:
+        for part in bundle.manifest.part_names:
+            made = prepare_engine(bundle, target, options, part=part, compile=compile, progress=progress)
+            engines[part] = opened.enter_context(contextlib.closing(open_prepared(made, options)))
+            verdicts.append(accept(bundle, made, engines[part], allow_unverified=allow_unverified))
+            prepared.append(made)
+        opened.pop_all()
+    info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
+    engine = engines.pop("")
+    predictor = Predictor(bundle.manifest, info, engine, engines)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
 
@@ -333,8 +347,11 @@ def _refuse_unverified(manifest: Manifest, target: str, precision: str, allowed:
     )
 
 
-def _info(manifest: Manifest, prepared: PreparedEngine, precision: str, verdict: str, seconds: float) -> ModelInfo:
-    report = prepared.record.report
+def _info(
+    manifest: Manifest, prepared: Sequence[PreparedEngine], precision: str, verdict: str, seconds: float
+) -> ModelInfo:
+    """What was loaded, as the network that takes frames has it; times are those of all networks."""
+    report = prepared[0].record.report
     return ModelInfo(
         name=manifest.name,
         family=manifest.family,
@@ -344,11 +361,11 @@ def _info(manifest: Manifest, prepared: PreparedEngine, precision: str, verdict:
         device=report.device,
         precision=precision,
         precision_share=dict(report.precision_share),
-        graph=prepared.graph.file,
+        graph=prepared[0].graph.file,
         input_shape=manifest.image_input.shape,
         labels=len(manifest.labels),
         verdict=verdict,
-        cache_hit=prepared.cache_hit,
+        cache_hit=all(item.cache_hit for item in prepared),
         load_seconds=round(seconds, 4),
-        compile_seconds=round(report.compile_seconds, 4),
+        compile_seconds=round(sum(item.record.report.compile_seconds for item in prepared), 4),
     )

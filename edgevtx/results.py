@@ -1,7 +1,8 @@
 """What a predictor returns: dataclasses of numpy arrays, in pixels of the original frame.
 
 Every result validates its arrays when it is made and is never changed afterwards (`dataclasses.replace` makes
-another), has `empty()`, `to_dict()` (ready for JSON) and `draw(frame)`, and can be indexed where it holds N items.
+another), has `empty()`, `to_dict()` (ready for JSON), `summary()` (one line) and `draw(frame)`, and can be indexed
+where it holds N items.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
 
 Array = NDArray[Any]
+_LISTED = 5  # items that a summary names
 Index = SupportsIndex | slice | Sequence[int] | NDArray[np.bool_] | NDArray[np.integer[Any]]
 
 
@@ -80,6 +82,11 @@ class Classification:
         """`{"classes": [{"class_id", "label", "score"}, ...]}`, best first; scores rounded to 1e-5."""
         rows = zip(self.class_ids, self.labels, self.scores, strict=True)
         return {"classes": [{"class_id": int(i), "label": label, "score": _round(s, 5)} for i, label, s in rows]}
+
+    def summary(self) -> str:
+        """The best classes on one line."""
+        pairs = zip(self.labels[:_LISTED], self.scores, strict=False)
+        return "  ".join(f"{label} {score:.3f}" for label, score in pairs)
 
     def draw(self, frame: Array) -> NDArray[np.uint8]:
         """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its corner."""
@@ -154,6 +161,13 @@ class Detections:
                 row["track_id"] = int(track_id)
         return {"detections": rows}
 
+    def summary(self) -> str:
+        """The best detections on one line, boxes in whole px."""
+        rows = zip(self.labels[:_LISTED], self.scores, self.boxes, strict=False)
+        found = [f"{label} {score:.2f} [{' '.join(f'{v:.0f}' for v in box)}]" for label, score, box in rows]
+        more = [f"and {len(self) - _LISTED} more"] if len(self) > _LISTED else []
+        return "  ".join([*found, *more]) or "nothing found"
+
     def draw(self, frame: Array) -> NDArray[np.uint8]:
         """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels and scores."""
         from edgevtx import draw
@@ -220,6 +234,10 @@ class Features:
         geometry = self.geometry and _grid_geometry(self.geometry, self.maps[index], self.strides[index])
         return Features(None, self.maps[index], geometry=geometry)
 
+    @property
+    def _all(self) -> tuple[NDArray[np.float32], ...]:
+        return self.maps or (self.patches,)
+
     def to_dict(self) -> dict[str, Any]:
         """`{"features": {"cls": [D floats], "patches_shape": [h, w, D], "attention_shape": [heads, h, w]}}`.
 
@@ -235,6 +253,11 @@ class Features:
             pairs = zip(self.maps, self.strides, strict=True)
             found["maps"] = [{"shape": list(one.shape), "stride": stride} for one, stride in pairs]
         return {"features": found}
+
+    def summary(self) -> str:
+        """The sizes on one line."""
+        sizes = [f"{height}x{width} patches of {depth}" for height, width, depth in (one.shape for one in self._all)]
+        return f"features: {', '.join(sizes)}"
 
     def draw(self, frame: Array) -> NDArray[np.uint8]:
         """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.

@@ -11,7 +11,7 @@ from edgevtx.compare import compare, find_empty
 from edgevtx.engines import PreparedEngine, record_verdict
 from edgevtx.errors import VerificationError
 from edgevtx.golden import Golden
-from edgevtx.manifest import REFUSED, Check, Manifest, Preprocess, Status, Verdict
+from edgevtx.manifest import REFUSED, Check, Graph, Manifest, Preprocess, Status, Verdict
 from edgevtx.preprocess import prepare
 from edgevtx.runtimes.base import BuildReport, Engine
 
@@ -22,22 +22,25 @@ log = logging.getLogger(__name__)
 LEVELS = {"pillow": 0.1, "opencv": 0.5}
 
 
-def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, graph: str) -> Verdict:
-    """Prepare the golden sample's frame and run its input through the engine; compare both with what is stored."""
+def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, graph: Graph) -> Verdict:
+    """Run the golden sample's input through an engine of `graph`, and compare with what is stored.
+
+    Of the network that takes frames the golden frame is prepared again as well.
+    """
     golden = bundle.golden()
+    exchange = golden.exchange(graph.part)
     with engine.new_runtime() as runtime:
-        outputs = runtime.run(golden.inputs)
-    checks = (
-        check_preprocess(golden, bundle.manifest.preprocess),
-        *compare(golden.outputs, outputs, bundle.manifest.decode, precision),
-    )
+        outputs = runtime.run(exchange.inputs)
+    checks = compare(exchange.outputs, outputs, bundle.manifest.decode_of(graph.part), precision)
+    if not graph.part:
+        checks = (check_preprocess(golden, bundle.manifest.preprocess), *checks)
     wrong = [check for check in checks if not check.passed]
     doubtful = wrong[0] if wrong else find_empty(checks, precision)
     return Verdict(
         target=engine.target,
         precision=precision,
         status="failed" if wrong else "insensitive" if doubtful else "passed-here",
-        graph=graph,
+        graph=graph.file,
         target_version=engine.target_version,
         device=engine.device,
         precision_share=dict(report.precision_share),
@@ -91,7 +94,7 @@ def accept(bundle: Bundle, prepared: PreparedEngine, engine: Engine, *, allow_un
     precision = prepared.record.precision
     verdict = prepared.record.verdict
     if verdict is None:
-        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph.file)
+        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph)
         record_verdict(prepared, verdict)
         log.info("golden sample on %s %s: %s", engine.target, precision, verdict.status)
     exported = status_here(bundle.manifest, engine, precision)

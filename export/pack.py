@@ -22,16 +22,17 @@ PAGE, CACHE_LINE = 4096, 64
 
 
 def write_graphs(lowered: Mapping[str, Sequence[LoweredGraph]], folder: Path) -> tuple[Graph, ...]:
-    """Write `graph.<target>[.<variant>].onnx` for each lowered graph and their `weights.bin` into `folder`.
+    """Write `graph[.<part>].<target>[.<variant>].onnx` for each graph and their `weights.bin` into `folder`.
 
-    `lowered` maps a target to its variants. Tensors with equal bytes are stored once, whichever graphs use them;
-    one tensor at a time is in memory. Equal models give equal bytes. Raises `OutputError` when a file cannot be
-    written and `ExportError` when ONNX refuses a graph; what is in `folder` then is of no use.
+    `lowered` maps the networks of the bundle ("" is the one that takes frames) to their lowered graphs. Tensors with
+    equal bytes are stored once, whichever graphs use them; one tensor at a time is in memory. Equal models give equal
+    bytes. Raises `OutputError` when a file cannot be written and `ExportError` when ONNX refuses a graph; what is in
+    `folder` then is of no use.
     """
     try:
         with (folder / WEIGHTS).open("wb") as file:
             weights = _Weights(file)
-            written = [_write(item, folder, weights) for graphs in lowered.values() for item in graphs]
+            written = [_write(item, part, folder, weights) for part, graphs in lowered.items() for item in graphs]
     except OSError as error:
         raise OutputError(
             f"cannot write the graphs to {folder}: {error.strerror}; free some space or choose another folder"
@@ -68,7 +69,7 @@ class _Weights:
         return self._places[digest]
 
 
-def _write(item: LoweredGraph, folder: Path, weights: _Weights) -> Graph:
+def _write(item: LoweredGraph, part: str, folder: Path, weights: _Weights) -> Graph:
     model = item.model.clone()
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for value in model.graph.initializers.values():
@@ -85,10 +86,11 @@ def _write(item: LoweredGraph, folder: Path, weights: _Weights) -> Graph:
                 name=value.name or "",
                 base_dir=folder,
             )
-    name = ".".join(part for part in ("graph", item.target, item.variant, "onnx") if part)
+    name = ".".join(word for word in ("graph", part, item.target, item.variant, "onnx") if word)
     ir.save(model, folder / name)
     return Graph(
         file=name,
+        part=part,
         target=item.target,
         variant=item.variant,
         versions=item.versions,

@@ -6,9 +6,13 @@ boxes within 0.5 px. Where the user chose a faster resize, the answer is held to
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from edgevtx.compare import TOLERANCES, assign, box_iou
+from edgevtx.compare.boxes import assign, box_iou
+from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import InputError
 from edgevtx.manifest import Check
 from edgevtx.results import Classification, Detections, Features, Result
@@ -29,13 +33,9 @@ def compare_results(reference: Result, found: Result, *, exact: bool = True) -> 
 
     `exact` False is for approximate resizing: 99% of boxes matched at IoU 0.95, the top class, cosine 0.99.
     """
-    if isinstance(reference, Detections) and isinstance(found, Detections):
-        return _detections(reference, found) if exact else _detections_loosely(reference, found)
-    if isinstance(reference, Classification) and isinstance(found, Classification):
-        return _classes(reference, found, SCORE if exact else LOOSE_SCORE)
-    if isinstance(reference, Features) and isinstance(found, Features):
-        return _features(reference, found, 1e-4 if exact else 1 - LOOSE.cosine)
-    raise InputError(f"cannot compare a {type(reference).__name__} with a {type(found).__name__}")
+    if type(reference) is not type(found) or type(reference) not in _RESULTS:
+        raise InputError(f"cannot compare a {type(reference).__name__} with a {type(found).__name__}")
+    return _RESULTS[type(reference)](reference, found, exact)
 
 
 def _check(compared: int, error: float, note: str) -> Check:
@@ -49,8 +49,10 @@ def _check(compared: int, error: float, note: str) -> Check:
     )
 
 
-def _detections(reference: Detections, found: Detections) -> Check:
+def _detections(reference: Detections, found: Detections, exact: bool) -> Check:
     """Every detection above `CONFIDENT`, and the `FEWEST` best, need a partner within the limits on the other side."""
+    if not exact:
+        return _detections_loosely(reference, found)
     total, lost, worst_score, worst_px = 0, 0, 0.0, 0.0
     for one, other in ((reference, found), (found, reference)):
         best = np.argsort(-one.scores, kind="stable")
@@ -84,8 +86,9 @@ def _detections_loosely(reference: Detections, found: Detections) -> Check:
     return _check(total, error, f"{lost} of {total} boxes unmatched at IoU {LOOSE.iou}")
 
 
-def _classes(reference: Classification, found: Classification, limit: float) -> Check:
+def _classes(reference: Classification, found: Classification, exact: bool) -> Check:
     """The same classes with scores within the limit; classes whose scores are that close may swap places."""
+    limit = SCORE if exact else LOOSE_SCORE
     scores = dict(zip(reference.class_ids.tolist(), reference.scores.tolist(), strict=True))
     last = min(scores.values())
     gaps = [
@@ -97,10 +100,14 @@ def _classes(reference: Classification, found: Classification, limit: float) -> 
     return _check(len(gaps), error, f"scores within {max(gaps):.2g}")
 
 
-def _features(reference: Features, found: Features, limit: float) -> Check:
+def _features(reference: Features, found: Features, exact: bool) -> Check:
     """One minus the cosine of every feature vector within the limit."""
+    limit = 1e-4 if exact else 1 - LOOSE.cosine
     worst, total = 1.0, 0
+    if len(reference.maps) != len(found.maps):
+        return _check(0, float("inf"), f"{len(found.maps)} maps, reference {len(reference.maps)}")
     pairs = [(reference.cls, found.cls), (reference.patches, found.patches)]
+    pairs += zip(reference.maps[:-1], found.maps[:-1], strict=True)  # the last one is `patches`
     if reference.attention is not None and found.attention is not None:  # a head's map as one vector
         pairs.append(
             (
@@ -118,3 +125,11 @@ def _features(reference: Features, found: Features, limit: float) -> Check:
         worst = min(worst, float(((want * got).sum(axis=1) / np.maximum(norms, 1e-12)).min()))
         total += len(want)
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
+
+
+# (reference, found, exact) -> check; both are of the one type
+_RESULTS: dict[type[Result], Callable[[Any, Any, bool], Check]] = {
+    Detections: _detections,
+    Classification: _classes,
+    Features: _features,
+}

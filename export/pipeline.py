@@ -15,16 +15,18 @@ from time import perf_counter
 import msgspec
 
 from edgevtx import disk
-from edgevtx.bundle import check_out, write_bundle, write_golden
+from edgevtx.bundle import check_out, write_bundle
+from edgevtx.compare import content
 from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
 from edgevtx.export.samples import load_photos
-from edgevtx.export.trace import trace
+from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
-from edgevtx.manifest import REFUSED, Decode, DetectDecode, Graph, Manifest, Provenance, Verdict
+from edgevtx.golden import GOLDEN, Golden, write_golden
+from edgevtx.manifest import REFUSED, Graph, Manifest, Part, Provenance, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +109,12 @@ def export(
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
         clock.start("trace")
-        model = trace(traceable)
+        models = trace_all(traceable)
         clock.start("lower")
-        lowered = {target: lower(model, target) for target in options.targets}
+        lowered = {
+            part: [graph for target in options.targets for graph in lower(model, target)]
+            for part, model in models.items()
+        }
         graphs = write_graphs(lowered, folder)
         clock.start("reference")
         manifest = _manifest(traceable, checkpoint, graphs, options, out)
@@ -120,7 +125,7 @@ def export(
             reference=check_reference(traceable, samples, manifest),
             sensitivity=measure_sensitivity(traceable, samples),
         )
-        _write_golden(folder, samples, manifest.decode)
+        _write_golden(folder, samples, manifest)
         verdicts = []
         for target, precision in pairs:
             clock.start(f"verify {target} {precision}")
@@ -188,6 +193,10 @@ def _manifest(
         outputs=traceable.outputs,
         preprocess=traceable.preprocess,
         decode=traceable.decode,
+        parts={
+            name: Part(inputs=part.inputs, outputs=part.outputs, decode=part.decode)
+            for name, part in traceable.parts.items()
+        },
         labels=traceable.labels,
         graphs=graphs,
         verdicts=(),
@@ -214,21 +223,22 @@ def _tools() -> dict[str, str]:
     return found
 
 
-def _write_golden(folder: Path, samples: tuple[Sample, ...], decode: Decode) -> None:
+def _write_golden(folder: Path, samples: tuple[Sample, ...], manifest: Manifest) -> None:
     """Keep a sample whose tensors can be compared, since the device has no second chance to choose: the one that has
     most to compare."""
-
-    def found(sample: Sample) -> int:
-        return int((sample.outputs["scores"] > decode.threshold).sum()) if isinstance(decode, DetectDecode) else 0
-
-    golden = max((sample for sample in samples if sample.clear), key=found, default=None)
+    clear = (sample for sample in samples if sample.clear)
+    golden = max(clear, key=lambda sample: content(sample.outputs, manifest.decode), default=None)
     if golden is None:
         raise ExportError(
             "in every image some selection inside the model is a tie, so no golden sample can be chosen; "
             "give other images with --images"
         )
+    parts = {
+        name: max(pairs, key=lambda pair: content(pair.outputs, manifest.parts[name].decode))
+        for name, pairs in golden.parts.items()
+    }
     try:
-        write_golden(folder / "golden.npz", golden.frame, golden.inputs, golden.outputs)
+        write_golden(folder / GOLDEN, Golden(golden.frame, golden.inputs, golden.outputs, parts))
     except OSError as error:
         raise OutputError(f"cannot write the golden sample to {folder}: {disk.explain(error)}") from error
 

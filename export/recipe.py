@@ -7,7 +7,7 @@ with its task, preprocessing and decoding as data. A new family is one file in t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from edgevtx.export.checkpoint import Checkpoint
+    from edgevtx.geometry import Geometry
     from edgevtx.results import Result
-    from edgevtx.runtimes.base import Array
+    from edgevtx.runtimes.base import Array, Arrays
 
 # family -> module with a constant RECIPE; modules are imported on use, since each imports torch
 FAMILIES = {
@@ -63,6 +64,8 @@ class Traceable:
     with no score threshold applied, as the task's result.
     `selection(pixels)`, for models that select candidates inside (RT-DETR's top-k queries): how clear the closest
     decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
+    `parts` are the family's further networks. `answer(outputs, geometry)`, for families whose answer takes more than
+    decoding the outputs (SAM's prompts), is ours to compare with the reference's.
     """
 
     family: str
@@ -78,7 +81,27 @@ class Traceable:
     labels: tuple[str, ...]
     reference: Callable[[Array], Result]
     selection: Callable[[Array], float] | None = None
+    parts: dict[str, TraceablePart] = field(default_factory=dict)
+    answer: Callable[[Arrays, Geometry], Result] | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass
+class TraceablePart:
+    """A further network of a family, such as SAM's mask decoder, that reads what the one that takes frames gives.
+
+    `module.forward` takes tensors in the order of `inputs` and returns a tuple in the order of `outputs`; `dynamic` as
+    for `Traceable`. `examples(outputs)` makes inputs from the first network's outputs for one frame: the first of them
+    is traced (its dynamic dimensions must be 2 or more), and all are verified. `decode` is None where the outputs are
+    only another network's inputs.
+    """
+
+    module: torch.nn.Module
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    dynamic: dict[str, dict[int, str]]
+    examples: Callable[[Arrays], Sequence[Arrays]]
+    decode: Decode | None = None
 
 
 @dataclass(frozen=True)

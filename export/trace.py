@@ -8,7 +8,6 @@ that is `edgevtx.export.rewrite`'s work.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from edgevtx.export.quiet import quiet
 from edgevtx.manifest import TensorInfo
 
 if TYPE_CHECKING:
-    from edgevtx.export.recipe import Traceable
+    from edgevtx.export.recipe import Traceable, TraceablePart
 
 OPSET = 23  # the first with Attention: earlier ones spell it out with IsNaN guards that no compiler fuses
 # Folding stops above this many elements, so that a dynamic graph never gets a table of gigabytes. The largest
@@ -30,24 +29,38 @@ OPSET = 23  # the first with Attention: earlier ones spell it out with IsNaN gua
 FOLD_LIMIT = 1 << 24
 
 
-def trace(traceable: Traceable, *, progress: Callable[[str], None] | None = None) -> ir.Model:
+def trace_all(traceable: Traceable) -> dict[str, ir.Model]:
+    """Trace every network of a bundle: "" takes frames, then the parts by name; see `trace`."""
+    models = {"": trace(traceable)}
+    if traceable.parts:
+        with torch.inference_mode():
+            values = traceable.module(*example_inputs(traceable))
+        outputs = {info.name: value.numpy() for info, value in zip(traceable.outputs, values, strict=True)}
+    for name, part in traceable.parts.items():
+        first = part.examples(outputs)[0]
+        example = tuple(torch.from_numpy(first[info.name]) for info in part.inputs)
+        models[name] = _trace(f"{traceable.family} {name}", part, example)
+    return models
+
+
+def trace(traceable: Traceable) -> ir.Model:
     """Trace a family's module into an ONNX model (opset 23) with the inputs and outputs that it names.
 
     Weights stay the module's own tensors (no copy, no 2 GB limit). Dimensions named in `traceable.dynamic` are
     symbolic, all others fixed at `trace_size`. Equal modules give equal models.
     Raises `ExportError` naming the module or the operator that could not be traced.
     """
-    say = progress or (lambda _: None)
-    module = traceable.module.eval()  # a wrapper left in train mode would put the wrapped model back into it
+    return _trace(traceable.family, traceable, example_inputs(traceable))
+
+
+def _trace(who: str, network: Traceable | TraceablePart, example: tuple[torch.Tensor, ...]) -> ir.Model:
+    network.module.eval()  # a wrapper left in train mode would put the wrapped model back into it
     with quiet(), torch.no_grad():
-        say("tracing")
-        program = _capture(module, traceable)
-        say("converting to ONNX")
-        model = _convert(program, traceable)
-        say("folding constants")
+        program = _capture(who, network, example)
+        model = _convert(who, network, program)
         simplify(model)
     _name(model, set(program.state_dict))
-    _declare(model, traceable)
+    _declare(who, model, network)
     return model
 
 
@@ -74,17 +87,19 @@ def example_inputs(traceable: Traceable) -> tuple[torch.Tensor, ...]:
     return tuple(values[info.name] for info in traceable.inputs)
 
 
-def _capture(module: torch.nn.Module, traceable: Traceable) -> torch.export.ExportedProgram:
+def _capture(
+    who: str, network: Traceable | TraceablePart, example: tuple[torch.Tensor, ...]
+) -> torch.export.ExportedProgram:
     # DYNAMIC and not a named Dim: a name also promises every size from 0 up, which no strided network keeps
     shapes = tuple(
-        dict.fromkeys(traceable.dynamic.get(info.name, {}), torch.export.Dim.DYNAMIC) for info in traceable.inputs
+        dict.fromkeys(network.dynamic.get(info.name, {}), torch.export.Dim.DYNAMIC) for info in network.inputs
     )
     try:
-        return torch.export.export(module, example_inputs(traceable), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(network.module, example, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever a model's Python does under tracing can surface here
-        where = _failing_module(module, error)
+        where = _failing_module(network.module, error)
         raise ExportError(
-            f"{traceable.family}: tracing failed{where}: {_first_line(error)}; "
+            f"{who}: tracing failed{where}: {_first_line(error)}; "
             "this architecture or option is not traceable with this version of transformers and torch"
         ) from error
 
@@ -109,21 +124,21 @@ def _first_line(error: BaseException) -> str:
 # -- torch.onnx ------------------------------------------------------------------------------------------------
 
 
-def _convert(program: torch.export.ExportedProgram, traceable: Traceable) -> ir.Model:
+def _convert(who: str, network: Traceable | TraceablePart, program: torch.export.ExportedProgram) -> ir.Model:
     try:
         converted = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[info.name for info in traceable.inputs],
-            output_names=[info.name for info in traceable.outputs],
+            input_names=[info.name for info in network.inputs],
+            output_names=[info.name for info in network.outputs],
             optimize=False,
             verbose=False,
         )
     except Exception as error:  # the exporter's own errors share no public base
         causes = _causes(error)
         raise ExportError(
-            f"{traceable.family}: torch {torch.__version__} cannot express this model in ONNX opset {OPSET}: "
+            f"{who}: torch {torch.__version__} cannot express this model in ONNX opset {OPSET}: "
             f"{_first_line(causes[-1])}"
         ) from error
     assert converted is not None
@@ -176,23 +191,23 @@ def _name(model: ir.Model, parameters: set[str]) -> None:
     model.producer_name, model.producer_version = "edgevtx", None
 
 
-def _declare(model: ir.Model, traceable: Traceable) -> None:
+def _declare(who: str, model: ir.Model, network: Traceable | TraceablePart) -> None:
     """Check the graph's inputs and outputs against the recipe's, and give dynamic dimensions readable names."""
     symbols: dict[str, str] = {}
-    for value, info in zip(model.graph.inputs, traceable.inputs, strict=True):
-        names = traceable.dynamic.get(info.name, {})
+    for value, info in zip(model.graph.inputs, network.inputs, strict=True):
+        names = network.dynamic.get(info.name, {})
         assert value.shape is not None
         symbols.update({str(value.shape[axis]): name for axis, name in names.items()})
         value.shape = ir.Shape([names.get(axis, size) for axis, size in enumerate(value.shape)])
-        _check(value, info, traceable.family)
-    for value, info in zip(model.graph.outputs, traceable.outputs, strict=True):
+        _check(value, info, who)
+    for value, info in zip(model.graph.outputs, network.outputs, strict=True):
         assert value.shape is not None
         dims: list[Any] = [
             size if isinstance(size, int) else symbols.get(str(size), f"{info.name}_{axis}")
             for axis, size in enumerate(value.shape)
         ]
         value.shape = ir.Shape(dims)
-        _check(value, info, traceable.family)
+        _check(value, info, who)
 
 
 def _check(value: ir.Value, info: TensorInfo, family: str) -> None:

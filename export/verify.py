@@ -16,14 +16,16 @@ import msgspec
 import numpy as np
 
 from edgevtx import disk
-from edgevtx.compare import SENSITIVE, TIE, TOLERANCES, compare, find_empty, sensitivity
-from edgevtx.decode import decode
+from edgevtx.compare import compare, find_empty
+from edgevtx.compare.tolerance import SENSITIVE, TIE, TOLERANCES, sensitivity
+from edgevtx.decode import decode, takes
 from edgevtx.errors import CompileError, InputError, OutputError, RuntimeUnavailableError
 from edgevtx.export.parity import compare_results
-from edgevtx.export.recipe import Traceable
+from edgevtx.export.recipe import Traceable, TraceablePart
 from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import Check, EmbedDecode, Graph, Manifest, Verdict
+from edgevtx.golden import Exchange
+from edgevtx.manifest import Check, Graph, Manifest, Verdict
 from edgevtx.predictor import collate
 from edgevtx.preprocess import prepare
 from edgevtx.runtimes import get_backend, probe
@@ -52,15 +54,28 @@ class Sample:
     outputs: Arrays
     geometries: tuple[Geometry, ...]
     clear: bool
+    parts: dict[str, tuple[Exchange, ...]]
+
+    def exchanges(self, part: str) -> tuple[Exchange, ...]:
+        """What a network was given and answered; "" is the one that takes frames."""
+        return self.parts[part] if part else (Exchange(self.inputs, self.outputs),)
 
 
-def run_module(traceable: Traceable, inputs: Arrays) -> Arrays:
+def run_module(network: Traceable | TraceablePart, inputs: Arrays) -> Arrays:
     """Run the torch module on numpy arrays: outputs by name."""
     import torch
 
     with torch.inference_mode():
-        values = traceable.module(*(torch.from_numpy(inputs[item.name]) for item in traceable.inputs))
-    return {item.name: value.numpy() for item, value in zip(traceable.outputs, values, strict=True)}
+        values = network.module(*(torch.from_numpy(inputs[item.name]) for item in network.inputs))
+    return {item.name: value.numpy() for item, value in zip(network.outputs, values, strict=True)}
+
+
+def run_parts(traceable: Traceable, outputs: Arrays) -> dict[str, tuple[Exchange, ...]]:
+    """What the family's further networks answer to their examples, which they make of the first one's outputs."""
+    return {
+        name: tuple(Exchange(inputs, run_module(part, inputs)) for inputs in part.examples(outputs))
+        for name, part in traceable.parts.items()
+    }
 
 
 def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Sample]:
@@ -70,14 +85,16 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
         frames = [photos[(start + n) % len(photos)].frame for n in range(size)]
         pairs = [prepare(frame, traceable.preprocess) for frame in frames]
         inputs = collate([image for image, _ in pairs], traceable.inputs)
+        outputs = run_module(traceable, inputs)
         clear = traceable.selection is None or traceable.selection(inputs["pixels"]) > CLEAR
         yield Sample(
             name=photo.name,
             frame=photo.frame,
             inputs=inputs,
-            outputs=run_module(traceable, inputs),
+            outputs=outputs,
             geometries=tuple(geometry for _, geometry in pairs),
             clear=clear,
+            parts=run_parts(traceable, outputs),
         )
 
 
@@ -87,14 +104,17 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
     A batch holds one frame several times here: among unequal frames it would be padded, which changes a DETR's answer.
     """
     checks = []
-    threshold = None if isinstance(manifest.decode, EmbedDecode) else 0.0
+    threshold = 0.0 if takes(manifest.decode, "threshold") else None
     for sample in samples:
         outputs, geometries = sample.outputs, sample.geometries
         if len(geometries) > 1:
             image, geometry = prepare(sample.frame, traceable.preprocess)
             inputs = collate([image] * len(geometries), traceable.inputs)
             outputs, geometries = run_module(traceable, inputs), (geometry,)
-        found = decode(outputs, geometries[:1], manifest, threshold=threshold)[0]
+        if traceable.answer is not None:
+            found = traceable.answer(outputs, geometries[0])
+        else:
+            found = decode(outputs, geometries[:1], manifest, threshold=threshold)[0]
         exact = sample.clear and traceable.preprocess.resize == "pillow"
         checks.append(compare_results(traceable.reference(sample.frame), found, exact=exact))
     return _worst("", checks)
@@ -121,7 +141,7 @@ def verify_graph(folder: Path, graph: Graph, samples: Sequence[Sample], manifest
     def run(inputs: Arrays) -> Arrays:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    return _compare_samples(graph.file, run, samples, manifest, "fp32")
+    return _compare_samples(graph.file, run, samples, manifest, graph.part, "fp32")
 
 
 def verify_engine(
@@ -139,7 +159,7 @@ def verify_engine(
             engine = backend.open(folder / graph.file, Path(temporary), options)
             try:
                 with engine.new_runtime() as runtime:
-                    checks = _engine_checks(runtime, samples, manifest, options.precision)
+                    checks = _engine_checks(runtime, samples, manifest, graph.part, options.precision)
             finally:
                 engine.close()
     except OSError as error:
@@ -150,22 +170,30 @@ def verify_engine(
     return checks, report
 
 
-def _engine_checks(runtime: Runtime, samples: Sequence[Sample], manifest: Manifest, precision: str) -> list[Check]:
+def _engine_checks(
+    runtime: Runtime, samples: Sequence[Sample], manifest: Manifest, part: str, precision: str
+) -> list[Check]:
     def run(inputs: Arrays) -> Arrays:
         return {name: array.copy() for name, array in runtime.run(inputs).items()}
 
-    return _compare_samples("engine", run, samples, manifest, precision)
+    return _compare_samples(f"{part} engine".lstrip(), run, samples, manifest, part, precision)
 
 
 def _compare_samples(
-    level: str, run: Callable[[Arrays], Arrays], samples: Sequence[Sample], manifest: Manifest, precision: str
+    level: str,
+    run: Callable[[Arrays], Arrays],
+    samples: Sequence[Sample],
+    manifest: Manifest,
+    part: str,
+    precision: str,
 ) -> list[Check]:
     """Compare all samples; of each kind of check the worst one is kept, with the number compared added up."""
     kinds: dict[str, list[Check]] = {}
     for sample in samples:
-        for check in compare(sample.outputs, run(sample.inputs), manifest.decode, precision):
-            if sample.clear or not check.name.startswith("values: "):
-                kinds.setdefault(check.name, []).append(check)
+        for exchange in sample.exchanges(part):
+            for check in compare(exchange.outputs, run(exchange.inputs), manifest.decode_of(part), precision):
+                if sample.clear or not check.name.startswith("values: "):
+                    kinds.setdefault(check.name, []).append(check)
     return [_worst(f"{level}: ", checks) for checks in kinds.values()]
 
 
@@ -211,24 +239,27 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
     found = probe(target)
     if not found.available:
         return _conclude(verdict, reason=f"no engine was run: {found.reason}")
-    graph = next((item for item in serving if in_range(found.version, item.versions)), None)
-    if graph is None:
-        return _conclude(verdict, reason=f"no engine was run: no graph serves {target} {found.version}")
+    usable = [item for item in serving if in_range(found.version, item.versions)]
+    chosen = {part: next((item for item in usable if item.part == part), None) for part in facts.manifest.part_names}
+    engines = []
     try:
-        options = EngineOptions(precision=precision)
-        more, report = verify_engine(folder, graph, facts.samples, facts.manifest, options)
+        for graph in chosen.values():
+            if graph is None:
+                return _conclude(verdict, reason=f"no engine was run: no graph serves {target} {found.version}")
+            options = EngineOptions(precision=precision)
+            engines.append(verify_engine(folder, graph, facts.samples, facts.manifest, options))
     except RuntimeUnavailableError as error:
         return _conclude(verdict, reason=f"no engine was run: {error}")
     except CompileError as error:
         return msgspec.structs.replace(verdict, status="failed", reason=str(error))
+    report = engines[0][1]
     engine = msgspec.structs.replace(
         verdict,
         status="passed-here",
-        graph=graph.file,
         target_version=report.target_version,
         device=report.device,
         precision_share=dict(report.precision_share),
-        checks=(*checks, *more),
+        checks=(*checks, *(check for more, _ in engines for check in more)),
     )
     return _conclude(engine)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevtx.bundle import write_bundle, write_golden
+from edgevtx.bundle import write_bundle
+from edgevtx.golden import Golden, write_golden
 from edgevtx.manifest import ClassifyDecode, Exact, Graph, Manifest, Preprocess, Provenance, TensorInfo
 from edgevtx.runtimes.base import Array, Arrays
 
@@ -103,7 +104,7 @@ def make_graph(
         return {"scores": scores, "class_ids": scores.argmax(-1)}
 
     if golden:
-        write_golden(folder / "golden.npz", pixels[0], {"pixels": pixels}, reference(pixels))
+        write_golden(folder / "golden.npz", Golden(pixels[0], {"pixels": pixels}, reference(pixels)))
         inputs, outputs = interface(dynamic)
         described = {
             "inputs": [{"name": item.name, "shape": item.shape, "dtype": item.dtype} for item in inputs],

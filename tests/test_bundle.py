@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from edgevtx import archive, bundle, cache
-from edgevtx.bundle import Bundle, write_bundle, write_golden
+from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
+from edgevtx.golden import Golden, write_golden
 from edgevtx.manifest import DetectDecode, decode, encode
 
 
@@ -77,8 +78,8 @@ def test_equal_parts_give_equal_bytes(parts: Any, tmp_path: Path) -> None:
 
 def test_golden_bytes_are_reproducible(tmp_path: Path) -> None:
     arrays = {"b": np.arange(3), "a": np.ones((2, 2), np.float32)}
-    write_golden(tmp_path / "1.npz", np.zeros((2, 2, 3), np.uint8), arrays, arrays)
-    write_golden(tmp_path / "2.npz", np.zeros((2, 2, 3), np.uint8), dict(reversed(arrays.items())), arrays)
+    write_golden(tmp_path / "1.npz", Golden(np.zeros((2, 2, 3), np.uint8), arrays, arrays))
+    write_golden(tmp_path / "2.npz", Golden(np.zeros((2, 2, 3), np.uint8), dict(reversed(arrays.items())), arrays))
     assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
     with np.load(tmp_path / "1.npz") as stored:
         assert set(stored.files) == {"frame", "input.a", "input.b", "output.a", "output.b"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgevtx.compare import SENSITIVE, TOLERANCES, assign, box_iou, compare, error_of, find_empty, sensitivity
+from edgevtx.compare import compare, find_empty
+from edgevtx.compare.boxes import assign, box_iou
+from edgevtx.compare.tolerance import SENSITIVE, TOLERANCES, error_of, sensitivity
 from edgevtx.manifest import ClassifyDecode, DetectDecode, EmbedDecode
 
 DETECT = DetectDecode(top_k=40, threshold=0.3)

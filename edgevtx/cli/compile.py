@@ -81,7 +81,7 @@ def facts(info: ModelInfo) -> dict[str, str]:
 
 
 def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> list[Path]:
-    """Write the bundle's OpenVINO graph as IR in fp32, weights uncompressed: NAME.xml and NAME.bin."""
+    """Write the bundle's OpenVINO graphs as IR in fp32, weights uncompressed: NAME[.PART].xml and NAME[.PART].bin."""
     import openvino
 
     from edgevtx.bundle import Bundle
@@ -91,17 +91,22 @@ def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> lis
     if info.runtime != "openvino":
         raise InputError(f"--out writes OpenVINO IR, and {info.runtime} was chosen; use --target openvino")
     make_folder(folder)
-    xml = folder / f"{info.name}.xml"
-    paths = [xml, xml.with_suffix(".bin")]
+    opened = Bundle.open(bundle)
+    graphs = {
+        folder / f"{'.'.join(word for word in (info.name, part) if word)}.xml": opened.select_graph(
+            info.runtime, info.runtime_version, info.precision, part
+        )
+        for part in opened.manifest.part_names
+    }
+    paths = [path for xml in graphs for path in (xml, xml.with_suffix(".bin"))]
     for path in paths:
         claim(path, overwrite)
-    opened = Bundle.open(bundle)
-    graph = next(item for item in opened.manifest.graphs if item.file == info.graph)
-    try:
-        model = openvino.Core().read_model(opened.graph_path(graph))
-        openvino.save_model(model, xml, compress_to_fp16=False)
-    except (OSError, RuntimeError) as error:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {xml}: {str(error).strip().splitlines()[-1]}; free space") from None
+    for xml, graph in graphs.items():
+        try:
+            model = openvino.Core().read_model(opened.graph_path(graph))
+            openvino.save_model(model, xml, compress_to_fp16=False)
+        except (OSError, RuntimeError) as error:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise OutputError(f"cannot write {xml}: {str(error).strip().splitlines()[-1]}; free space") from None
     return paths

@@ -50,6 +50,10 @@ def facts(bundle: Bundle) -> dict[str, Any]:
         "family": f"{manifest.family} ({manifest.task})",
         "input": _tensors(manifest.inputs),
         "outputs": _tensors(manifest.outputs),
+        **{
+            f"{name} (a further network)": f"{_tensors(part.inputs)} -> {_tensors(part.outputs)}"
+            for name, part in manifest.parts.items()
+        },
         "preprocessing": preprocessing(manifest.preprocess),
         "classes": _labels(manifest.labels),
         "recommended": recommended or "nothing passed verification",

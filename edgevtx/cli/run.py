@@ -16,12 +16,10 @@ from edgevtx.cli import common
 
 if TYPE_CHECKING:
     from edgevtx.predictor import ModelInfo
-    from edgevtx.results import Result
     from edgevtx.stream.pipeline import Record, Summary
     from edgevtx.stream.sinks import Sink
     from edgevtx.stream.sources import Source
 
-SHOWN = 5  # items of a result that its printed line names
 LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate is unknown
 
 
@@ -209,23 +207,7 @@ def engine_words(info: ModelInfo) -> str:
 def _print(record: Record) -> None:
     frame = record.frame
     place = frame.source if frame.position is None else f"{frame.position:8.2f} s"
-    click.echo(f"{place}  {words(record.result)}")
-
-
-def words(result: Result) -> str:
-    """A result on one line."""
-    from edgevtx.results import Classification, Detections
-
-    if isinstance(result, Classification):
-        pairs = zip(result.labels[:SHOWN], result.scores, strict=False)
-        return "  ".join(f"{label} {score:.3f}" for label, score in pairs)
-    if isinstance(result, Detections):
-        rows = zip(result.labels, result.scores, result.boxes, strict=True)
-        found = [f"{label} {score:.2f} [{' '.join(f'{v:.0f}' for v in box)}]" for label, score, box in rows]
-        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        return "  ".join([*found[:SHOWN], *more]) or "nothing found"
-    height, width, channels = result.patches.shape
-    return f"features: {height}x{width} patches of {channels}"
+    click.echo(f"{place}  {record.result.summary()}")
 
 
 def report(summary: Summary, written: list[Path]) -> None:

@@ -115,16 +115,24 @@ def replay_all(
 
 
 def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verdict:
+    """The verdict over all networks of the bundle: the first that is refused, or else that of the first network."""
+    from edgevtx.manifest import REFUSED
+
+    verdicts = [replay_part(bundle, part, target, precision, device) for part in bundle.manifest.part_names]
+    return next((item for item in verdicts if item.status in REFUSED), verdicts[0])
+
+
+def replay_part(bundle: Bundle, part: str, target: str, precision: str, device: str) -> Verdict:
     """Open (compiling if need be) one engine, replay the golden sample and record the outcome beside the engine."""
     from edgevtx.engines import open_prepared, prepare_engine, record_verdict
     from edgevtx.runtimes.base import EngineOptions
     from edgevtx.selftest import replay
 
     options = EngineOptions(precision=precision, device=device)
-    prepared = prepare_engine(bundle, target, options)
+    prepared = prepare_engine(bundle, target, options, part=part)
     engine = open_prepared(prepared, options)
     try:
-        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph.file)
+        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph)
     finally:
         engine.close()
     record_verdict(prepared, verdict)

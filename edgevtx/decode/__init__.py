@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgevtx.decode.classify import decode_classification
 from edgevtx.decode.detect import decode_detections
-from edgevtx.decode.embed import decode_features
+from edgevtx.decode.embed import decode_features, decode_pyramid
 from edgevtx.errors import InputError, VerificationError
-from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest
+from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest, PyramidDecode
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
     from edgevtx.results import Result
     from edgevtx.runtimes.base import Arrays
 
-_DECODERS: dict[type[Decode], Callable[..., Result]] = {
-    ClassifyDecode: decode_classification,
-    DetectDecode: decode_detections,
-    EmbedDecode: decode_features,
+# the rule -> its decoder, and which of `threshold` and `top_k` that takes
+_DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
+    ClassifyDecode: (decode_classification, ("threshold", "top_k")),
+    DetectDecode: (decode_detections, ("threshold", "top_k")),
+    EmbedDecode: (decode_features, ()),
+    PyramidDecode: (decode_pyramid, ()),
 }
 
 
@@ -48,31 +50,36 @@ def decode(
                 f"the engine gave NaN or infinity in {name!r}, which means that its precision overflows or that it is "
                 "damaged; choose fp32, or run edgevtx verify on the bundle"
             )
-    options: dict[str, Any] = {} if isinstance(rule, EmbedDecode) else {"threshold": threshold, "top_k": top_k}
-    row = _DECODERS[type(rule)]
+    row, accepted = _DECODERS[type(rule)]
+    options = {name: value for name, value in (("threshold", threshold), ("top_k", top_k)) if name in accepted}
     return [
         row({name: array[i] for name, array in outputs.items()}, geometry, rule, manifest.labels, **options)
         for i, geometry in enumerate(geometries)
     ]
 
 
+def takes(rule: Decode, option: str) -> bool:
+    """Whether results of this rule can be cut by "threshold" or "top_k"."""
+    return option in _DECODERS[type(rule)][1]
+
+
 def check_options(rule: Decode, threshold: float | None, top_k: int | None) -> None:
     """Raise `InputError` for a `threshold` or `top_k` that this model cannot serve."""
-    if isinstance(rule, EmbedDecode):
-        if threshold is not None or top_k is not None:
-            raise InputError("this model gives features, which have no scores; leave threshold and top_k out")
-        return
+    for name, value in (("threshold", threshold), ("top_k", top_k)):
+        if value is not None and not takes(rule, name):
+            raise InputError(f"the results of this model ({rule.__struct_config__.tag}) take no {name}; leave it out")
     if threshold is not None and not 0 <= threshold <= 1:  # NaN fails both comparisons
         raise InputError(f"threshold must lie in 0..1, but got {threshold}")
     if top_k is None:
         return
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
         raise InputError(f"top_k must be a whole number of at least 1, but got {top_k!r}")
-    if top_k > rule.top_k:
+    most = getattr(rule, "top_k", None)
+    if most is not None and top_k > most:
         raise InputError(
-            f"top_k must be at most {rule.top_k}, which was fixed at export, but got {top_k}; "
+            f"top_k must be at most {most}, which was fixed at export, but got {top_k}; "
             f"export the bundle again with --top-k {top_k}"
         )
 
 
-__all__ = ["check_options", "decode"]
+__all__ = ["check_options", "decode", "takes"]

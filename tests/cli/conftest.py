@@ -61,7 +61,8 @@ def make_bundle(out: Path, folder: Path, *, spoil: float = 0.0, status: str = "p
     import onnxruntime
 
     from edgevtx import manifest as m
-    from edgevtx.bundle import write_bundle, write_golden
+    from edgevtx.bundle import write_bundle
+    from edgevtx.golden import Golden, write_golden
 
     folder.mkdir()
     graphs, verdicts = [], []
@@ -77,7 +78,7 @@ def make_bundle(out: Path, folder: Path, *, spoil: float = 0.0, status: str = "p
     session = onnxruntime.InferenceSession(folder / "graph.onnxruntime.onnx", providers=["CPUExecutionProvider"])
     scores, class_ids = session.run(["scores", "class_ids"], {"pixels": pixels})
     outputs = {"scores": scores + np.float32(spoil), "class_ids": class_ids}
-    write_golden(folder / "golden.npz", colour_frame(40, 90, 60), {"pixels": pixels}, outputs)
+    write_golden(folder / "golden.npz", Golden(colour_frame(40, 90, 60), {"pixels": pixels}, outputs))
     manifest = m.Manifest(
         name="colours",
         family="toy",

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevtx.compare import error_of  # noqa: E402
+from edgevtx.compare.tolerance import error_of  # noqa: E402
 from edgevtx.decode import decode  # noqa: E402
 from edgevtx.errors import InputError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402

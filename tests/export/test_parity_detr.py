@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
-from edgevtx.compare import error_of  # noqa: E402
+from edgevtx.compare.tolerance import error_of  # noqa: E402
 from edgevtx.errors import CheckpointError  # noqa: E402
 from edgevtx.export import detr, resnet_keys  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402

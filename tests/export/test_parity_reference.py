@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from edgevtx.compare import error_of  # noqa: E402
+from edgevtx.compare.tolerance import error_of  # noqa: E402
 from edgevtx.errors import CheckpointError  # noqa: E402
 from edgevtx.export import detr, dino, rtdetr, vit  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402

@@ -286,7 +286,7 @@ def test_compile_never_says_how_to_compile(seeded, tmp_path):
 
 def test_an_unusable_output_is_refused_before_the_work(seeded, tmp_path, monkeypatch):
     (tmp_path / "notes.vtx").write_text("not a bundle")
-    monkeypatch.setattr(pipeline, "trace", lambda traceable: pytest.fail("the work began"))
+    monkeypatch.setattr(pipeline, "trace_all", lambda traceable: pytest.fail("the work began"))
     with pytest.raises(OutputError, match="no bundle"):
         export("vit", seeded("vit"), tmp_path / "notes.vtx", FP32)
     assert (tmp_path / "notes.vtx").read_text() == "not a bundle"
