@@ -30,6 +30,10 @@ from edgevtx.runtimes.base import Array
 
 Grid = tuple[int, int]
 
+HIDDEN = -1e4
+"""What the scores of hidden tokens are lowered by. The reference's -100 (v2: -200) leaves exp(-100) = 4e-44 of them, a
+denormal number, and products with denormals take processors up to fifty times as long; of exp(-1e4) nothing is left."""
+
 # heads and tokens that a checkpoint may carry and another task does not need
 UNUSED = ("classifier.", "decoder.", "embeddings.mask_token", "swin.embeddings.mask_token")
 
@@ -78,7 +82,7 @@ def places(order: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def shift_mask(grid: Grid, window: int, shift: int) -> torch.Tensor:
-    """What keeps tokens apart that a cyclic shift brought together: (windows, window**2, window**2), 0 or -100."""
+    """What keeps tokens apart that a cyclic shift brought together: (windows, window**2, window**2), 0 or `HIDDEN`."""
     rows, columns = (math.ceil(edge / window) * window for edge in grid)
     regions = [
         (torch.arange(edge) >= edge - window).long() + (torch.arange(edge) >= edge - shift).long()
@@ -86,7 +90,7 @@ def shift_mask(grid: Grid, window: int, shift: int) -> torch.Tensor:
     ]
     numbers = (3 * regions[0][:, None] + regions[1]).reshape(rows // window, window, columns // window, window)
     tokens = numbers.transpose(1, 2).reshape(-1, window * window)
-    return torch.where(tokens[:, None] == tokens[:, :, None], 0.0, -100.0)
+    return torch.where(tokens[:, None] == tokens[:, :, None], 0.0, HIDDEN)
 
 
 class Reorder(nn.Module):
@@ -157,9 +161,8 @@ def window_attention(layer: Any, grid: Grid, window: int, shift: int) -> WindowA
     with torch.no_grad():
         if hasattr(attention, "self"):
             bias, scales = _continuous_bias(attention.self)
-            # transformers adds the mask of v2 twice: -200 hides what -100 hides
             parts = attention.self.query, attention.self.key, attention.self.value, attention.output.dense
-            return WindowAttention(*parts, bias + 2 * mask, scales)
+            return WindowAttention(*parts, bias + mask, scales)
         parts = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         return WindowAttention(*parts, attention.relative_position_bias() + mask, None)
 
