@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -653,6 +653,14 @@ def test_a_second_softmax_is_refused(constant_graph: Callable[..., Path]) -> Non
     path = constant_graph({"probabilities": np.array([[0.5, 0.25, 0.25]])})
     with pytest.raises(InputError, match=r"already a softmax .* --activation none"):
         build(OnnxFile.open(path, STYLES["classify"]), BuildOptions())
+
+
+def test_the_command_line_offers_every_setting() -> None:
+    from edgevtx.cli import onnx_options
+    from edgevtx.export.onnx_graph import DEFAULTS
+
+    assert tuple(DEFAULTS) == onnx_options.STYLES
+    assert set(onnx_options.FIELDS) == {item.name for item in fields(ImportOptions)}
 
 
 def test_the_deployed_form_needs_names(constant_graph: Callable[..., Path]) -> None:
