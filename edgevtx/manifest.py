@@ -19,7 +19,7 @@ SCHEMA = "1.0"
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ResizeBackend = Literal["pillow", "opencv", "opencv-plain"]
-Task = Literal["classify", "detect", "embed"]
+Task = Literal["classify", "detect", "embed", "panoptic", "segment"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
@@ -65,6 +65,29 @@ class Letterbox(msgspec.Struct, tag="letterbox", frozen=True, kw_only=True):
 
 
 SizeRule = Exact | ShortestEdge | LongestEdge | Letterbox
+
+
+class Windows(msgspec.Struct, frozen=True, kw_only=True):
+    """The graph sees windows of `size` (h,w) px of the resized image, `stride` (down, right) px apart.
+
+    The host cuts them, the graph answers them as a batch or one by one, and decoding averages their maps where they
+    overlap (MMSegmentation's slide inference).
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+
+
+class Clip(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that looks at `frames` frames of a video, `fps` of them a second: the rate that it was trained at.
+
+    `stride`: of a stream, how many frames at that rate lie between one answer and the next. A clip that is given whole
+    is sampled uniformly: frame i of the model is frame i * n // `frames` of its n.
+    """
+
+    frames: int
+    fps: float
+    stride: int
 
 
 class Bilateral(msgspec.Struct, tag="bilateral", frozen=True, kw_only=True):
@@ -142,7 +165,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     Host: resize by `size` with `interpolation` (antialiased, as Pillow does it), then a centred crop to
     `crop` (height, width) where the checkpoint has one. Graph: reverse the channels where `channel_order` is
     "rgb" (frames are BGR), multiply by `scale`, subtract `mean`, divide by `std` (of the channels in
-    `channel_order`).
+    `channel_order`). With `windows` the graph is given windows of the resized image. Where there is a `clip`, its
+    frames are prepared one by one, for the input (N,T,H,W,3).
 
     `resize`: "pillow" is exact, "opencv" faster and near it, "opencv-plain" one call of `cv2.resize` without
     antialiasing, for models that were trained so. `denoise` is applied to the resized image, before crop and padding.
@@ -156,6 +180,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
     crop: tuple[int, int] | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
     resize: ResizeBackend = "pillow"
+    windows: Windows | None = None
+    clip: Clip | None = None
     denoise: Denoise | None = None
 
 
@@ -203,7 +229,52 @@ class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     attention: bool = False
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode
+class PanopticDecode(msgspec.Struct, tag="panoptic", frozen=True, kw_only=True):
+    """Outputs as of "detect", `no_object` (N,K) float32, the probability that a query shows nothing, and `masks`.
+
+    `masks` (N,K,h,w) float32 logits, one pixel for each `stride` px of the input, rounded up; K is `top_k`, rows are
+    in the order of the queries. The other fields are named as in transformers' post-processing: `threshold` on
+    scores, `mask_threshold` on mask probabilities, `overlap_mask_area_threshold` on the share of its own mask that a
+    query must win, `label_ids_to_fuse` classes whose segments become one.
+    """
+
+    top_k: int
+    threshold: float
+    stride: int
+    mask_threshold: float = 0.5
+    overlap_mask_area_threshold: float = 0.8
+    label_ids_to_fuse: tuple[int, ...] = ()
+
+
+class SegmentDecode(msgspec.Struct, tag="segment", frozen=True, kw_only=True):
+    """Output `logits` (N,C,h,w) float32: a map of the whole input (of the whole window) for each class.
+
+    The reference enlarges them `upsample` times, then to the input's size, then to the frame's, each time bilinearly.
+    `activation` "softmax": a pixel's class is that of the largest logit. "sigmoid", with C of 1: it is class 1 where
+    the probability exceeds `threshold`, and class 0 elsewhere.
+    """
+
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    threshold: float = 0.5
+    upsample: int = 1
+
+
+BANK = "knn.npz"
+"""The file of a fitted bundle's vectors; see `edgevtx.decode.knn`."""
+
+
+class KnnDecode(msgspec.Struct, tag="knn", frozen=True, kw_only=True):
+    """Outputs as `features` has them; the `k` nearest of the vectors in `BANK` to `cls` vote for a frame's class.
+
+    A vote counts exp(cosine similarity / `temperature`).
+    """
+
+    features: EmbedDecode
+    k: int
+    temperature: float
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | KnnDecode | PanopticDecode | SegmentDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 
@@ -321,7 +392,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def image_input(self) -> TensorInfo:
-        """The uint8 (N,H,W,3) input."""
+        """The uint8 input: (N,H,W,3), or (N,T,H,W,3) where the model takes clips."""
         return self.inputs[0]
 
     @property

@@ -83,6 +83,30 @@ def prepare(
     return result, geometry
 
 
+def prepare_item(item: Array | Sequence[Array], preprocess: Preprocess, **options: Any) -> tuple[Frame, Geometry]:
+    """What the model takes as one item, a frame or a clip -> the graph's input for it, and its (last) frame's geometry.
+
+    A frame gives (h,w,3) uint8 BGR as `prepare` does. A clip is (T,H,W,3) uint8 or a list of frames; of those the
+    model's are taken by `sample_clip` and prepared one by one: (frames,h,w,3). `options` are those of `prepare`, which
+    says what it raises.
+    """
+    if preprocess.clip is None:
+        return prepare(item, preprocess, **options)  # type: ignore[arg-type]
+    given = check_clip(item, preprocess.clip.frames)
+    chosen = [given[index] for index in sample_clip(len(given), preprocess.clip.frames)]
+    first, geometry = prepare(chosen[0], preprocess, **options)
+    clip = np.empty((len(chosen), *first.shape), np.uint8)
+    clip[0] = first
+    for frame, out in zip(chosen[1:], clip[1:], strict=True):
+        _, geometry = prepare(frame, preprocess, **options, out=out)
+    return clip, geometry
+
+
+def sample_clip(count: int, frames: int) -> list[int]:
+    """Which of a clip's `count` frames a model of `frames` looks at: uniformly, as transformers' video processors."""
+    return [index * count // frames for index in range(frames)]
+
+
 def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
     """Inputs of unequal size -> one array (N,H,W,3) uint8, zero at the bottom and right, and their sizes.
 
@@ -100,6 +124,24 @@ def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
     for item, array in zip(batch, arrays, strict=True):
         item[: array.shape[0], : array.shape[1]] = array
     return batch, sizes
+
+
+def check_clip(clip: object, frames: int) -> Sequence[Array]:
+    """The frames of a clip that is (T,H,W,3) uint8 or a list of frames; `InputError` says what else it is."""
+    wanted = f"this model takes clips: (T, H, W, 3) uint8 BGR or a list of frames, at least {frames} of them"
+    if isinstance(clip, np.ndarray):
+        if clip.ndim < 3 or (clip.ndim == 3 and clip.shape[2] in (1, 3, 4)):
+            raise InputError(
+                f"{wanted}, but got one frame {clip.shape}; give its neighbours too, or frame by frame to push(frame)"
+            )
+        given: Sequence[Array] = list(clip)
+    elif isinstance(clip, list | tuple):
+        given = clip
+    else:
+        raise InputError(f"{wanted}, but got {type(clip).__name__}; collect the frames in a list")
+    if len(given) < frames:
+        raise InputError(f"{wanted}, but got {len(given)}; give a longer clip, or its frames one by one to push(frame)")
+    return given
 
 
 def check_frame(frame: object) -> Frame:

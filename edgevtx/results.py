@@ -8,9 +8,10 @@ where it holds N items.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from edgevtx.errors import InputError
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
+    from edgevtx.masks import MaskSet
 
 Array = NDArray[Any]
 _LISTED = 5  # items that a summary names
@@ -100,15 +102,15 @@ class Detections:
     """Objects found in a frame, best first.
 
     `boxes` (N,4) float32 xyxy in px of the frame; `scores` (N,) float32 in 0..1; `class_ids` (N,) int64;
-    `labels` N names; `masks` is None until a family gives masks; `track_ids` (N,) int64 or None where nothing
-    tracks. Indexing gives `Detections` again: `found[0]`, `found[:5]`, `found[found.scores > 0.5]`.
+    `labels` N names; `masks` the N objects' masks or None where the family gives none; `track_ids` (N,) int64 or None
+    where nothing tracks. Indexing gives `Detections` again: `found[0]`, `found[:5]`, `found[found.scores > 0.5]`.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
     labels: tuple[str, ...]
-    masks: None = None
+    masks: MaskSet | None = None
     track_ids: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +120,8 @@ class Detections:
         _check("class_ids", self.class_ids, (count,), np.int64)
         if len(self.labels) != count:
             raise InputError(f"labels must be {count} names, but got {len(self.labels)}")
+        if self.masks is not None and len(self.masks) != count:
+            raise InputError(f"masks must be {count}, one a detection, but got {len(self.masks)}")
         if self.track_ids is not None:
             _check("track_ids", self.track_ids, (count,), np.int64)
 
@@ -139,15 +143,17 @@ class Detections:
             self.scores[chosen],
             self.class_ids[chosen],
             tuple(self.labels[i] for i in chosen),
-            track_ids=None if self.track_ids is None else self.track_ids[chosen],
+            None if self.masks is None else self.masks[chosen],
+            None if self.track_ids is None else self.track_ids[chosen],
         )
 
     def to_dict(self) -> dict[str, Any]:
         """`{"detections": [{"box": [x0, y0, x1, y1], "score", "class_id", "label"}, ...]}`, best first.
 
-        Boxes are rounded to 0.01 px, scores to 1e-5; rows have a `track_id` where something tracks.
+        Boxes are rounded to 0.01 px, scores to 1e-5; rows have a `mask`, COCO's run lengths, where the family gives
+        masks, and a `track_id` where something tracks.
         """
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "box": [_round(value, 2) for value in box],
                 "score": _round(score, 5),
@@ -156,6 +162,9 @@ class Detections:
             }
             for box, score, class_id, label in zip(self.boxes, self.scores, self.class_ids, self.labels, strict=True)
         ]
+        if self.masks is not None:
+            for row, mask in zip(rows, self.masks.rle(), strict=True):
+                row["mask"] = mask
         if self.track_ids is not None:
             for row, track_id in zip(rows, self.track_ids, strict=True):
                 row["track_id"] = int(track_id)
@@ -169,7 +178,7 @@ class Detections:
         return "  ".join([*found, *more]) or "nothing found"
 
     def draw(self, frame: Array) -> NDArray[np.uint8]:
-        """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels and scores."""
+        """A copy of `frame` (H,W,3) uint8 BGR with masks, boxes, labels and scores."""
         from edgevtx import draw
 
         return draw.draw_detections(frame, self)
@@ -232,7 +241,156 @@ class Features:
         return draw.draw_features(frame, self)
 
 
-Result = Classification | Detections | Features
+class Segment(NamedTuple):
+    """A part of a frame that one query won. `area` in px; `score` in 0..1."""
+
+    id: int
+    class_id: int
+    label: str
+    score: float
+    area: int
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticSegmentation:
+    """Every pixel of a frame given to one segment, and the objects behind them.
+
+    `segment_map` (H,W) int32, the id of each pixel's segment, 0 where there is none; `segments` in the order of the
+    queries, whose ids are transformers': parts of a fused class share one. `detections`, made by `detect` when first
+    asked for, are all objects above the threshold, best first, each with its whole mask, also where others hide it.
+    """
+
+    segment_map: NDArray[np.int32]
+    segments: tuple[Segment, ...]
+    detect: Callable[[], Detections] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check("segment_map", self.segment_map, ("H", "W"), np.int32)
+
+    @cached_property
+    def detections(self) -> Detections:
+        """The objects with their masks; until it is asked for, the result holds them at the network's resolution."""
+        return self.detect()
+
+    @classmethod
+    def empty(cls, size: tuple[int, int] = (0, 0)) -> PanopticSegmentation:
+        """Nothing found in a frame of `size` (H,W)."""
+        return cls(np.zeros(size, np.int32), (), Detections.empty)
+
+    def masks(self) -> MaskSet:
+        """The pixels of each id of `segments`, rising."""
+        from edgevtx.masks import MaskSet
+
+        ids = sorted({segment.id for segment in self.segments})
+        return MaskSet.concatenate(
+            [MaskSet.empty(self.segment_map.shape), *(MaskSet.from_dense((self.segment_map == i)[None]) for i in ids)]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"segments": [{"id", "class_id", "label", "score", "area"}, ...], "masks": {id: RLE}, "detections"}`.
+
+        The masks are COCO's run lengths; scores are rounded to 1e-5; detections as of `Detections.to_dict`.
+        """
+        ids = sorted({segment.id for segment in self.segments})
+        return {
+            "segments": [{**segment._asdict(), "score": round(segment.score, 5)} for segment in self.segments],
+            "masks": {str(i): run for i, run in zip(ids, self.masks().rle(), strict=True)},
+            **self.detections.to_dict(),
+        }
+
+    def summary(self) -> str:
+        """The largest segments and their share of the frame on one line."""
+        largest = sorted(self.segments, key=lambda segment: -segment.area)
+        found = [
+            f"{segment.label} {segment.score:.2f} ({segment.area / self.segment_map.size:.1%})"
+            for segment in largest[:_LISTED]
+        ]
+        more = [f"and {len(largest) - _LISTED} more"] if len(largest) > _LISTED else []
+        return "  ".join([*found, *more]) or "nothing found"
+
+    def draw(self, frame: Array) -> NDArray[np.uint8]:
+        """A copy of `frame` (H,W,3) uint8 BGR under the segments' colours, outlines and labels."""
+        from edgevtx import draw
+
+        return draw.draw_panoptic(frame, self)
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticSegmentation:
+    """The class of every pixel of a frame.
+
+    `class_map` (H,W) int32, -1 where the model did not look (outside the roi, cut off by a centred crop); `labels`
+    the names of all classes, by class id; `scores` (H,W) float32 in 0..1, the probability of class 1, for models
+    that have that one class beside the background, or None.
+    """
+
+    class_map: NDArray[np.int32]
+    labels: tuple[str, ...]
+    scores: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        _check("class_map", self.class_map, ("H", "W"), np.int32)
+        if self.scores is not None:
+            _check("scores", self.scores, self.class_map.shape, np.float32)
+        low, high = (self.class_map.min(), self.class_map.max()) if self.class_map.size else (0, -1)
+        if low < -1 or high >= len(self.labels):
+            raise InputError(f"class_map must hold -1 to {len(self.labels) - 1}, but holds {low} to {high}")
+
+    @classmethod
+    def empty(cls, size: tuple[int, int] = (0, 0)) -> SemanticSegmentation:
+        """A frame of `size` (H,W) at which no model has looked."""
+        return cls(np.full(size, -1, np.int32), ())
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(C,) int64: the number of pixels of each class."""
+        return np.bincount(self.class_map.reshape(-1) + 1, minlength=1 + len(self.labels))[1:]
+
+    def present(self) -> list[tuple[int, float]]:
+        """The ids of the classes that occur, and their shares of what was looked at, largest first."""
+        areas = self.areas
+        order = np.argsort(-areas, kind="stable")
+        return [(int(i), float(areas[i] / areas.sum())) for i in order if areas[i]]
+
+    def summary(self) -> str:
+        """One line: the classes with the largest shares of the frame."""
+        present = self.present()
+        more = [f"and {len(present) - _LISTED} more"] if len(present) > _LISTED else []
+        words = [f"{self.labels[class_id]} {share:.1%}" for class_id, share in present[:_LISTED]]
+        return "  ".join([*words, *more]) or "nothing was looked at"
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"segmentation": {"size": [H, W], "classes": [{"class_id", "label", "area", "share", "rle"}, ...]}}`.
+
+        The classes that occur, largest first: `area` in px, `share` of what was looked at, `rle` COCO's compressed
+        run lengths of the class's mask. Where there are scores, their largest and mean are added.
+        """
+        from edgevtx.masks import MaskSet
+
+        areas = self.areas
+        rows = [
+            {
+                "class_id": class_id,
+                "label": self.labels[class_id],
+                "area": int(areas[class_id]),
+                "share": round(share, 5),
+                "rle": MaskSet.from_dense((self.class_map == class_id)[None]).rle()[0],
+            }
+            for class_id, share in self.present()
+        ]
+        facts: dict[str, Any] = {"size": list(self.class_map.shape), "classes": rows}
+        if self.scores is not None and self.scores.size:
+            facts |= {"max_score": _round(self.scores.max(), 5), "mean_score": _round(self.scores.mean(), 5)}
+        return {"segmentation": facts}
+
+    def draw(self, frame: Array) -> NDArray[np.uint8]:
+        """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, with a legend."""
+        from edgevtx import draw
+
+        return draw.draw_segmentation(frame, self)
+
+
+Result = Classification | Detections | Features | PanopticSegmentation | SemanticSegmentation
 
 
 def names_of(class_ids: NDArray[np.int64], labels: Sequence[str]) -> tuple[str, ...]:

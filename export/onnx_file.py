@@ -97,6 +97,11 @@ class OnnxFile:
         """The licence that the model's metadata states, or an empty string."""
         return self.metadata.get("license", self.metadata.get("licence", ""))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is assumed of a graph: what it needs is said with its import."""
+        return ()
+
     def session(self) -> Any:
         """ONNX Runtime's session of the file as it is, with every optimisation off: the reference.
 

@@ -21,7 +21,7 @@ from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
-from edgevtx.export.samples import load_photos
+from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
@@ -102,13 +102,15 @@ def export(
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
     check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
-    photos = load_photos(options.images, options.build.frame)
+    photos = [] if recipe.clips else load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
+        if traceable.preprocess.clip is not None:  # how many frames are needed is the checkpoint's to say
+            photos = load_clips(options.images, traceable.preprocess.clip)
         traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
@@ -211,7 +213,7 @@ def _manifest(
             intended_use=options.intended_use,
         ),
         tools=_tools(),
-        notes=traceable.notes,
+        notes=(*checkpoint.notes, *traceable.notes),
     )
 
 

@@ -84,11 +84,12 @@ def simplify(model: ir.Model) -> None:
 
 
 def example_inputs(traceable: Traceable) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: grey frames of `trace_size`, two where the batch is dynamic, all of them valid."""
+    """Inputs to trace with: grey frames or clips of `trace_size`, two where the batch is dynamic, all of them valid."""
     height, width = traceable.trace_size
     batch = 2 if 0 in traceable.dynamic.get("pixels", {}) else traceable.inputs[0].shape[0] or 1
+    times = [size for size in traceable.inputs[0].shape[1:-3] if size is not None]  # a clip's
     values = {
-        "pixels": torch.full((batch, height, width, 3), 128, dtype=torch.uint8),
+        "pixels": torch.full((batch, *times, height, width, 3), 128, dtype=torch.uint8),
         "valid_size": torch.tensor([[height, width]] * batch, dtype=torch.int32),
     }
     return tuple(values[info.name] for info in traceable.inputs)

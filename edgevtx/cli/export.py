@@ -17,12 +17,25 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Export a checkpoint as a verified bundle.")
 @click.argument("family")
-@click.option("--checkpoint", metavar="PATH", help="A Hugging Face checkpoint directory.")
-@click.option("--config", metavar="PATH", help="An architecture's config.json alone; weights are seeded random.")
+@click.option(
+    "--checkpoint",
+    metavar="PATH",
+    help="A Hugging Face checkpoint directory, or a file of weights as authors publish it.",
+)
+@click.option(
+    "--config",
+    metavar="PATH",
+    help="An architecture's config.json: alone, for seeded random weights; beside a file of weights, what that lacks.",
+)
+@click.option(
+    "--allow-partial", is_flag=True, help="Export although tensors of the checkpoint are missing or left over."
+)
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="The seed of those random weights.")
 @click.option("--out", metavar="NAME.vtx", required=True, help="The bundle to write.")
 @click.option(
-    "--images", metavar="DIR", help="Your own photographs to verify on (recommended); one stays in the bundle."
+    "--images",
+    metavar="DIR",
+    help="Your own photographs (for models of clips, videos) to verify on (recommended); one stays in the bundle.",
 )
 @click.option(
     "--targets",
@@ -63,6 +76,12 @@ if TYPE_CHECKING:
     help="pillow equals the checkpoint's own processor; opencv is faster and gated by verification.",
 )
 @click.option(
+    "--clip-fps",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Frames a second that a model of clips was trained at (vivit); default: what its config says.",
+)
+@click.option(
     "--denoise",
     metavar="NAME[:P=V,...]",
     help="Denoise the resized frames: bilateral, nlmeans or lark, such as lark:smoothing=1.8,window=5.",
@@ -84,6 +103,7 @@ def command(**options: Any) -> None:
     \b
     Example:
       edgevtx export vit --checkpoint vit-base-patch16-224 --images photos --out vit.vtx
+      edgevtx export detr --checkpoint detr-r50-e632da11.pth --images photos --out detr.vtx
       edgevtx export rtdetr --config config.json --out trial.vtx --precisions fp32,bf16
       edgevtx export onnx --graph yolox_nano.onnx --decode yolox --labels coco --out yolox.vtx
 
@@ -91,8 +111,10 @@ def command(**options: Any) -> None:
     """
     checkpoint, config = options["checkpoint"], options["config"]
     check_onnx_options(options)
-    if options["graph"] is None and (checkpoint is None) == (config is None):
-        raise click.UsageError("give either --checkpoint (weights) or --config (architecture alone, random weights)")
+    if options["graph"] is None and checkpoint is None and config is None:
+        raise click.UsageError("give --checkpoint (weights) or --config (architecture alone, random weights)")
+    if checkpoint is None and options["allow_partial"]:
+        raise click.UsageError("--allow-partial speaks of the tensors of a --checkpoint; leave it out")
     if options["dynamic_batch"] and options["batch"] != 1:
         raise click.UsageError("give either --batch or --dynamic-batch")
     from edgevtx.cli.families import missing_export_extra
@@ -125,7 +147,9 @@ def _export(options: dict[str, Any]) -> ExportReport:
         if options["graph"] is not None:
             checkpoint = open_graph(options)
         elif options["checkpoint"] is not None:
-            checkpoint = Checkpoint.open(options["checkpoint"])
+            checkpoint = Checkpoint.open(
+                options["checkpoint"], config=options["config"], allow_partial=options["allow_partial"]
+            )
         else:
             checkpoint = Checkpoint.open(options["config"], seed=options["seed"])
         build = BuildOptions(
@@ -135,6 +159,7 @@ def _export(options: dict[str, Any]) -> ExportReport:
             attention=options["attention"],
             labels=None if options["labels"] is None else read_labels(options["labels"]),
             resize=options["resize"],
+            clip_fps=options["clip_fps"],
         )
         direct = ("targets", "precisions", "name", "licence", "source", "intended_use")
         flags = ("keep_failed", "all_or_nothing", "overwrite")

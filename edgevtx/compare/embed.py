@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from edgevtx.compare.tolerance import Tolerance, compare_values, round_error
-from edgevtx.manifest import Check, EmbedDecode
+from edgevtx.manifest import Check, EmbedDecode, KnnDecode
 from edgevtx.runtimes.base import Arrays
 
 
-def compare_features(reference: Arrays, outputs: Arrays, rule: EmbedDecode, tolerance: Tolerance) -> list[Check]:
+def compare_features(
+    reference: Arrays, outputs: Arrays, rule: EmbedDecode | KnnDecode, tolerance: Tolerance
+) -> list[Check]:
     checks = compare_values(reference, outputs, rule, tolerance)
     for name in ("cls", "patches"):
         want = reference[name].astype(np.float64).reshape(-1, reference[name].shape[-1])

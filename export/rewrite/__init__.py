@@ -23,6 +23,7 @@ from edgevtx.export.rewrite.attention import (
 from edgevtx.export.rewrite.attention_scale import fold_attention_scale
 from edgevtx.export.rewrite.cast_first import cast_first
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
+from edgevtx.export.rewrite.group_normalization import spell_out_group_normalization
 from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
@@ -89,6 +90,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
                 **COMMON,
                 "spell-out-attention": spell_out_attention,
                 "drop-default-grid-mode": drop_default_grid_mode,
+                "spell-out-group-normalization": spell_out_group_normalization,
                 "declare-lowest-opset": declare_lowest_opset,
             },
         ),
