@@ -274,7 +274,17 @@ class KnnDecode(msgspec.Struct, tag="knn", frozen=True, kw_only=True):
     temperature: float
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode | KnnDecode | PanopticDecode | SegmentDecode
+class PyramidDecode(msgspec.Struct, tag="pyramid", frozen=True, kw_only=True):
+    """Outputs named as in `maps`, (N,h,w,D) float32 each, finest first; and `cls` (N,D) where the backbone has one.
+
+    A vector of map i stands for `strides[i]` px of the input along both edges.
+    """
+
+    maps: tuple[str, ...]
+    strides: tuple[int, ...]
+
+
+Decode = ClassifyDecode | DetectDecode | EmbedDecode | KnnDecode | PanopticDecode | PyramidDecode | SegmentDecode
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

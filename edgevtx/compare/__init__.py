@@ -25,6 +25,7 @@ from edgevtx.manifest import (
     EmbedDecode,
     KnnDecode,
     PanopticDecode,
+    PyramidDecode,
     SegmentDecode,
 )
 from edgevtx.runtimes.base import Arrays
@@ -36,6 +37,7 @@ _TASKS: dict[type[Decode], Callable[[Arrays, Arrays, Any, Tolerance], list[Check
     EmbedDecode: compare_features,
     KnnDecode: compare_features,
     PanopticDecode: compare_panoptic,
+    PyramidDecode: compare_features,
     SegmentDecode: compare_segmentation,
 }
 # ... -> how much there is in outputs that a comparison could find wrong; 0 where all outputs are alike in that

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgevtx.decode.classify import decode_classification
 from edgevtx.decode.detect import decode_detections
-from edgevtx.decode.embed import decode_features
+from edgevtx.decode.embed import decode_features, decode_pyramid
 from edgevtx.decode.knn import Bank, decode_knn
 from edgevtx.decode.panoptic import decode_panoptic
 from edgevtx.decode.segment import decode_segmentation, merge_windows
@@ -22,6 +22,7 @@ from edgevtx.manifest import (
     KnnDecode,
     Manifest,
     PanopticDecode,
+    PyramidDecode,
     SegmentDecode,
 )
 
@@ -37,6 +38,7 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     EmbedDecode: (decode_features, ()),
     KnnDecode: (decode_knn, ("threshold", "top_k", "bank")),
     PanopticDecode: (decode_panoptic, ("threshold",)),
+    PyramidDecode: (decode_pyramid, ()),
     SegmentDecode: (decode_segmentation, ("threshold",)),
 }
 

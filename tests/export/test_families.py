@@ -22,12 +22,20 @@ from edgevtx.export.samples import move_over  # noqa: E402
 from edgevtx.predictor import collate  # noqa: E402
 from edgevtx.preprocess import prepare_item  # noqa: E402
 
-TYPES = [(family, kind) for family in FAMILIES for kind in get_recipe(family).tiny_config()]
-RANKED = [case for case in TYPES if get_recipe(case[0]).task in ("classify", "detect")]
-ONE_SIZE = [case for case in TYPES if case[0] in ("vit", "rtdetr", "setr", "dinoseg", "vivit")]
+# a family's further tasks stand behind the type, as in "swin embed"
+TYPES = [
+    (family, f"{kind} {task}" if task in get_recipe(family).further else kind)
+    for family in FAMILIES
+    for kind in get_recipe(family).tiny_config()
+    for task in get_recipe(family).results
+]
 # attention to the window around each position: products of tiles, not the operator
 WINDOWED = ("sasa_resnet", "local_relation_resnet")
 each_type = pytest.mark.parametrize(("family", "kind"), TYPES, ids=[f"{family}-{kind}" for family, kind in TYPES])
+
+
+def task_of(family, kind):
+    return kind.partition(" ")[2] or get_recipe(family).task
 
 
 @pytest.fixture
@@ -35,8 +43,9 @@ def build(config_folder):
     """(family, kind, seed=, changes of the config, **options) -> Traceable with seeded weights."""
 
     def make(family, kind, *, seed=0, changes=None, **options):
+        kind, _, task = kind.partition(" ")
         checkpoint = Checkpoint.open(config_folder(family, kind, **(changes or {})), seed=seed)
-        return get_recipe(family).build(checkpoint, BuildOptions(**options))
+        return get_recipe(family).build(checkpoint, BuildOptions(**{"task": task or None, **options}))
 
     return make
 
@@ -94,7 +103,7 @@ def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, k
 @each_type
 def test_a_saved_directory_gives_the_same_as_the_seeded_config(family, kind, build, config_folder, photos):
     seeded = build(family, kind)
-    folder = config_folder(family, kind)
+    folder = config_folder(family, kind.partition(" ")[0])
     publish(seeded.reference.args[0], folder)
     loaded = get_recipe(family).build(Checkpoint.open(folder), BuildOptions())
     expected, found = (run(traceable, [photos["chelsea"]])[0] for traceable in (seeded, loaded))
@@ -153,9 +162,9 @@ def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
     assert users == {"aten.to.dtype"}  # nothing else may touch uint8
     attentions = [node for node in nodes if "scaled_dot_product_attention" in str(node.target)]
     masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
-    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions
+    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions; Swin's masks are its biases
     assert bool(attentions) != (kind in WINDOWED)
-    assert len(masked) == (3 if len(traceable.inputs) == 2 else 0)
+    assert len(masked) == (len(attentions) if family == "swin" else 3 if len(traceable.inputs) == 2 else 0)
 
 
 def feeds(traceable, batch, size):
@@ -188,11 +197,11 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
         build(family, kind, batch=0)
     with pytest.raises(InputError, match="choose pillow or opencv"):
         build(family, kind, resize="nearest")
-    if get_recipe(family).task == "embed":
+    if task_of(family, kind) == "embed":
         with pytest.raises(InputError, match="has no classes"):
             build(family, kind, top_k=3)
         return
-    count = len(get_recipe(family).tiny_config()[kind]["id2label"])
+    count = len(get_recipe(family).tiny_config()[kind.partition(" ")[0]]["id2label"])
     names = tuple(f"thing {index}" for index in range(count))
     assert build(family, kind, labels=names).labels == names
     with pytest.raises(InputError, match=f"1 labels were given, but the checkpoint has {count} classes"):
@@ -206,9 +215,7 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
             build(family, kind, top_k=top_k)
 
 
-@pytest.mark.parametrize(
-    ("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task in ("classify", "detect")]
-)
+@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if task_of(*case) in ("classify", "detect")])
 def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
     whole, few = build(family, kind), build(family, kind, top_k=3)
     everything, three = answers(whole, [photos["coffee"]])[0], answers(few, [photos["coffee"]])[0]
@@ -217,7 +224,10 @@ def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
     np.testing.assert_allclose(three.scores, everything.scores[:3], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "kind"), ONE_SIZE)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [case for case in TYPES if case[0] in ("vit", "rtdetr", "setr", "dinoseg", "vivit") or case == ("swin", "swin")],
+)
 def test_a_camera_size_is_noted_as_needless_where_the_input_has_one_size(family, kind, build):
     traceable = build(family, kind, frame=(1080, 1920))
     assert "1920x1080 changes nothing" in traceable.notes[0]
