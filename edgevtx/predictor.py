@@ -77,6 +77,11 @@ class Prepared:
     denoise_ms: float | None = None
 
     @property
+    def stages(self) -> dict[str, float]:
+        """The stages so far, in ms: "preprocess", and "denoise" where there is one."""
+        return {"preprocess": self.milliseconds} | ({} if self.denoise_ms is None else {"denoise": self.denoise_ms})
+
+    @property
     def pending(self) -> bool:
         """There is nothing to infer: the frame waits with others until a clip is full (see `edgevtx.clip`)."""
         return not self.inputs
@@ -181,12 +186,7 @@ class Predictor:
         """Run the engine: outputs by name, as the manifest lists them."""
         start = perf_counter()
         outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
-        self.stages = {
-            "preprocess": prepared.milliseconds,
-            **({} if prepared.denoise_ms is None else {"denoise": prepared.denoise_ms}),
-            "engine": 1e3 * (perf_counter() - start),
-            "decode": 0.0,
-        }
+        self.stages = {**prepared.stages, "engine": 1e3 * (perf_counter() - start), "decode": 0.0}
         return outputs
 
     def features(

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgevtx.clip import ClipPredictor
 from edgevtx.errors import InputError
-from edgevtx.manifest import ClassifyDecode, Clip, Exact, Manifest, Preprocess, Provenance, TensorInfo
+from edgevtx.manifest import ClassifyDecode, Clip, Exact, Lark, Manifest, Preprocess, Provenance, TensorInfo
 from edgevtx.preprocess import prepare
 from edgevtx.stream.pipeline import run
 from edgevtx.stream.sources import Frame, Source, open_source
@@ -101,6 +102,16 @@ def test_only_a_due_clip_costs_the_engine(make_video):
     assert len(model.engine.seen) == 3  # after frames 3, 7 and 11
     assert [record.stages["engine"] > 0.001 for record in records].count(True) <= 12
     assert set(records[0].stages) == {"read", "preprocess", "engine", "decode", "write"}
+
+
+def test_denoising_is_a_stage_of_clips_too(make_video):
+    model = clip_model(stride=4)
+    preprocess = msgspec.structs.replace(model.manifest.preprocess, denoise=Lark(window=3, analysis=3))
+    model.manifest = msgspec.structs.replace(model.manifest, preprocess=preprocess)
+    with open_source(make_video(frames=6)) as source:
+        records, summary = records_of(source, model)
+    assert all(record.stages["denoise"] > 0 for record in records)  # waiting ones as well
+    assert list(summary.stage_ms)[1:4] == ["preprocess", "denoise", "engine"]
 
 
 def test_options_reach_the_frames_and_the_answers(make_video):
