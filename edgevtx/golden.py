@@ -25,7 +25,8 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Golden:
-    """`frame` (H,W,3) uint8 BGR as a camera gives it; `inputs` and `outputs` of the network that takes frames by name.
+    """`frame` (H,W,3) uint8 BGR as a camera gives it, or a clip (T,H,W,3); `inputs` and `outputs` of the network that
+    takes it, by name.
 
     `parts` has one exchange for each further network of the bundle.
     """

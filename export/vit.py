@@ -16,6 +16,7 @@ from torch import nn
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.models.hybrid_vit import (
     HybridViTForImageClassification,
     fold_standardisation,
@@ -221,7 +222,7 @@ RECIPE = Recipe(
     task="classify",
     result="Classification",
     model_types=("vit", "deit", "vit_hybrid"),
-    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("vit")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize"),

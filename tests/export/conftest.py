@@ -16,6 +16,7 @@ from edgevtx.runtimes.base import Array
 # processors small enough for tests; families that are not named use their default, which is as small as the config
 SMALL = {
     "detr": {"size": {"shortest_edge": 128, "longest_edge": 213}},
+    "detr_panoptic": {"size": {"shortest_edge": 128, "longest_edge": 213}},
     "rtdetr": {"size": {"height": 128, "width": 192}},
 }
 
