@@ -3,9 +3,9 @@
 Demand: in graphs the tiles of `edgevtx.export.models.local_attention` take no longer than unfolding, on ONNX Runtime
 and OpenVINO: the lower bound of the ratio of pairs is 1 at most, for 7x7 windows on maps of a ResNet at 224 px.
 Prediction, before the first measurement: tiles take 0.25 to 0.5 of unfolding's time for stand-alone self-attention,
-since the unfolded copies of keys and values (49 times the map) are bound by memory and the products of tiles, four times
-as many multiplications as needed, are not; 0.5 to 0.8 for local relation, whose logits are no products. Accumulating
-over 49 shifted slices, without a copy, lies between.
+since the unfolded copies of keys and values (49 times the map) are bound by memory and the products of tiles, four
+times as many multiplications as needed, are not; 0.5 to 0.8 for local relation, whose logits are no products.
+Accumulating over 49 shifted slices, without a copy, lies between.
 
 Forms: `unfold` is the module's plain form, traced by the same exporter; `stack` puts the 49 shifted slices of a padded
 map on a new axis; `accumulate` adds them up one by one; `tiles` is what families export.
@@ -134,25 +134,27 @@ def engine(path: Path, target: str, precision: str, x: Any) -> Call:
     return lambda: request.infer([x], share_inputs=True, share_outputs=False)
 
 
-def measure(name: str, size: str, rounds: int, warmup: int, report: Report, table: Table, folder: Path) -> None:
-    """A layer on a map, in every form on every runtime."""
+def measure(
+    name: str, size: str, forms: tuple[str, ...], rounds: int, warmup: int, report: Report, table: Table, folder: Path
+) -> None:
+    """A layer on a map, in each of `forms` on every runtime."""
     import torch
 
     channels, edge = MAPS[size]
     x = torch.randn(1, channels, edge, edge, generator=torch.Generator().manual_seed(0))
     files, expected = {}, make_layer(name, "unfold", channels)(x)
-    for form in FORMS:
+    for form in forms:
         layer = make_layer(name, form, channels)
         error = float((layer(x) - expected).abs().max() / expected.std())
         assert error < 1e-4, f"{name} {form} differs by {error}"
         (folder / f"{name}-{size}-{form}").mkdir()
         files[form] = graphs(layer, x, folder / f"{name}-{size}-{form}")
     for target, precision in PAIRS:
-        calls = {form: engine(files[form][target], target, precision, x.numpy()) for form in FORMS}
+        calls = {form: engine(files[form][target], target, precision, x.numpy()) for form in forms}
         times = interleave(calls, rounds, warmup)
         found = ratio(times["tiles"], times["unfold"])
-        medians = [quantiles(times[form])["median"] for form in FORMS]
-        best = min(FORMS, key=lambda form: float(np.median(times[form])))
+        medians = [quantiles(times[form])["median"] if form in times else None for form in FORMS]
+        best = min(forms, key=lambda form: float(np.median(times[form])))
         table.add(name, size, target, precision, *medians, best, str(found))
         report.demand(f"{name} {size} {target} {precision}: tiles / unfold, lower bound", "<= 1", found.low)
         report.raw[f"{name} {size} {target} {precision}"] = times
@@ -161,10 +163,13 @@ def measure(name: str, size: str, rounds: int, warmup: int, report: Report, tabl
 @click.command()
 @click.option("--layer", "names", multiple=True, type=click.Choice(LAYERS), default=LAYERS)
 @click.option("--map", "sizes", multiple=True, type=click.Choice(list(MAPS)), default=list(MAPS))
+@click.option("--shifted/--no-shifted", default=True, show_default=True, help="Also time the forms of shifted slices.")
 @click.option("--rounds", default=31, show_default=True, help="Timed calls of each engine.")
 @click.option("--warmup", default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Another folder than bench/results.")
-def main(names: tuple[str, ...], sizes: tuple[str, ...], rounds: int, warmup: int, out: Path | None) -> None:
+def main(
+    names: tuple[str, ...], sizes: tuple[str, ...], shifted: bool, rounds: int, warmup: int, out: Path | None
+) -> None:
     """Compare the forms in which attention to a window can be exported."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -175,7 +180,7 @@ def main(names: tuple[str, ...], sizes: tuple[str, ...], rounds: int, warmup: in
     with tempfile.TemporaryDirectory() as folder:
         for name, size in product(names, sizes):
             print(f"{name} {size} ...", flush=True)
-            measure(name, size, rounds, warmup, report, table, Path(folder))
+            measure(name, size, FORMS if shifted else ("unfold", "tiles"), rounds, warmup, report, table, Path(folder))
     report.finish(*([out] if out else []))
 
 
