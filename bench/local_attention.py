@@ -156,6 +156,7 @@ def measure(
         medians = [quantiles(times[form])["median"] if form in times else None for form in FORMS]
         best = min(forms, key=lambda form: float(np.median(times[form])))
         table.add(name, size, target, precision, *medians, best, str(found))
+        print(f"{name} {size} {target} {precision}: tiles / unfold {found}", flush=True)
         report.demand(f"{name} {size} {target} {precision}: tiles / unfold, lower bound", "<= 1", found.low)
         report.raw[f"{name} {size} {target} {precision}"] = times
 
