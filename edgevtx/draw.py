@@ -236,7 +236,8 @@ def _outlines(class_map: NDArray[np.int32]) -> NDArray[np.bool_]:
 def draw_features(frame: Array, found: Features) -> Frame:
     """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.
 
-    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is.
+    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is. Where
+    there is attention, its heads lie in a row along the lower edge, a quarter of the frame high at most.
     """
     canvas = _canvas(frame)
     if found.patches.size == 0:
@@ -253,6 +254,10 @@ def draw_features(frame: Array, found: Features) -> Frame:
     weight = _BLEND * (colours[0] >= 0).astype(np.float32)
     for channel, colour in enumerate(colours):  # not by a mask over (H,W,3), which takes numpy several times as long
         canvas[..., channel] = np.rint(255 * weight * colour + (1 - weight) * canvas[..., channel])
+    if found.attention is not None:
+        heads, rows, columns = found.attention.shape
+        edge = min(height // 4, int(width * rows / (heads * columns)))
+        _paste(canvas, attention_picture(found.attention, height=max(edge, 1)), 0, height)
     return canvas
 
 

@@ -271,8 +271,8 @@ class Features:
     def draw(self, frame: Array) -> NDArray[np.uint8]:
         """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.
 
-        A pyramid gives a picture of the same size with one tile a scale. `edgevtx.draw.attention_picture` gives the
-        attention heads as a row of heat maps.
+        A pyramid gives a picture of the same size with one tile a scale. Attention lies in a row along the lower edge,
+        one heat map a head; `edgevtx.draw.attention_picture` gives that row alone.
         """
         from edgevtx import draw
 

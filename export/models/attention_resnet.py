@@ -74,7 +74,9 @@ class AttentionResNet(nn.Module):
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(settings.hidden_sizes[-1], len(settings.id2label)))
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
-        logits: torch.Tensor = self.classifier(self.resnet(pixel_values).pooler_output)
+        features = self.resnet(pixel_values).last_hidden_state
+        # a mean, and not the pooler: after a block that ends in a transposition the exporter spells that as a Gather
+        logits: torch.Tensor = self.classifier(features.mean((2, 3)))
         return ImageClassifierOutputWithNoAttention(logits=logits)
 
 
