@@ -552,3 +552,32 @@ def test_a_bundle_answers_clips_and_streams(kind, tmp_path, config_folder, photo
                 model(clip[0])
     golden = edgevtx.bundle.Bundle.open(tmp_path / "clip.vtx").golden()
     assert golden.frame.shape[0] == 4 and golden.frame.nbytes <= 3.03 * 4_000_000
+
+
+def test_on_the_command_line(tmp_path, config_folder, photos):
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("onnxruntime")
+    from edgevtx.cli import cli
+
+    checkpoint = Checkpoint.open(config_folder("vivit", "vivit-factorised-self-attention"), seed=0)
+    bundle = export("vivit", checkpoint, tmp_path / "clip.vtx", ExportOptions(targets=("onnxruntime",))).bundle
+    video = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 20.0, (96, 64))
+    for frame in move_over(photos["coffee"], 20):
+        writer.write(cv2.resize(frame, (96, 64)))
+    writer.release()
+
+    def run(*arguments):
+        return CliRunner().invoke(cli, ["run", str(bundle), *map(str, arguments)])
+
+    for stride, changes in ((1, 7), (3, 3)):  # 20 frames are 10 of the model's
+        out = tmp_path / f"out-{stride}"
+        assert run(video, "--stride", stride, "--out", out).exit_code == 0
+        rows = [json.loads(line)["result"]["classes"] for line in (out / "results.jsonl").read_text().splitlines()]
+        assert len(rows) == 20 and rows[:6] == [[]] * 6 and all(rows[6:])
+        assert sum(one != other for one, other in itertools.pairwise(rows)) == changes
+        assert (out / "annotated.mp4").stat().st_size > 0
+    assert "no class" in run(video, "--limit", 2).stdout
+    write_image(tmp_path / "photo.png", photos["coffee"])
+    refused = run(tmp_path / "photo.png")
+    assert refused.exit_code == 2 and "holds single images" in refused.stderr
