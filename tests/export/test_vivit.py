@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import edgevtx  # noqa: E402
-from edgevtx.compare.tolerance import error_of  # noqa: E402
+from edgevtx.compare.tolerance import SENSITIVE, error_of  # noqa: E402
 from edgevtx.errors import CheckpointError, InputError, OutputError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.frames import Frames  # noqa: E402
@@ -27,9 +27,10 @@ from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.processor import load_processor, preprocess_of  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
-from edgevtx.export.samples import load_clips, move_over  # noqa: E402
+from edgevtx.export.samples import Photo, load_clips, move_over  # noqa: E402
 from edgevtx.export.trace import trace  # noqa: E402
 from edgevtx.export.trial import seed_weights  # noqa: E402
+from edgevtx.export.verify import make_samples, measure_sensitivity  # noqa: E402
 from edgevtx.export.vivit_from_vit import Wanted, inflate, write_vivit  # noqa: E402
 from edgevtx.images import write_image  # noqa: E402
 from edgevtx.manifest import Clip  # noqa: E402
@@ -527,6 +528,16 @@ def test_videos_and_images_of_the_user_become_clips(tmp_path, photos):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="at least two videos or images"):
         load_clips(tmp_path / "empty", clip)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_that_stand_still_cannot_show_a_fault(kind, build, photos):
+    """Their frames could come in any order; clips that move are answered otherwise when they run backwards."""
+    traceable = build(kind)
+    moving = [Photo(name, move_over(photos[name], 4, turn)) for turn, name in enumerate(("coffee", "rocket"))]
+    still = [Photo(photo.name, photo.frame[:1].repeat(4, axis=0)) for photo in moving]
+    found = [measure_sensitivity(traceable, list(make_samples(traceable, clips))) for clips in (moving, still)]
+    assert found[0] > SENSITIVE > 10 * found[1]
 
 
 @pytest.mark.parametrize("kind", ["vivit", "vivit-factorised-encoder"])
