@@ -6,6 +6,8 @@ Lines and labels touch only their own pixels, with numpy; Pillow renders the wor
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from edgevtx.errors import InputError
 from edgevtx.geometry import Geometry
 from edgevtx.preprocess import check_frame
-from edgevtx.results import Classification, Detections, Features
+from edgevtx.results import Classification, Detections, Features, PanopticSegmentation, SemanticSegmentation
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
@@ -37,15 +39,26 @@ _LIGHT: Colour = (255, 255, 255)
 _HEAT = np.array([(84, 1, 68), (139, 82, 59), (140, 145, 33), (98, 201, 94), (37, 231, 253)], np.float32)
 _BLEND = 0.65  # weight of a feature picture over the frame
 _LISTED = 5
+_INK = 0.45  # weight of a mask's colour over the frame
+_COARSE = 8  # px; labels find their place on a grid this wide
+_VEIL = 0.5  # weight of a class's colour over the frame
+_UNCOLOURED = "background"  # a class of this name leaves the frame as it is
 
 
 def draw_detections(frame: Array, found: Detections) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels, scores and, where there are any, track numbers.
+    """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels, scores and, where there are any, masks and track numbers.
 
     Colours go by class; the best detection is drawn last, over the others.
     """
     canvas = _canvas(frame)
     height, width = canvas.shape[:2]
+    if found.masks is not None:
+        _check_size(found.masks.size, canvas)
+        for i in reversed(range(len(found))):
+            x, y = found.masks.offsets[i].tolist()
+            crop = found.masks.crops[i]
+            part = canvas[y : y + crop.shape[0], x : x + crop.shape[1]]
+            part[crop] = _tint(part[crop], PALETTE[int(found.class_ids[i]) % len(PALETTE)])
     line = max(1, round(min(height, width) / 360))
     labels = []
     for i in reversed(range(len(found))):
@@ -65,6 +78,99 @@ def draw_detections(frame: Array, found: Detections) -> Frame:
     return canvas
 
 
+def draw_panoptic(frame: Array, found: PanopticSegmentation) -> Frame:
+    """A copy of `frame` (H,W,3) uint8 BGR under the colours of its segments, outlined, each with its label once.
+
+    Colours go by class, and vary a little among the segments of one. A label lies where its segment is widest; those
+    of segments that have no room for a word are left out.
+    """
+    canvas = _canvas(frame)
+    _check_size(found.segment_map.shape, canvas)
+    if not found.segments:
+        return canvas
+    best = {segment.id: segment for segment in reversed(found.segments)}
+    colours = np.zeros((max(best) + 1, 3), np.float32)
+    for i, segment in best.items():
+        colours[i] = _shade(PALETTE[segment.class_id % len(PALETTE)], i)
+    segment_map = found.segment_map
+    weight = np.where(segment_map > 0, np.float32(_INK), np.float32(0))
+    for channel in range(3):
+        canvas[..., channel] = np.rint(weight * colours[:, channel][segment_map] + (1 - weight) * canvas[..., channel])
+    line = max(1, round(min(canvas.shape[:2]) / 540))
+    canvas[_edges(segment_map, line)] = _LIGHT
+    for i, (x, y, room) in _places(segment_map, best).items():
+        label = _label(best[i].label, _font_size(canvas), _bytes(colours[i]))
+        if room >= label.shape[0] / 2:
+            _paste(canvas, label, x - label.shape[1] // 2, y - label.shape[0] // 2)
+    return canvas
+
+
+def _shade(colour: Colour, number: int) -> NDArray[np.float32]:
+    """A colour a little lighter or darker, so that neighbours of one class can be told apart."""
+    factor = (1.0, 0.75, 1.25, 0.6, 1.1)[number % 5]
+    shade: NDArray[np.float32] = np.clip(np.array(colour, np.float32) * np.float32(factor), 0, 255)
+    return shade
+
+
+def _bytes(colour: NDArray[np.float32]) -> Colour:
+    blue, green, red = (int(value) for value in np.rint(colour))
+    return blue, green, red
+
+
+def _tint(pixels: Frame, colour: Colour) -> Frame:
+    """(N,3) uint8 under a colour."""
+    return np.rint(_INK * np.array(colour, np.float32) + (1 - _INK) * pixels).astype(np.uint8)
+
+
+def _edges(segment_map: NDArray[np.int32], line: int) -> NDArray[np.bool_]:
+    """(H,W) bool: within `line` px of where one segment meets another or nothing."""
+    edges = np.zeros(segment_map.shape, np.bool_)
+    for axis in (0, 1):
+        lines, out = np.moveaxis(segment_map, axis, 0), np.moveaxis(edges, axis, 0)
+        changed = lines[1:] != lines[:-1]
+        for k in range(line):
+            out[k + 1 :] |= changed[: len(changed) - k]
+    return edges
+
+
+def _places(segment_map: NDArray[np.int32], ids: Iterable[int]) -> dict[int, tuple[int, int, float]]:
+    """For each id x, y of the point that lies deepest inside its pixels, and how deep that is, in px.
+
+    Found on every `_COARSE`-th pixel, by peeling one layer after the other off all segments at once.
+    """
+    grid = np.pad(segment_map[_COARSE // 2 :: _COARSE, _COARSE // 2 :: _COARSE], 1, constant_values=-1)
+    inside = grid > 0
+    depth = inside.astype(np.int32)
+    neighbours = [(slice(None, -2), slice(1, -1)), (slice(2, None), slice(1, -1))]
+    neighbours += [(columns, rows) for rows, columns in neighbours]
+    same = [grid[1:-1, 1:-1] == grid[part] for part in neighbours]
+    while inside.any():
+        kept = inside[1:-1, 1:-1].copy()
+        for part, alike in zip(neighbours, same, strict=True):
+            kept &= inside[part] & alike
+        inside = np.pad(kept, 1)
+        depth += inside
+    places = {}
+    for i in ids:
+        at = np.where(grid == i, depth, 0)
+        y, x = np.unravel_index(int(at.argmax()), at.shape)
+        if at[y, x] > 0:
+            places[i] = (
+                int(x - 1) * _COARSE + _COARSE // 2,
+                int(y - 1) * _COARSE + _COARSE // 2,
+                float(at[y, x] - 0.5) * _COARSE,
+            )
+    return places
+
+
+def _check_size(size: tuple[int, ...], canvas: Frame) -> None:
+    if tuple(size) != canvas.shape[:2]:
+        raise InputError(
+            f"these masks are of a frame of {tuple(size)}, but got one of {canvas.shape[:2]} (height, width); draw on "
+            "the frame that the model was given"
+        )
+
+
 def draw_classification(frame: Array, found: Classification) -> Frame:
     """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its upper left corner."""
     canvas = _canvas(frame)
@@ -75,6 +181,56 @@ def draw_classification(frame: Array, found: Classification) -> Frame:
         _paste(canvas, label, 0, top)
         top += label.shape[0]
     return canvas
+
+
+def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
+    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, with their outlines and a legend.
+
+    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes by
+    their share.
+    """
+    canvas = _canvas(frame)
+    if found.class_map.shape != canvas.shape[:2]:
+        raise InputError(
+            f"this class map is of a frame of {found.class_map.shape}, but got one of {canvas.shape[:2]} (height, "
+            "width); draw on the frame that the model was given"
+        )
+    ids = [class_id for class_id, _ in found.present() if found.labels[class_id] != _UNCOLOURED]
+    colours = np.zeros((1 + len(found.labels), 3), np.float32)
+    weights = np.zeros(1 + len(found.labels), np.float32)
+    for class_id in ids:
+        colours[class_id + 1], weights[class_id + 1] = class_colour(class_id), _VEIL
+    places = found.class_map + 1
+    keep = (1 - weights)[places]
+    outlines = _outlines(found.class_map) & (weights[places] > 0)
+    for channel in range(3):  # not by a mask over (H,W,3), which takes numpy several times as long
+        mixed = (weights * colours[:, channel])[places] + keep * canvas[..., channel]
+        mixed[outlines] = colours[:, channel][places[outlines]]
+        canvas[..., channel] = np.rint(mixed)
+    top = 0
+    shares = dict(found.present())
+    for class_id in ids[:_LISTED]:
+        label = _label(f"{found.labels[class_id]} {shares[class_id]:.1%}", _font_size(canvas), class_colour(class_id))
+        _paste(canvas, label, 0, top)
+        top += label.shape[0]
+    return canvas
+
+
+def class_colour(class_id: int) -> Colour:
+    """A colour for a class: the palette's, darker with each turn through it, so that 21 classes differ."""
+    darker = 0.72 ** (class_id // len(PALETTE) % 3)
+    blue, green, red = PALETTE[class_id % len(PALETTE)]
+    return int(blue * darker), int(green * darker), int(red * darker)
+
+
+def _outlines(class_map: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(H,W) -> where a pixel's class differs from the one to its right or below."""
+    edges = np.zeros(class_map.shape, np.bool_)
+    edges[:, :-1] |= class_map[:, 1:] != class_map[:, :-1]
+    edges[:-1] |= class_map[1:] != class_map[:-1]
+    edges[:, 1:] |= edges[:, :-1]
+    edges[1:] |= edges[:-1]
+    return edges
 
 
 def draw_features(frame: Array, found: Features) -> Frame:
@@ -98,6 +254,34 @@ def draw_features(frame: Array, found: Features) -> Frame:
     for channel, colour in enumerate(colours):  # not by a mask over (H,W,3), which takes numpy several times as long
         canvas[..., channel] = np.rint(255 * weight * colour + (1 - weight) * canvas[..., channel])
     return canvas
+
+
+def draw_pyramid(frame: Array, found: Features) -> Frame:
+    """A picture as large as `frame` (H,W,3) uint8 BGR: a tile for each scale, finest first, row by row.
+
+    Each tile is the whole frame, made smaller, under that scale's principal components, with the stride in its corner.
+    """
+    canvas = _canvas(frame)
+    height, width = canvas.shape[:2]
+    across = math.ceil(math.sqrt(len(found.maps)))
+    down = math.ceil(len(found.maps) / across)
+    rows, columns = max(1, height // down), max(1, width // across)
+    tiled = np.full_like(canvas, 255)
+    for index in range(len(found.maps)):
+        top, left = index // across * rows, index % across * columns
+        tile = _shrink(draw_features(canvas, found.scale(index)), (rows, columns))
+        label = _label(f"stride {found.strides[index]}", _font_size(canvas), _DARK)
+        _paste(tile, label, 0, 0)
+        room = tiled[top : top + rows, left : left + columns]
+        room[:] = tile[: room.shape[0], : room.shape[1]]
+    return tiled
+
+
+def _shrink(picture: Frame, size: tuple[int, int]) -> Frame:
+    """A picture at another size (h,w), antialiased."""
+    from PIL import Image
+
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def principal_components(patches: NDArray[np.float32], count: int = 3) -> NDArray[np.float32]:

@@ -8,9 +8,10 @@ where it holds N items.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from edgevtx.errors import InputError
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
+    from edgevtx.masks import MaskSet
 
 Array = NDArray[Any]
 _LISTED = 5  # items that a summary names
@@ -100,15 +102,15 @@ class Detections:
     """Objects found in a frame, best first.
 
     `boxes` (N,4) float32 xyxy in px of the frame; `scores` (N,) float32 in 0..1; `class_ids` (N,) int64;
-    `labels` N names; `masks` is None until a family gives masks; `track_ids` (N,) int64 or None where nothing
-    tracks. Indexing gives `Detections` again: `found[0]`, `found[:5]`, `found[found.scores > 0.5]`.
+    `labels` N names; `masks` the N objects' masks or None where the family gives none; `track_ids` (N,) int64 or None
+    where nothing tracks. Indexing gives `Detections` again: `found[0]`, `found[:5]`, `found[found.scores > 0.5]`.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
     labels: tuple[str, ...]
-    masks: None = None
+    masks: MaskSet | None = None
     track_ids: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +120,8 @@ class Detections:
         _check("class_ids", self.class_ids, (count,), np.int64)
         if len(self.labels) != count:
             raise InputError(f"labels must be {count} names, but got {len(self.labels)}")
+        if self.masks is not None and len(self.masks) != count:
+            raise InputError(f"masks must be {count}, one a detection, but got {len(self.masks)}")
         if self.track_ids is not None:
             _check("track_ids", self.track_ids, (count,), np.int64)
 
@@ -139,15 +143,17 @@ class Detections:
             self.scores[chosen],
             self.class_ids[chosen],
             tuple(self.labels[i] for i in chosen),
-            track_ids=None if self.track_ids is None else self.track_ids[chosen],
+            None if self.masks is None else self.masks[chosen],
+            None if self.track_ids is None else self.track_ids[chosen],
         )
 
     def to_dict(self) -> dict[str, Any]:
         """`{"detections": [{"box": [x0, y0, x1, y1], "score", "class_id", "label"}, ...]}`, best first.
 
-        Boxes are rounded to 0.01 px, scores to 1e-5; rows have a `track_id` where something tracks.
+        Boxes are rounded to 0.01 px, scores to 1e-5; rows have a `mask`, COCO's run lengths, where the family gives
+        masks, and a `track_id` where something tracks.
         """
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "box": [_round(value, 2) for value in box],
                 "score": _round(score, 5),
@@ -156,6 +162,9 @@ class Detections:
             }
             for box, score, class_id, label in zip(self.boxes, self.scores, self.class_ids, self.labels, strict=True)
         ]
+        if self.masks is not None:
+            for row, mask in zip(rows, self.masks.rle(), strict=True):
+                row["mask"] = mask
         if self.track_ids is not None:
             for row, track_id in zip(rows, self.track_ids, strict=True):
                 row["track_id"] = int(track_id)
@@ -169,7 +178,7 @@ class Detections:
         return "  ".join([*found, *more]) or "nothing found"
 
     def draw(self, frame: Array) -> NDArray[np.uint8]:
-        """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels and scores."""
+        """A copy of `frame` (H,W,3) uint8 BGR with masks, boxes, labels and scores."""
         from edgevtx import draw
 
         return draw.draw_detections(frame, self)
@@ -183,12 +192,17 @@ class Features:
     `attention` (heads,h,w) float32, the last layer's attention of the CLS token to each patch, or None.
     `geometry` says which part of the frame the patch grid covers (None: all of it), so that
     `geometry.masks_to_frame(attention)` lays a map over the frame.
+
+    A pyramid has more than one scale: `maps` (h_i,w_i,D_i) float32, finest first, of which `patches` is the last;
+    `strides` px of the input for a vector of each. `scale(i)` gives one of them as `Features` with its own geometry.
     """
 
     cls: NDArray[np.float32] | None
     patches: NDArray[np.float32]
     attention: NDArray[np.float32] | None = None
     geometry: Geometry | None = None
+    maps: tuple[NDArray[np.float32], ...] = ()
+    strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check("patches", self.patches, ("h", "w", "D"), np.float32)
@@ -197,42 +211,229 @@ class Features:
             _check("cls", self.cls, (channels,), np.float32)
         if self.attention is not None:
             _check("attention", self.attention, ("heads", height, width), np.float32)
+        for i, one in enumerate(self.maps):
+            _check(f"maps[{i}]", one, ("h", "w", "D"), np.float32)
+        if len(self.strides) != len(self.maps):
+            raise InputError(f"strides must be {len(self.maps)} numbers, one a map, but got {len(self.strides)}")
+        if self.maps and self.maps[-1] is not self.patches:
+            raise InputError("patches must be the last of the maps; make a pyramid with Features.pyramid(maps, ...)")
 
     @classmethod
     def empty(cls) -> Features:
         """Features of nothing: no CLS vector and a grid without patches."""
         return cls(None, np.zeros((0, 0, 0), np.float32))
 
+    @classmethod
+    def pyramid(
+        cls_,  # noqa: N804 (a parameter is called cls)
+        maps: Sequence[NDArray[np.float32]],
+        strides: Sequence[int],
+        geometry: Geometry,
+        cls: NDArray[np.float32] | None = None,
+    ) -> Features:
+        """Features at several scales, finest first; `geometry` is the one of the network's input."""
+        if not maps:
+            raise InputError("a pyramid needs at least one map, but got none")
+        return cls_(cls, maps[-1], None, _grid_geometry(geometry, maps[-1], strides[-1]), tuple(maps), tuple(strides))
+
+    def scale(self, index: int) -> Features:
+        """One scale of a pyramid, 0 the finest, -1 the last."""
+        if not -len(self.maps) <= index < len(self.maps):
+            raise InputError(f"these features have {len(self.maps)} scales, but scale {index} was asked for")
+        geometry = self.geometry and _grid_geometry(self.geometry, self.maps[index], self.strides[index])
+        return Features(None, self.maps[index], geometry=geometry)
+
+    @property
+    def _all(self) -> tuple[NDArray[np.float32], ...]:
+        return self.maps or (self.patches,)
+
     def to_dict(self) -> dict[str, Any]:
         """`{"features": {"cls": [D floats], "patches_shape": [h, w, D], "attention_shape": [heads, h, w]}}`.
 
-        What there is none of is None. The maps are left out (hundreds of thousands of floats a frame): keep them
-        with `numpy.save`.
+        A pyramid adds `"maps": [{"shape": [h, w, D], "stride"}, ...]`. What there is none of is None. The maps are left
+        out (hundreds of thousands of floats a frame): keep them with `numpy.save`.
         """
-        return {
-            "features": {
-                "cls": None if self.cls is None else [_round(value, 6) for value in self.cls],
-                "patches_shape": list(self.patches.shape),
-                "attention_shape": None if self.attention is None else list(self.attention.shape),
-            }
+        found: dict[str, Any] = {
+            "cls": None if self.cls is None else [_round(value, 6) for value in self.cls],
+            "patches_shape": list(self.patches.shape),
+            "attention_shape": None if self.attention is None else list(self.attention.shape),
         }
+        if self.maps:
+            pairs = zip(self.maps, self.strides, strict=True)
+            found["maps"] = [{"shape": list(one.shape), "stride": stride} for one, stride in pairs]
+        return {"features": found}
 
     def summary(self) -> str:
         """The sizes on one line."""
-        height, width, channels = self.patches.shape
-        return f"features: {height}x{width} patches of {channels}"
+        sizes = [f"{height}x{width} patches of {depth}" for height, width, depth in (one.shape for one in self._all)]
+        return f"features: {', '.join(sizes)}"
 
     def draw(self, frame: Array) -> NDArray[np.uint8]:
         """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.
 
-        `edgevtx.draw.attention_picture` gives the attention heads as a row of heat maps.
+        A pyramid gives a picture of the same size with one tile a scale. `edgevtx.draw.attention_picture` gives the
+        attention heads as a row of heat maps.
         """
         from edgevtx import draw
 
-        return draw.draw_features(frame, self)
+        return draw.draw_pyramid(frame, self) if self.maps else draw.draw_features(frame, self)
 
 
-Result = Classification | Detections | Features
+def _grid_geometry(geometry: Geometry, vectors: NDArray[np.float32], stride: int) -> Geometry:
+    """The geometry of a grid whose cells cover `stride` px: padded beyond the input, or cut, to whole cells."""
+    return replace(geometry, input_size=(vectors.shape[0] * stride, vectors.shape[1] * stride))
+
+
+class Segment(NamedTuple):
+    """A part of a frame that one query won. `area` in px; `score` in 0..1."""
+
+    id: int
+    class_id: int
+    label: str
+    score: float
+    area: int
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticSegmentation:
+    """Every pixel of a frame given to one segment, and the objects behind them.
+
+    `segment_map` (H,W) int32, the id of each pixel's segment, 0 where there is none; `segments` in the order of the
+    queries, whose ids are transformers': parts of a fused class share one. `detections`, made by `detect` when first
+    asked for, are all objects above the threshold, best first, each with its whole mask, also where others hide it.
+    """
+
+    segment_map: NDArray[np.int32]
+    segments: tuple[Segment, ...]
+    detect: Callable[[], Detections] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check("segment_map", self.segment_map, ("H", "W"), np.int32)
+
+    @cached_property
+    def detections(self) -> Detections:
+        """The objects with their masks; until it is asked for, the result holds them at the network's resolution."""
+        return self.detect()
+
+    @classmethod
+    def empty(cls, size: tuple[int, int] = (0, 0)) -> PanopticSegmentation:
+        """Nothing found in a frame of `size` (H,W)."""
+        return cls(np.zeros(size, np.int32), (), Detections.empty)
+
+    def masks(self) -> MaskSet:
+        """The pixels of each id of `segments`, rising."""
+        from edgevtx.masks import MaskSet
+
+        ids = sorted({segment.id for segment in self.segments})
+        return MaskSet.concatenate(
+            [MaskSet.empty(self.segment_map.shape), *(MaskSet.from_dense((self.segment_map == i)[None]) for i in ids)]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"segments": [{"id", "class_id", "label", "score", "area"}, ...], "masks": {id: RLE}, "detections"}`.
+
+        The masks are COCO's run lengths; scores are rounded to 1e-5; detections as of `Detections.to_dict`.
+        """
+        ids = sorted({segment.id for segment in self.segments})
+        return {
+            "segments": [{**segment._asdict(), "score": round(segment.score, 5)} for segment in self.segments],
+            "masks": {str(i): run for i, run in zip(ids, self.masks().rle(), strict=True)},
+            **self.detections.to_dict(),
+        }
+
+    def summary(self) -> str:
+        """The largest segments and their share of the frame on one line."""
+        largest = sorted(self.segments, key=lambda segment: -segment.area)
+        found = [
+            f"{segment.label} {segment.score:.2f} ({segment.area / self.segment_map.size:.1%})"
+            for segment in largest[:_LISTED]
+        ]
+        more = [f"and {len(largest) - _LISTED} more"] if len(largest) > _LISTED else []
+        return "  ".join([*found, *more]) or "nothing found"
+
+    def draw(self, frame: Array) -> NDArray[np.uint8]:
+        """A copy of `frame` (H,W,3) uint8 BGR under the segments' colours, outlines and labels."""
+        from edgevtx import draw
+
+        return draw.draw_panoptic(frame, self)
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticSegmentation:
+    """The class of every pixel of a frame.
+
+    `class_map` (H,W) int32, -1 where the model did not look (outside the roi, cut off by a centred crop); `labels`
+    the names of all classes, by class id; `scores` (H,W) float32 in 0..1, the probability of class 1, for models
+    that have that one class beside the background, or None.
+    """
+
+    class_map: NDArray[np.int32]
+    labels: tuple[str, ...]
+    scores: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        _check("class_map", self.class_map, ("H", "W"), np.int32)
+        if self.scores is not None:
+            _check("scores", self.scores, self.class_map.shape, np.float32)
+        low, high = (self.class_map.min(), self.class_map.max()) if self.class_map.size else (0, -1)
+        if low < -1 or high >= len(self.labels):
+            raise InputError(f"class_map must hold -1 to {len(self.labels) - 1}, but holds {low} to {high}")
+
+    @classmethod
+    def empty(cls, size: tuple[int, int] = (0, 0)) -> SemanticSegmentation:
+        """A frame of `size` (H,W) at which no model has looked."""
+        return cls(np.full(size, -1, np.int32), ())
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(C,) int64: the number of pixels of each class."""
+        return np.bincount(self.class_map.reshape(-1) + 1, minlength=1 + len(self.labels))[1:]
+
+    def present(self) -> list[tuple[int, float]]:
+        """The ids of the classes that occur, and their shares of what was looked at, largest first."""
+        areas = self.areas
+        order = np.argsort(-areas, kind="stable")
+        return [(int(i), float(areas[i] / areas.sum())) for i in order if areas[i]]
+
+    def summary(self) -> str:
+        """One line: the classes with the largest shares of the frame."""
+        present = self.present()
+        more = [f"and {len(present) - _LISTED} more"] if len(present) > _LISTED else []
+        words = [f"{self.labels[class_id]} {share:.1%}" for class_id, share in present[:_LISTED]]
+        return "  ".join([*words, *more]) or "nothing was looked at"
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"segmentation": {"size": [H, W], "classes": [{"class_id", "label", "area", "share", "rle"}, ...]}}`.
+
+        The classes that occur, largest first: `area` in px, `share` of what was looked at, `rle` COCO's compressed
+        run lengths of the class's mask. Where there are scores, their largest and mean are added.
+        """
+        from edgevtx.masks import MaskSet
+
+        areas = self.areas
+        rows = [
+            {
+                "class_id": class_id,
+                "label": self.labels[class_id],
+                "area": int(areas[class_id]),
+                "share": round(share, 5),
+                "rle": MaskSet.from_dense((self.class_map == class_id)[None]).rle()[0],
+            }
+            for class_id, share in self.present()
+        ]
+        facts: dict[str, Any] = {"size": list(self.class_map.shape), "classes": rows}
+        if self.scores is not None and self.scores.size:
+            facts |= {"max_score": _round(self.scores.max(), 5), "mean_score": _round(self.scores.mean(), 5)}
+        return {"segmentation": facts}
+
+    def draw(self, frame: Array) -> NDArray[np.uint8]:
+        """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, with a legend."""
+        from edgevtx import draw
+
+        return draw.draw_segmentation(frame, self)
+
+
+Result = Classification | Detections | Features | PanopticSegmentation | SemanticSegmentation
 
 
 def names_of(class_ids: NDArray[np.int64], labels: Sequence[str]) -> tuple[str, ...]:

@@ -11,11 +11,13 @@ import torch
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.manifest import Exact, Interpolation, Preprocess, ResizeBackend, ShortestEdge, SizeRule
+from edgevtx.manifest import Exact, Interpolation, Preprocess, ResizeBackend, ShortestEdge, SizeRule, Windows
 from edgevtx.runtimes.base import Array
 
 # processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does
 KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "ViT", "Vivit")
+# processors that transformers no longer has -> the one that does the same
+FORMER = {"ViTHybrid": "Bit"}
 # PIL.Image.Resampling by number, as processor configs write it
 _INTERPOLATION: dict[int, Interpolation] = {
     0: "nearest",
@@ -43,6 +45,7 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
         if named.endswith(suffix):
             kind = named.removesuffix(suffix)
             break
+    kind = FORMER.get(kind, kind)
     if kind not in KNOWN:
         raise CheckpointError(
             f"{checkpoint.path} asks for the image processor {named}; expected one of "
@@ -56,8 +59,8 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
         raise CheckpointError(f"the image processor config of {checkpoint.path} is not usable: {error}") from None
 
 
-def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
-    """What a transformers processor does to an image, as the manifest's data.
+def preprocess_of(processor: Any, resize: str = "pillow", windows: Windows | None = None) -> Preprocess:
+    """What a transformers processor does to an image, as the manifest's data; `windows` are added as they are.
 
     Raises `CheckpointError` for a processor without resizing, or with a size rule or `resample` unknown here.
     """
@@ -80,6 +83,7 @@ def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
         std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
         resize=cast(ResizeBackend, resize),
+        windows=windows,
     )
 
 

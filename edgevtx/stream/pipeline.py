@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgevtx.runtimes.base import Arrays
     from edgevtx.stream.sinks import Sink
 
-STAGES = ("read", "preprocess", "engine", "decode", "write")
+STAGES = ("read", "preprocess", "engine", "decode", "write")  # and "denoise" after "preprocess", where a bundle does
 _GRACE_SECONDS = 2.0  # how long a stopped run waits for a camera that has fallen silent
 _WAITING = 4  # records of a live clip's frames that may wait for the engine, each with its image
 _VIDEO_FPS = 25.0  # of a video file that states neither positions nor a rate
@@ -144,7 +144,7 @@ class _Run:
         self.inferred: queue.Queue[_Item | Skipped | None] = queue.Queue(maxsize=2)
         # A live frame is taken only when the engine starts on the one before: one waits, not two.
         self.slots = threading.Semaphore(1 if source.live else 2)
-        self.totals = dict.fromkeys(STAGES, 0.0)
+        self.totals: dict[str, float] = {}
         self.summary = Summary()
 
     def go(self, prepare: dict[str, Any], decode: dict[str, Any], limit: int | None) -> Summary:
@@ -239,7 +239,11 @@ class _Run:
             self.prepared.put(Skipped(frame.index, frame.source, str(error)))
             self.slots.release()
             return False
-        item = _Item(frame, prepared, {"read": _ms(begin, read), "preprocess": _ms(start, stop)})
+        stages = {"read": _ms(begin, read), "preprocess": _ms(start, stop)}
+        if (denoised := getattr(prepared, "denoise_ms", None)) is not None:
+            stages["preprocess"] -= denoised
+            stages["denoise"] = denoised
+        item = _Item(frame, prepared, stages)
         if self.live_clips and not self._choose(item):
             return False
         self.prepared.put(item)
@@ -316,8 +320,8 @@ class _Run:
         for sink in self.sinks:
             sink.write(record)
         item.stages["write"] = _ms(decoded, time.perf_counter())
-        for stage in STAGES:
-            self.totals[stage] += item.stages[stage]
+        for stage, spent in item.stages.items():
+            self.totals[stage] = self.totals.get(stage, 0.0) + spent
         self.summary.frames += 1
         self.summary.dropped = item.frame.index + 1 - self.summary.frames if self.source.live else 0
         if self.on_record is not None:
@@ -335,7 +339,8 @@ class _Run:
         found = self.summary
         found.seconds = time.perf_counter() - begin
         found.stopped = self.stop.is_set()
-        found.stage_ms = {stage: self.totals[stage] / max(1, found.frames) for stage in STAGES}
+        totals = self.totals or dict.fromkeys(STAGES, 0.0)
+        found.stage_ms = {stage: total / max(1, found.frames) for stage, total in totals.items()}
         found.notes = [*self.source.notes]
         for sink in self.sinks:
             found.notes += sink.notes
