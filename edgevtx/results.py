@@ -88,7 +88,7 @@ class Classification:
     def summary(self) -> str:
         """The best classes on one line."""
         pairs = zip(self.labels[:_LISTED], self.scores, strict=False)
-        return "  ".join(f"{label} {score:.3f}" for label, score in pairs)
+        return "  ".join(f"{label} {score:.3f}" for label, score in pairs) or "no class"
 
     def draw(self, frame: Array) -> NDArray[np.uint8]:
         """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its corner."""
