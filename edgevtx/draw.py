@@ -190,15 +190,15 @@ def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
     canvas = _canvas(frame)
     _check_size(found.class_map.shape, canvas)
     present = [item for item in found.present() if found.labels[item[0]] != _UNCOLOURED]
-    # one row more, for what was not looked at: -1 is the last one
-    colours = np.zeros((len(found.labels) + 1, 3), np.float32)
-    weights = np.zeros(len(colours), np.float32)
-    for class_id, _ in present:
-        colours[class_id], weights[class_id] = _shade(PALETTE[class_id % len(PALETTE)], class_id // len(PALETTE)), _INK
-    keep = (1 - weights)[found.class_map]
-    for channel in range(3):  # not by a mask over (H,W,3), which takes numpy several times as long
-        ink = (weights * colours[:, channel])[found.class_map]
-        canvas[..., channel] = np.rint(ink + keep * canvas[..., channel])
+    colours = {i: _shade(PALETTE[i % len(PALETTE)], i // len(PALETTE)) for i, _ in present}
+    # what becomes of each brightness under each class, in three channels; the first row is what was not looked at
+    brightness = np.arange(256, dtype=np.float32)
+    tables = np.tile(brightness.astype(np.uint8), (3, 1 + len(found.labels), 1))
+    for class_id, colour in colours.items():
+        tables[:, class_id + 1] = np.rint(np.float32(_INK) * colour[:, None] + np.float32(1 - _INK) * brightness)
+    rows = (found.class_map + 1) * 256
+    for channel, table in enumerate(tables):
+        canvas[..., channel] = table.reshape(-1).take(rows + canvas[..., channel])
     canvas[_edges(found.class_map, max(1, round(min(canvas.shape[:2]) / 540)))] = _LIGHT
     top = 0
     for class_id, share in present[:_LISTED]:
