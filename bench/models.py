@@ -153,6 +153,29 @@ MODELS = {
                 "do_normalize": False,
             },
         ),
+        Model(
+            "vivit_b_32x224",
+            "vivit",
+            {
+                "model_type": "vivit",
+                "architectures": ["VivitForVideoClassification"],
+                "num_frames": 32,
+                "tubelet_size": [2, 16, 16],
+                "frame_rate": 12.5,
+                **_vit(768, 12, 224),
+                **_names(400),
+            },
+            {
+                "image_processor_type": "VivitImageProcessor",
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "resample": 2,
+                "rescale_factor": 1 / 127.5,
+                "offset": True,
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            },
+        ),
     )
 }
 

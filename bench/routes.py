@@ -32,7 +32,9 @@ SIZES = {
     "dinov2_s14_518": (518, 518),
     "rtdetr_r18_640": (640, 640),
     "detr_r50_800": (800, 1066),
+    "vivit_b_32x224": (224, 224),
 }
+TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
 TARGETS = ("onnxruntime", "openvino")
 PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 OURS, DYNAMIC = "edgevtx", "edgevtx dynamic"
@@ -94,7 +96,8 @@ def bare(name: str) -> Any:
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     model = getattr(transformers, checkpoint.architecture)(config).eval()
     seed_weights(model, MODELS[name].seed)
-    keys = {"vit": ("logits",), "dino": ("last_hidden_state",)}.get(MODELS[name].family, ("logits", "pred_boxes"))
+    logits = {"vit": ("logits",), "vivit": ("logits",), "dino": ("last_hidden_state",)}
+    keys = logits.get(MODELS[name].family, ("logits", "pred_boxes"))
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:
@@ -115,7 +118,7 @@ def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
     key = hashlib.sha256(repr((versions(), MODELS[name])).encode()).hexdigest()[:12]
     folder = FOLDER / "routes" / f"{name}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = torch.rand(1, 3, *SIZES[name], generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(1, *TIMES.get(name, ()), 3, *SIZES[name], generator=torch.Generator().manual_seed(0))
     found, failed, module = {}, {}, None
     for route, (file, export) in ROUTES.items():
         done, refused = folder / file, folder / f"{route}.failed"
@@ -198,8 +201,9 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
     """A call for each route and for ours; and why a route has none."""
     height, width = SIZES[name]
     random = np.random.default_rng(0)
-    floats = {"pixel_values": random.standard_normal((1, 3, height, width), dtype=np.float32)}
-    frames = {"pixels": random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)}
+    times = TIMES.get(name, ())
+    floats = {"pixel_values": random.standard_normal((1, *times, 3, height, width), dtype=np.float32)}
+    frames = {"pixels": random.integers(0, 256, (1, *times, height, width, 3), dtype=np.uint8)}
     calls, failed = {}, {}
     for route, path in files.items():
         if target == "onnxruntime" and path.suffix != ".onnx":

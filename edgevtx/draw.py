@@ -6,6 +6,7 @@ Lines and labels touch only their own pixels, with numpy; Pillow renders the wor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -229,6 +230,34 @@ def draw_features(frame: Array, found: Features) -> Frame:
     for channel, colour in enumerate(colours):  # not by a mask over (H,W,3), which takes numpy several times as long
         canvas[..., channel] = np.rint(255 * weight * colour + (1 - weight) * canvas[..., channel])
     return canvas
+
+
+def draw_pyramid(frame: Array, found: Features) -> Frame:
+    """A picture as large as `frame` (H,W,3) uint8 BGR: a tile for each scale, finest first, row by row.
+
+    Each tile is the whole frame, made smaller, under that scale's principal components, with the stride in its corner.
+    """
+    canvas = _canvas(frame)
+    height, width = canvas.shape[:2]
+    across = math.ceil(math.sqrt(len(found.maps)))
+    down = math.ceil(len(found.maps) / across)
+    rows, columns = max(1, height // down), max(1, width // across)
+    tiled = np.full_like(canvas, 255)
+    for index in range(len(found.maps)):
+        top, left = index // across * rows, index % across * columns
+        tile = _shrink(draw_features(canvas, found.scale(index)), (rows, columns))
+        label = _label(f"stride {found.strides[index]}", _font_size(canvas), _DARK)
+        _paste(tile, label, 0, 0)
+        room = tiled[top : top + rows, left : left + columns]
+        room[:] = tile[: room.shape[0], : room.shape[1]]
+    return tiled
+
+
+def _shrink(picture: Frame, size: tuple[int, int]) -> Frame:
+    """A picture at another size (h,w), antialiased."""
+    from PIL import Image
+
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def principal_components(patches: NDArray[np.float32], count: int = 3) -> NDArray[np.float32]:

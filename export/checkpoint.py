@@ -26,7 +26,7 @@ from edgevtx.export import layouts, trial
 from edgevtx.export.layouts.files import SUFFIXES, read_weights
 from edgevtx.export.layouts.mapping import listed
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 WEIGHTS_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -178,11 +178,11 @@ class Checkpoint:
 
     @cached_property
     def processor_config(self) -> dict[str, Any]:
-        """The image processor's configuration, empty where the checkpoint has none."""
+        """The image (or video) processor's configuration, empty where the checkpoint has none."""
         for file in self.configs:
             if file.name in PROCESSOR_FILES:
                 config = _read_json(file)
-                return dict(config.get("image_processor") or config)
+                return dict(config.get("image_processor") or config.get("video_processor") or config)
         return dict(self.published.processor) if self.published else {}
 
     @cached_property
@@ -326,9 +326,9 @@ class Checkpoint:
         arguments: Mapping[str, Any],
     ) -> Any:
         # the published revision's safetensors, or pickled tensors read with weights_only=True
-        weights = {"use_safetensors": self.weights[0].suffix == ".safetensors"}
-        if self.published is not None:
-            weights = {"state_dict": dict(self.published.tensors)}
+        weights: dict[str, Any] = {"use_safetensors": self.weights[0].suffix == ".safetensors"}
+        if self.published is not None:  # the model's parameters would be these tensors themselves
+            weights = {"state_dict": {name: tensor.clone() for name, tensor in self.published.tensors.items()}}
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)

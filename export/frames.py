@@ -21,6 +21,7 @@ from edgevtx.manifest import Preprocess
 class Frames(nn.Module):
     """pixels (N,H,W,3) uint8 BGR -> normalised pixels (N,3,H,W) float32, channels in BGR order.
 
+    Clips (N,T,H,W,3) give (N,T,3,H,W).
     With `valid_size` (N,2) int32 (height, width), normalised pixels outside it become exactly 0, which is what
     reference processors pad with.
     """
@@ -40,7 +41,7 @@ class Frames(nn.Module):
 
     def forward(self, pixels: torch.Tensor, valid_size: torch.Tensor | None = None) -> torch.Tensor:
         # Cast first: TensorRT refuses a Transpose or Gather of uint8
-        normalised = pixels.to(torch.float32).permute(0, 3, 1, 2) * self.gain + self.offset
+        normalised = pixels.to(torch.float32).movedim(-1, -3) * self.gain + self.offset
         if valid_size is None:
             return normalised
         rows, columns = valid_rows_columns(normalised.shape[2], normalised.shape[3], valid_size)

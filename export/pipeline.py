@@ -18,15 +18,14 @@ from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
 from edgevtx.errors import ExportError, InputError, OutputError
-from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
-from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
+from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
-from edgevtx.export.samples import load_photos
+from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
-from edgevtx.manifest import REFUSED, Graph, Manifest, Part, Provenance, Verdict
+from edgevtx.manifest import REFUSED, Denoise, Graph, Manifest, Part, Provenance, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +53,14 @@ class ExportOptions:
     """What the user asks of an export beside the module's own options (`build`).
 
     `precisions` in order of preference: the first that passes on a target is the one it recommends.
+    `denoise` is done before the network (see `edgevtx.denoise`); no checkpoint's own processor does it.
     `keep_failed` packs what failed too, marked; `all_or_nothing` packs nothing if anything failed.
     """
 
     targets: tuple[str, ...] = TARGETS
     precisions: tuple[str, ...] = ("fp32",)
     build: BuildOptions = field(default_factory=BuildOptions)
+    denoise: Denoise | None = None
     images: Path | None = None
     name: str = ""
     licence: str = ""
@@ -87,7 +88,7 @@ class ExportReport:
 
 def export(
     family: str,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     out: Path,
     options: ExportOptions,
     *,
@@ -101,18 +102,26 @@ def export(
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
     check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
-    photos = load_photos(options.images, options.build.frame)
+    photos = [] if recipe.clips else load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
+        if traceable.preprocess.clip is not None:  # how many frames are needed is the checkpoint's to say
+            photos = load_clips(options.images, traceable.preprocess.clip)
+        traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
         clock.start("lower")
         lowered = {
-            part: [graph for target in options.targets for graph in lower(model, target)]
+            part: [
+                graph
+                for target in options.targets
+                for graph in lower(model, target)
+                if set(graph.precisions) & set(options.precisions)
+            ]
             for part, model in models.items()
         }
         graphs = write_graphs(lowered, folder)
@@ -183,7 +192,7 @@ def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _manifest(
-    traceable: Traceable, checkpoint: Checkpoint, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
+    traceable: Traceable, checkpoint: Source, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
 ) -> Manifest:
     return Manifest(
         name=options.name or out.stem,

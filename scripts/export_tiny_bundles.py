@@ -37,8 +37,8 @@ def main(folder: Path) -> None:
         for model_type, config in configs.items():
             for variant, build in VARIANTS.items():
                 _export(folder, family, f"{model_type}-{variant}", config, build)
-        model_type, config = next(iter(configs.items()))
         for variant, build in MORE.get(family, {}).items():
+            model_type, config = next(iter(configs.items()))
             _export(folder, family, f"{model_type}-{variant}", config, build)
 
 

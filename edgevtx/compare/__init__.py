@@ -17,7 +17,17 @@ from edgevtx.compare.embed import compare_features
 from edgevtx.compare.panoptic import compare_panoptic
 from edgevtx.compare.segment import compare_segmentation, count_minority
 from edgevtx.compare.tolerance import TOLERANCES, Tolerance, compare_values
-from edgevtx.manifest import Check, ClassifyDecode, Decode, DetectDecode, EmbedDecode, PanopticDecode, SegmentDecode
+from edgevtx.manifest import (
+    Check,
+    ClassifyDecode,
+    Decode,
+    DetectDecode,
+    EmbedDecode,
+    KnnDecode,
+    PanopticDecode,
+    PyramidDecode,
+    SegmentDecode,
+)
 from edgevtx.runtimes.base import Arrays
 
 # the rule of a graph's decoding -> how its outputs are compared: (reference, outputs, rule, tolerance) -> checks
@@ -25,7 +35,9 @@ _TASKS: dict[type[Decode], Callable[[Arrays, Arrays, Any, Tolerance], list[Check
     ClassifyDecode: compare_classes,
     DetectDecode: compare_detections,
     EmbedDecode: compare_features,
+    KnnDecode: compare_features,
     PanopticDecode: compare_panoptic,
+    PyramidDecode: compare_features,
     SegmentDecode: compare_segmentation,
 }
 # ... -> how much there is in outputs that a comparison could find wrong; 0 where all outputs are alike in that

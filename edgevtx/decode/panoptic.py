@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.upsample import Floats, Leaders, Reach, Resampling, threshold_maps
+from edgevtx.manifest import DetectDecode
 from edgevtx.results import Detections, PanopticSegmentation, Segment, names_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def decode_panoptic(
     def detect() -> Detections:
         order = np.argsort(-scores, kind="stable")  # as decode_detections sorts
         masks = threshold_maps(maps[order], resampling, np.float32(rule.mask_threshold) * scores[order])
-        found = decode_detections(boxes, geometry, rule, labels, threshold=limit)
+        rule_of_boxes = DetectDecode(top_k=rule.top_k, threshold=limit)
+        found = decode_detections(boxes, geometry, rule_of_boxes, labels)
         return dataclasses.replace(found, masks=masks)
 
     taking_part = np.flatnonzero(scores >= outputs["no_object"][chosen])

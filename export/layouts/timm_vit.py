@@ -64,7 +64,9 @@ def sizes(source: Source, special: int, heads: dict[int, int]) -> dict[str, Any]
     return {
         "hidden_size": width,
         "num_hidden_layers": source.count("blocks."),
-        "num_attention_heads": source.told("num_attention_heads", heads.get(width), f"is {width} wide"),
+        "num_attention_heads": source.told(
+            "num_attention_heads", heads.get(width), f"is {width} wide, which no published model is"
+        ),
         "num_channels": channels,
         "patch_size": patch,
         "image_size": side * patch,
