@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,8 +73,8 @@ def decode(
     given = (("threshold", threshold), ("top_k", top_k), ("bank", bank))
     row, accepted = _DECODERS[type(rule)]
     options = {name: value for name, value in given if name in accepted}
-    rows = ({name: array[i] for name, array in outputs.items()} for i in range(len(geometries)))
-    if windows is not None:
+    rows: Iterator[Arrays] = ({name: array[i] for name, array in outputs.items()} for i in range(len(geometries)))
+    if isinstance(rule, SegmentDecode) and windows is not None:
         rows, rule = merge_windows(outputs, geometries, rule, windows)
     return [
         row(one, geometry, rule, manifest.labels, **options) for one, geometry in zip(rows, geometries, strict=True)
