@@ -6,6 +6,7 @@ Lines and labels touch only their own pixels, with numpy; Pillow renders the wor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -40,7 +41,6 @@ _BLEND = 0.65  # weight of a feature picture over the frame
 _LISTED = 5
 _INK = 0.45  # weight of a mask's colour over the frame
 _COARSE = 8  # px; labels find their place on a grid this wide
-_VEIL = 0.5  # weight of a class's colour over the frame
 _UNCOLOURED = "background"  # a class of this name leaves the frame as it is
 
 
@@ -183,59 +183,37 @@ def draw_classification(frame: Array, found: Classification) -> Frame:
 
 
 def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, with their outlines and a legend.
+    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, outlined, with a legend.
 
-    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes by
-    their share.
+    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes with
+    the largest shares.
     """
     canvas = _canvas(frame)
-    if found.class_map.shape != canvas.shape[:2]:
-        raise InputError(
-            f"this class map is of a frame of {found.class_map.shape}, but got one of {canvas.shape[:2]} (height, "
-            "width); draw on the frame that the model was given"
-        )
-    ids = [class_id for class_id, _ in found.present() if found.labels[class_id] != _UNCOLOURED]
-    colours = np.zeros((1 + len(found.labels), 3), np.float32)
-    weights = np.zeros(1 + len(found.labels), np.float32)
-    for class_id in ids:
-        colours[class_id + 1], weights[class_id + 1] = class_colour(class_id), _VEIL
-    places = found.class_map + 1
-    keep = (1 - weights)[places]
-    outlines = _outlines(found.class_map) & (weights[places] > 0)
-    for channel in range(3):  # not by a mask over (H,W,3), which takes numpy several times as long
-        mixed = (weights * colours[:, channel])[places] + keep * canvas[..., channel]
-        mixed[outlines] = colours[:, channel][places[outlines]]
-        canvas[..., channel] = np.rint(mixed)
+    _check_size(found.class_map.shape, canvas)
+    present = [item for item in found.present() if found.labels[item[0]] != _UNCOLOURED]
+    colours = {i: _shade(PALETTE[i % len(PALETTE)], i // len(PALETTE)) for i, _ in present}
+    # what becomes of each brightness under each class, in three channels; the first row is what was not looked at
+    brightness = np.arange(256, dtype=np.float32)
+    tables = np.tile(brightness.astype(np.uint8), (3, 1 + len(found.labels), 1))
+    for class_id, colour in colours.items():
+        tables[:, class_id + 1] = np.rint(np.float32(_INK) * colour[:, None] + np.float32(1 - _INK) * brightness)
+    rows = (found.class_map + 1) * 256
+    for channel, table in enumerate(tables):
+        canvas[..., channel] = table.reshape(-1).take(rows + canvas[..., channel])
+    canvas[_edges(found.class_map, max(1, round(min(canvas.shape[:2]) / 540)))] = _LIGHT
     top = 0
-    shares = dict(found.present())
-    for class_id in ids[:_LISTED]:
-        label = _label(f"{found.labels[class_id]} {shares[class_id]:.1%}", _font_size(canvas), class_colour(class_id))
+    for class_id, share in present[:_LISTED]:
+        label = _label(f"{found.labels[class_id]} {share:.1%}", _font_size(canvas), _bytes(colours[class_id]))
         _paste(canvas, label, 0, top)
         top += label.shape[0]
     return canvas
 
 
-def class_colour(class_id: int) -> Colour:
-    """A colour for a class: the palette's, darker with each turn through it, so that 21 classes differ."""
-    darker = 0.72 ** (class_id // len(PALETTE) % 3)
-    blue, green, red = PALETTE[class_id % len(PALETTE)]
-    return int(blue * darker), int(green * darker), int(red * darker)
-
-
-def _outlines(class_map: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(H,W) -> where a pixel's class differs from the one to its right or below."""
-    edges = np.zeros(class_map.shape, np.bool_)
-    edges[:, :-1] |= class_map[:, 1:] != class_map[:, :-1]
-    edges[:-1] |= class_map[1:] != class_map[:-1]
-    edges[:, 1:] |= edges[:, :-1]
-    edges[1:] |= edges[:-1]
-    return edges
-
-
 def draw_features(frame: Array, found: Features) -> Frame:
     """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.
 
-    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is.
+    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is. Where
+    there is attention, its heads lie in a row along the lower edge, a quarter of the frame high at most.
     """
     canvas = _canvas(frame)
     if found.patches.size == 0:
@@ -252,7 +230,39 @@ def draw_features(frame: Array, found: Features) -> Frame:
     weight = _BLEND * (colours[0] >= 0).astype(np.float32)
     for channel, colour in enumerate(colours):  # not by a mask over (H,W,3), which takes numpy several times as long
         canvas[..., channel] = np.rint(255 * weight * colour + (1 - weight) * canvas[..., channel])
+    if found.attention is not None:
+        heads, rows, columns = found.attention.shape
+        edge = min(height // 4, int(width * rows / (heads * columns)))
+        _paste(canvas, attention_picture(found.attention, height=max(edge, 1)), 0, height)
     return canvas
+
+
+def draw_pyramid(frame: Array, found: Features) -> Frame:
+    """A picture as large as `frame` (H,W,3) uint8 BGR: a tile for each scale, finest first, row by row.
+
+    Each tile is the whole frame, made smaller, under that scale's principal components, with the stride in its corner.
+    """
+    canvas = _canvas(frame)
+    height, width = canvas.shape[:2]
+    across = math.ceil(math.sqrt(len(found.maps)))
+    down = math.ceil(len(found.maps) / across)
+    rows, columns = max(1, height // down), max(1, width // across)
+    tiled = np.full_like(canvas, 255)
+    for index in range(len(found.maps)):
+        top, left = index // across * rows, index % across * columns
+        tile = _shrink(draw_features(canvas, found.scale(index)), (rows, columns))
+        label = _label(f"stride {found.strides[index]}", _font_size(canvas), _DARK)
+        _paste(tile, label, 0, 0)
+        room = tiled[top : top + rows, left : left + columns]
+        room[:] = tile[: room.shape[0], : room.shape[1]]
+    return tiled
+
+
+def _shrink(picture: Frame, size: tuple[int, int]) -> Frame:
+    """A picture at another size (h,w), antialiased."""
+    from PIL import Image
+
+    return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def principal_components(patches: NDArray[np.float32], count: int = 3) -> NDArray[np.float32]:

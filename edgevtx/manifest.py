@@ -297,7 +297,42 @@ class SegmentDecode(msgspec.Struct, tag="segment", frozen=True, kw_only=True):
     upsample: int = 1
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode | PanopticDecode | PromptDecode | PromptMasksDecode | SegmentDecode
+BANK = "knn.npz"
+"""The file of a fitted bundle's vectors; see `edgevtx.decode.knn`."""
+
+
+class KnnDecode(msgspec.Struct, tag="knn", frozen=True, kw_only=True):
+    """Outputs as `features` has them; the `k` nearest of the vectors in `BANK` to `cls` vote for a frame's class.
+
+    A vote counts exp(cosine similarity / `temperature`).
+    """
+
+    features: EmbedDecode
+    k: int
+    temperature: float
+
+
+class PyramidDecode(msgspec.Struct, tag="pyramid", frozen=True, kw_only=True):
+    """Outputs named as in `maps`, (N,h,w,D) float32 each, finest first; and `cls` (N,D) where the backbone has one.
+
+    A vector of map i stands for `strides[i]` px of the input along both edges.
+    """
+
+    maps: tuple[str, ...]
+    strides: tuple[int, ...]
+
+
+Decode = (
+    ClassifyDecode
+    | DetectDecode
+    | EmbedDecode
+    | KnnDecode
+    | PanopticDecode
+    | PromptDecode
+    | PromptMasksDecode
+    | PyramidDecode
+    | SegmentDecode
+)
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

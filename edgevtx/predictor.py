@@ -12,16 +12,18 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.decode import decode
+from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, PromptDecode, TensorInfo, Windows
+from edgevtx.manifest import REFUSED, EmbedDecode, KnnDecode, Manifest, PromptDecode, TensorInfo, Windows
 from edgevtx.preprocess import pad_batch, prepare_item
-from edgevtx.results import Result
+from edgevtx.results import Features, Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
@@ -75,6 +77,11 @@ class Prepared:
     denoise_ms: float | None = None
 
     @property
+    def stages(self) -> dict[str, float]:
+        """The stages so far, in ms: "preprocess", and "denoise" where there is one."""
+        return {"preprocess": self.milliseconds} | ({} if self.denoise_ms is None else {"denoise": self.denoise_ms})
+
+    @property
     def pending(self) -> bool:
         """There is nothing to infer: the frame waits with others until a clip is full (see `edgevtx.clip`)."""
         return not self.inputs
@@ -93,6 +100,7 @@ class Predictor:
     info: ModelInfo
     engine: Engine
     parts: dict[str, Engine] = field(default_factory=dict)
+    bank: Bank | None = None
     folder: Path | None = None  # where the bundle's files lie
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -179,13 +187,30 @@ class Predictor:
         """Run the engine: outputs by name, as the manifest lists them."""
         start = perf_counter()
         outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
-        self.stages = {
-            "preprocess": prepared.milliseconds,
-            **({} if prepared.denoise_ms is None else {"denoise": prepared.denoise_ms}),
-            "engine": 1e3 * (perf_counter() - start),
-            "decode": 0.0,
-        }
+        self.stages = {**prepared.stages, "engine": 1e3 * (perf_counter() - start), "decode": 0.0}
         return outputs
+
+    def features(
+        self,
+        frame: Array,
+        *,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+    ) -> Features:
+        """The features of a frame, also of a bundle that was fitted to answer with classes.
+
+        Raises `InputError` where the bundle is no backbone.
+        """
+        rule = self.manifest.decode
+        rule = rule.features if isinstance(rule, KnnDecode) else rule
+        if not isinstance(rule, EmbedDecode):
+            raise InputError(f"{self.manifest.name} ({self.manifest.task}) gives no features; load a backbone's bundle")
+        prepared = self.prepare(frame, color=color, roi=roi, rotation=rotation)
+        outputs = self.infer(prepared)
+        found = decode(outputs, prepared.geometries, msgspec.structs.replace(self.manifest, decode=rule))[0]
+        assert isinstance(found, Features)
+        return found
 
     def run_part(self, part: str, inputs: Arrays) -> Arrays:
         """Run a further network of the bundle: outputs by name, as `manifest.parts` lists them."""
@@ -196,7 +221,7 @@ class Predictor:
     ) -> list[Result]:
         """Turn outputs into one result a frame, in pixels of that frame. Touches no engine."""
         start = perf_counter()
-        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k)
+        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k, bank=self.bank)
         self.stages["decode"] = 1e3 * (perf_counter() - start)
         return results
 
@@ -303,7 +328,7 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines, bundle.root)
+    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.compare import compare, find_empty
+from edgevtx.decode.knn import compare_answers
 from edgevtx.engines import PreparedEngine, record_verdict
 from edgevtx.errors import VerificationError
 from edgevtx.golden import Golden
-from edgevtx.manifest import REFUSED, Check, Graph, Manifest, Preprocess, Status, Verdict
+from edgevtx.manifest import REFUSED, Check, Graph, KnnDecode, Manifest, Preprocess, Status, Verdict
 from edgevtx.preprocess import prepare_item
 from edgevtx.runtimes.base import BuildReport, Engine
 from edgevtx.windows import middle_window
@@ -35,6 +36,10 @@ def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, 
     checks = compare(exchange.outputs, outputs, bundle.manifest.decode_of(graph.part), precision)
     if not graph.part:
         checks = (check_preprocess(golden, bundle.manifest.preprocess), *checks)
+        bank, rule = bundle.bank(), bundle.manifest.decode
+        if isinstance(rule, KnnDecode) and bank is not None and all(check.passed for check in checks):
+            classes = len(bundle.manifest.labels)
+            checks = (*checks, compare_answers(exchange.outputs, outputs, bank, rule, classes))
     wrong = [check for check in checks if not check.passed]
     doubtful = wrong[0] if wrong else find_empty(checks, precision)
     return Verdict(

@@ -326,9 +326,9 @@ class Checkpoint:
         arguments: Mapping[str, Any],
     ) -> Any:
         # the published revision's safetensors, or pickled tensors read with weights_only=True
-        weights = {"use_safetensors": self.weights[0].suffix == ".safetensors"}
-        if self.published is not None:
-            weights = {"state_dict": dict(self.published.tensors)}
+        weights: dict[str, Any] = {"use_safetensors": self.weights[0].suffix == ".safetensors"}
+        if self.published is not None:  # the model's parameters would be these tensors themselves
+            weights = {"state_dict": {name: tensor.clone() for name, tensor in self.published.tensors.items()}}
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)

@@ -158,7 +158,10 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
     """One minus the cosine of every feature vector within the limit."""
     limit = 1e-4 if exact else 1 - LOOSE.cosine
     worst, total = 1.0, 0
+    if len(reference.maps) != len(found.maps):
+        return _check(0, float("inf"), f"{len(found.maps)} maps, reference {len(reference.maps)}")
     pairs = [(reference.cls, found.cls), (reference.patches, found.patches)]
+    pairs += zip(reference.maps[:-1], found.maps[:-1], strict=True)  # the last one is `patches`
     if reference.attention is not None and found.attention is not None:  # a head's map as one vector
         pairs.append(
             (

@@ -117,7 +117,12 @@ def export(
         models = trace_all(traceable)
         clock.start("lower")
         lowered = {
-            part: [graph for target in options.targets for graph in lower(model, target)]
+            part: [
+                graph
+                for target in options.targets
+                for graph in lower(model, target)
+                if set(graph.precisions) & set(options.precisions)
+            ]
             for part, model in models.items()
         }
         graphs = write_graphs(lowered, folder)

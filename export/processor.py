@@ -25,6 +25,8 @@ from edgevtx.runtimes.base import Array
 
 # processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does
 KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "Sam", "ViT", "Vivit")
+# processors that transformers no longer has -> the one that does the same
+FORMER = {"ViTHybrid": "Bit"}
 # PIL.Image.Resampling by number, as processor configs write it
 _INTERPOLATION: dict[int, Interpolation] = {
     0: "nearest",
@@ -52,6 +54,7 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
         if named.endswith(suffix):
             kind = named.removesuffix(suffix)
             break
+    kind = FORMER.get(kind, kind)
     if kind not in KNOWN:
         raise CheckpointError(
             f"{checkpoint.path} asks for the image processor {named}; expected one of "

@@ -7,7 +7,7 @@ with its task, preprocessing and decoding as data. A new family is one file in t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,6 +35,8 @@ FAMILIES = {
     "dinoseg": "edgevtx.export.dinoseg",
     "vivit": "edgevtx.export.vivit",
     "onnx": "edgevtx.export.onnx_graph",
+    "attention_cnn": "edgevtx.export.attention_cnn",
+    "swin": "edgevtx.export.swin",
 }
 
 
@@ -62,7 +64,8 @@ class BuildOptions:
     fixed for, None to follow the checkpoint's size rule. `top_k`: rows kept by the graph, None for the family's
     own number. `attention`: add the last layer's attention (dino). `labels`: class names that replace the
     checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed. `clip_fps`: at how many frames a second
-    a model of clips was trained, None for what its config says.
+    a model of clips was trained, None for what its config says. `task`: one of the family's, None for what the
+    checkpoint was made for.
     """
 
     batch: int | None = 1
@@ -72,6 +75,7 @@ class BuildOptions:
     labels: tuple[str, ...] | None = None
     resize: str = "pillow"
     clip_fps: float | None = None
+    task: Task | None = None
 
 
 @dataclass
@@ -136,6 +140,7 @@ class Recipe:
     words. `build(source, options)` takes a `Checkpoint`, or what the family reads in its place. `tiny_config()` is the
     smallest config of each model type, for tests and trials without a checkpoint; where a type has variants,
     "TYPE-VARIANT" names each, and where there is no config it is empty. `clips`: the module takes clips, not frames.
+    `task` is the one of those checkpoints and `result` what it gives; `further` holds the family's other tasks.
     """
 
     family: str
@@ -149,6 +154,12 @@ class Recipe:
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
     clips: bool = False
+    further: Mapping[Task, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> dict[Task, str]:
+        """Every task of the family and the name of its result, the usual one first."""
+        return {self.task: self.result, **self.further}
 
 
 def get_recipe(family: str) -> Recipe:

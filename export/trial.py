@@ -45,6 +45,8 @@ def seed_weights(model: nn.Module, seed: int) -> None:
             for key, parameter in module.named_parameters(recurse=False):
                 if key.startswith("lambda"):
                     parameter.uniform_(0.3, 0.7, generator=random)
+                elif key == "logit_scale":  # of cosines, as a logarithm: what Swin v2 starts to learn from
+                    parameter.normal_(math.log(10), 0.3, generator=random)
                 else:
                     parameter.normal_(0, 0.5, generator=random)
 

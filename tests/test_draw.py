@@ -138,6 +138,20 @@ def test_features_cover_what_the_network_saw() -> None:
     np.testing.assert_array_equal(Features.empty().draw(frame), frame)
 
 
+@pytest.mark.parametrize(("heads", "size"), [(3, (240, 320)), (12, (90, 400)), (6, (40, 30))])
+def test_attention_lies_along_the_lower_edge_of_the_features(heads: int, size: tuple[int, int]) -> None:
+    frame = np.full((*size, 3), 90, np.uint8)
+    attention = np.zeros((heads, 6, 8), np.float32)
+    attention[0, :, 4:] = 1  # the first head looks to the right
+    plain, found = features().draw(frame), features(attention=attention).draw(frame)
+    assert found.shape == plain.shape
+    changed = np.flatnonzero((found != plain).any((1, 2)))
+    assert 0 < size[0] - changed[0] <= max(size[0] // 4, 1)
+    edge = size[0] - changed[0]
+    picture = draw.attention_picture(attention, height=int(edge))
+    np.testing.assert_array_equal(found[-edge:, : picture.shape[1]], picture[:, : size[1]])
+
+
 def test_the_attention_picture_is_a_row_of_heads() -> None:
     attention = np.zeros((3, 6, 8), np.float32)
     attention[1, :, 4:] = 1

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     "--top-k", metavar="N", type=click.IntRange(1), help="Rows that the graph keeps; default: the family's own."
 )
 @click.option("--labels", metavar="FILE", help="Class names, one a line, in place of the checkpoint's; or: coco.")
+@click.option("--task", metavar="NAME", help="Of a family with several tasks; default: what the checkpoint is for.")
 @click.option("--attention", is_flag=True, help="Also give the last layer's attention (dino).")
 @click.option(
     "--resize",
@@ -113,6 +114,8 @@ def command(**options: Any) -> None:
     check_onnx_options(options)
     if options["graph"] is None and checkpoint is None and config is None:
         raise click.UsageError("give --checkpoint (weights) or --config (architecture alone, random weights)")
+    if checkpoint is None and options["allow_partial"]:
+        raise click.UsageError("--allow-partial speaks of the tensors of a --checkpoint; leave it out")
     if options["dynamic_batch"] and options["batch"] != 1:
         raise click.UsageError("give either --batch or --dynamic-batch")
     from edgevtx.cli.families import missing_export_extra
@@ -158,6 +161,7 @@ def _export(options: dict[str, Any]) -> ExportReport:
             labels=None if options["labels"] is None else read_labels(options["labels"]),
             resize=options["resize"],
             clip_fps=options["clip_fps"],
+            task=options["task"],
         )
         direct = ("targets", "precisions", "name", "licence", "source", "intended_use")
         flags = ("keep_failed", "all_or_nothing", "overwrite")

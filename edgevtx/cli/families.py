@@ -57,8 +57,9 @@ def missing_export_extra(error: ImportError) -> Exception:
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(recipe) if field.name not in ("build", "tiny_config")]
-    return {name: getattr(recipe, name) for name in names}
+    hidden = ("build", "tiny_config", "further")
+    names = [field.name for field in dataclasses.fields(recipe) if field.name not in hidden]
+    return {**{name: getattr(recipe, name) for name in names}, "results": recipe.results}
 
 
 def _list(recipes: list[Recipe]) -> None:
@@ -68,7 +69,7 @@ def _list(recipes: list[Recipe]) -> None:
     for name in ("family", "task", "what", "model types"):
         table.add_column(name, overflow="fold")
     for recipe in recipes:
-        table.add_row(recipe.family, recipe.task, recipe.title, ", ".join(recipe.model_types))
+        table.add_row(recipe.family, ", ".join(recipe.results), recipe.title, ", ".join(recipe.model_types))
     out = console()
     out.print(table)
     out.print("\nedgevtx families FAMILY says more of one.")
@@ -83,8 +84,7 @@ def _describe(recipe: Recipe) -> None:
                 "family": recipe.family,
                 "what": recipe.title,
                 "paper": recipe.paper,
-                "task": recipe.task,
-                "result": recipe.result,
+                "tasks": "\n".join(f"{task}: {result}" for task, result in recipe.results.items()),
                 "model types": ", ".join(recipe.model_types),
                 "checkpoints": "\n".join(recipe.layouts),
                 "options": "\n".join(recipe.options),

@@ -24,9 +24,11 @@ from edgevtx.manifest import (
     Decode,
     DetectDecode,
     EmbedDecode,
+    KnnDecode,
     PanopticDecode,
     PromptDecode,
     PromptMasksDecode,
+    PyramidDecode,
     SegmentDecode,
 )
 from edgevtx.runtimes.base import Arrays
@@ -36,7 +38,9 @@ _TASKS: dict[type[Decode], Callable[[Arrays, Arrays, Any, Tolerance], list[Check
     ClassifyDecode: compare_classes,
     DetectDecode: compare_detections,
     EmbedDecode: compare_features,
+    KnnDecode: compare_features,
     PanopticDecode: compare_panoptic,
+    PyramidDecode: compare_features,
     SegmentDecode: compare_segmentation,
     PromptDecode: compare_values,
     PromptMasksDecode: compare_masks,

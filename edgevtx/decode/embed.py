@@ -11,7 +11,7 @@ from edgevtx.results import Features
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import EmbedDecode
+    from edgevtx.manifest import EmbedDecode, PyramidDecode
     from edgevtx.runtimes.base import Array, Arrays
 
 
@@ -30,6 +30,12 @@ def decode_features(outputs: Arrays, geometry: Geometry, rule: EmbedDecode, labe
         attention=_float32(outputs["attention"]) if "attention" in outputs else None,
         geometry=grid,
     )
+
+
+def decode_pyramid(outputs: Arrays, geometry: Geometry, rule: PyramidDecode, labels: tuple[str, ...]) -> Features:
+    """The maps that the rule names, (h,w,D) each, and `cls` (D,) where exported -> features at several scales."""
+    maps = [_float32(outputs[name]) for name in rule.maps]
+    return Features.pyramid(maps, rule.strides, geometry, cls=_float32(outputs["cls"]) if "cls" in outputs else None)
 
 
 def _float32(array: Array) -> Array:

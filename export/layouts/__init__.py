@@ -75,7 +75,7 @@ def read(
             raise CheckpointError(
                 f"{path} is a checkpoint of {layout.name}, but {len(unmapped)} of its {len(tensors)} tensors "
                 f"{'has' if len(unmapped) == 1 else 'have'} no place in it: {listed(unmapped)}; it may be a variant "
-                "that is not supported; --allow-partial (allow_partial=True) leaves them out"
+                f"that is not supported (compare {layout.source}); --allow-partial (allow_partial=True) leaves them out"
             )
         notes.append(f"{len(unmapped)} tensors of the file were left out: {', '.join(unmapped)}")
     return Published(

@@ -93,7 +93,7 @@ def _read_panoptic(source: Source) -> Reading:
 
 def _config(source: Source, prefix: str) -> Reading:
     queries, width = source.shape(f"{prefix}query_embed.weight")
-    heads = source.told("encoder_attention_heads", HEADS.get(width), f"is {width} wide")
+    heads = source.told("encoder_attention_heads", HEADS.get(width), f"is {width} wide, which no published model is")
     dilation = bool(source.config.get("dilation", "dc5" in source.file.lower()))
     encoder, decoder = f"{prefix}transformer.encoder.layers.", f"{prefix}transformer.decoder.layers."
     config: dict[str, Any] = {
@@ -154,7 +154,7 @@ LAYOUTS = (
     Layout("facebookresearch DETR", ("detr",), _SOURCE, has_all(*_DETR), _read),
     Layout(
         "facebookresearch DETR panoptic",
-        ("detr",),
+        ("detr_panoptic",),
         _SOURCE,
         has_all(*(f"detr.{name}" for name in _DETR), "mask_head.lay1.weight", "bbox_attention.q_linear.weight"),
         _read_panoptic,

@@ -84,8 +84,6 @@ def _read(source: Source, version: int) -> Reading:
     width, channels, patch, _ = source.shape("patch_embed.proj.weight")
     after = "layers.0.downsample.reduction.weight" in source  # downsampling at the end of a stage, as Microsoft has it
     classes = next((source.shape(name)[0] for name in ("head.fc.weight", "head.weight") if name in source), 0)
-    if not classes:
-        raise CheckpointError(f"{source.file} has no head; a Swin is exported as a classifier, with its head.weight")
     windows, pretrained = _windows(source, version, stages)
     # in the last stage a window may be larger than the map, which bounds it
     window = max(windows)
@@ -94,7 +92,7 @@ def _read(source: Source, version: int) -> Reading:
     name = "swin" if version == 1 else "swinv2"
     config: dict[str, Any] = {
         "model_type": name,
-        "architectures": ["SwinForImageClassification" if version == 1 else "Swinv2ForImageClassification"],
+        "architectures": [("Swin" if version == 1 else "Swinv2") + ("ForImageClassification" if classes else "Model")],
         "image_size": side,
         "patch_size": patch,
         "num_channels": channels,
@@ -107,8 +105,9 @@ def _read(source: Source, version: int) -> Reading:
         "use_absolute_embeddings": "absolute_pos_embed" in source,
         "layer_norm_eps": 1e-5,
         "hidden_act": "gelu",
-        "id2label": timm.id2label(source.timm, classes),
     }
+    if classes:
+        config["id2label"] = timm.id2label(source.timm, classes)
     if version == 2:
         config["pretrained_window_sizes"] = pretrained
     if source.timm:

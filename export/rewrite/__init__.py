@@ -23,9 +23,12 @@ from edgevtx.export.rewrite.attention import (
 from edgevtx.export.rewrite.attention_scale import fold_attention_scale
 from edgevtx.export.rewrite.cast_first import cast_first
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
+from edgevtx.export.rewrite.group_normalization import spell_out_group_normalization
 from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
+from edgevtx.export.rewrite.norm_affine import fold_norm_affine
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
+from edgevtx.export.rewrite.pointwise import use_pointwise_convolutions
 from edgevtx.export.rewrite.reshapes import fix_reshapes
 
 Rewrite = Callable[[ir.Model], int]
@@ -67,6 +70,13 @@ COMMON: dict[str, Rewrite] = {
     "fold-affine": fold_affine,
     "merge-parallel-convs": merge_parallel_convs,
     "fold-attention-scale": fold_attention_scale,
+    "fold-norm-affine": fold_norm_affine,
+}
+OPENVINO: dict[str, Rewrite] = {
+    **COMMON,
+    "spell-out-attention": spell_out_attention,
+    "drop-default-grid-mode": drop_default_grid_mode,
+    "spell-out-group-normalization": spell_out_group_normalization,
 }
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "onnxruntime": (
@@ -83,14 +93,14 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         ),
     ),
     "openvino": (
+        Variant("", ">=2025.0", ("fp32",), {**OPENVINO, "declare-lowest-opset": declare_lowest_opset}),
         Variant(
-            "",
+            "bf16",
             ">=2025.0",
-            ("fp32", "bf16"),
+            ("bf16",),
             {
-                **COMMON,
-                "spell-out-attention": spell_out_attention,
-                "drop-default-grid-mode": drop_default_grid_mode,
+                **OPENVINO,
+                "use-pointwise-convolutions": use_pointwise_convolutions,
                 "declare-lowest-opset": declare_lowest_opset,
             },
         ),

@@ -82,6 +82,31 @@ class Linear:
         set_inputs(self.node, inputs)
 
 
+@dataclass(frozen=True)
+class Bias:
+    """The constant (channels,) that `add` adds to a MatMul with the constant `weight`: its input `index`."""
+
+    add: ir.Node
+    index: int
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    weight: ir.TensorProtocol
+
+
+def bias_behind(node: ir.Node) -> Bias | None:
+    """The bias that the one reader of a MatMul with constant weights adds to it, or None."""
+    add = next(iter(node.outputs[0].uses())).node if only_user(node.outputs[0]) else None
+    weight = tensor_of(node.inputs[1])
+    if add is None or (add.domain, add.op_type) != ("", "Add") or weight is None or len(weight.shape) != 2:
+        return None
+    tensor, _ = _operands(add)
+    index = _constant_index(add)
+    value = add.inputs[index]
+    if tensor is None or value is None or tuple(tensor.shape) != (weight.shape[1],):
+        return None
+    return Bias(add, index, value, tensor, weight)
+
+
 def linear_behind(value: ir.Value | None) -> Linear | None:
     """The Conv, or MatMul with or without an Add of a constant, that makes `value`, if nothing else reads it."""
     if not only_user(value):

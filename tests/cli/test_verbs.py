@@ -52,7 +52,7 @@ def test_the_help_lists_every_verb_with_a_whole_line(edgevtx_cli: Any) -> None:
         ["info", "a.vtx", "--nonsense"],
         ["export", "vit"],
         ["export", "vit", "--out", "a.vtx"],
-        ["export", "vit", "--out", "a.vtx", "--checkpoint", "a", "--config", "b"],
+        ["export", "vit", "--out", "a.vtx", "--config", "b", "--allow-partial"],
         ["export", "vit", "--out", "a.vtx", "--config", "b", "--batch", "2", "--dynamic-batch"],
         ["export", "vit", "--out", "a.vtx", "--config", "b", "--frame", "1920"],
         ["export", "vit", "--out", "a.vtx", "--config", "b", "--batch", "0"],
@@ -472,6 +472,7 @@ def test_families(edgevtx_cli: Any) -> None:
     facts = json.loads(edgevtx_cli("families", "--json").stdout)
     assert [row["family"] for row in facts] == list(FAMILIES)
     assert all(row["family"] in text.stdout and row["paper"] and row["layouts"] for row in facts)
+    assert "facebookresearch DETR" in edgevtx_cli("families", "detr").stdout
     assert facts[0]["paper"] in edgevtx_cli("families", facts[0]["family"]).stdout.replace("\n", " ")
 
 
@@ -499,6 +500,31 @@ def test_export_to_run(edgevtx_cli: Any, tmp_path: Path, photo: Path) -> None:
     assert found.stdout.count("passed-here") == 1 and str(out) in found.stdout
     facts = json.loads(edgevtx_cli("info", out, "--json").stdout)
     assert (facts["name"], facts["provenance"]["licence"]) == ("tiny", "MIT")
+    assert edgevtx_cli("run", out, photo).exit_code == 0
+
+
+def test_export_of_a_file_as_its_authors_publish_it(edgevtx_cli: Any, tmp_path: Path, photo: Path) -> None:
+    import hashlib
+
+    import torch
+
+    from tests.export.replicas.vit import ViT
+    from tests.export.replicas.weights import randomise
+
+    tensors = randomise(ViT(width=192, heads=3, classes=5)).state_dict()
+    file, out, labels = tmp_path / "vit.pth", tmp_path / "vit.vtx", tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\nd\ne\n")
+    torch.save({"model": {**tensors, "adapter.weight": tensors["cls_token"]}}, file)
+    arguments = ["export", "vit", "--checkpoint", file, "--out", out, "--targets", "onnxruntime", "--labels", labels]
+    refused = edgevtx_cli(*arguments)
+    assert refused.exit_code == 1 and "adapter.weight" in sentence(refused.stderr)
+    found = edgevtx_cli(*arguments, "--allow-partial")
+    assert found.exit_code == 0, found.stderr
+    facts = json.loads(edgevtx_cli("info", out, "--json").stdout)
+    assert facts["provenance"]["checkpoint"] == "vit.pth"
+    assert facts["provenance"]["checkpoint_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert any("read as timm ViT and DeiT, from model" in note for note in facts["notes"])
+    assert any("left out: adapter.weight" in note for note in facts["notes"])
     assert edgevtx_cli("run", out, photo).exit_code == 0
 
 

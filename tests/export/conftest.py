@@ -127,3 +127,9 @@ def run_graph(model: Any, runtime: str, feeds: dict[str, Array]) -> dict[str, Ar
     compiled = openvino.compile_model(openvino.Core().read_model(data, b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled([feeds[port.any_name] for port in compiled.inputs])
     return {name: results[index] for index, name in enumerate(names)}
+
+
+@pytest.fixture
+def graph_runner() -> Callable[..., dict[str, Array]]:
+    """See `run_graph`."""
+    return run_graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,11 +22,21 @@ from edgevtx.export.samples import move_over  # noqa: E402
 from edgevtx.predictor import collate  # noqa: E402
 from edgevtx.preprocess import prepare_item, state_valid  # noqa: E402
 
-TYPES = [(family, kind) for family in FAMILIES for kind in get_recipe(family).tiny_config()]
-RANKED = [case for case in TYPES if get_recipe(case[0]).task in ("classify", "detect")]
+# a family's further tasks stand behind the type, as in "swin embed"
+TYPES = [
+    (family, f"{kind} {task}" if task in get_recipe(family).further else kind)
+    for family in FAMILIES
+    for kind in get_recipe(family).tiny_config()
+    for task in get_recipe(family).results
+]
+# attention to the window around each position: products of tiles, not the operator
+WINDOWED = ("sasa_resnet", "local_relation_resnet")
 CLASSLESS = ("embed", "prompt")
-ONE_SIZE = [case for case in TYPES if case[0] in ("vit", "rtdetr", "setr", "dinoseg", "vivit")]
 each_type = pytest.mark.parametrize(("family", "kind"), TYPES, ids=[f"{family}-{kind}" for family, kind in TYPES])
+
+
+def task_of(family, kind):
+    return kind.partition(" ")[2] or get_recipe(family).task
 
 
 @pytest.fixture
@@ -33,8 +44,9 @@ def build(config_folder):
     """(family, kind, seed=, changes of the config, **options) -> Traceable with seeded weights."""
 
     def make(family, kind, *, seed=0, changes=None, **options):
+        kind, _, task = kind.partition(" ")
         checkpoint = Checkpoint.open(config_folder(family, kind, **(changes or {})), seed=seed)
-        return get_recipe(family).build(checkpoint, BuildOptions(**options))
+        return get_recipe(family).build(checkpoint, BuildOptions(**{"task": task or None, **options}))
 
     return make
 
@@ -95,7 +107,7 @@ def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, k
 @each_type
 def test_a_saved_directory_gives_the_same_as_the_seeded_config(family, kind, build, config_folder, photos):
     seeded = build(family, kind)
-    folder = config_folder(family, kind)
+    folder = config_folder(family, kind.partition(" ")[0])
     publish(seeded.reference.args[0], folder)
     loaded = get_recipe(family).build(Checkpoint.open(folder), BuildOptions())
     expected, found = (run(traceable, [photos["chelsea"]])[0] for traceable in (seeded, loaded))
@@ -106,13 +118,14 @@ def test_a_saved_directory_gives_the_same_as_the_seeded_config(family, kind, bui
 
 def publish(model, folder):
     """Write a recipe's reference model as its authors would."""
-    if hasattr(model, "save_pretrained"):
+    published = json.loads((folder / "config.json").read_text())
+    if getattr(getattr(model, "config", None), "model_type", "") == published["model_type"]:
         model.save_pretrained(folder)
     elif hasattr(getattr(model, "backbone", None), "save_pretrained"):  # a decoder beside a backbone's tensors
         model.backbone.save_pretrained(folder / "backbone")
         decoder = {f"decoder.{name}": tensor for name, tensor in model.decoder.state_dict().items()}
         save_file({**load_file(folder / "backbone" / "model.safetensors"), **decoder}, folder / "model.safetensors")
-    else:
+    else:  # a module of ours, which leaves the config to its author
         save_file(model.state_dict(), folder / "model.safetensors")
 
 
@@ -153,10 +166,10 @@ def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
     assert users == {"aten.to.dtype"}  # nothing else may touch uint8
     attentions = [node for node in nodes if "scaled_dot_product_attention" in str(node.target)]
     masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
-    # only cells of padding are masked, in DETR's encoder layer and its two cross-attentions; SAM's three heads over
-    # the whole image add their relative positions
-    assert attentions
-    assert len(masked) == (3 if len(traceable.inputs) == 2 else 0)
+    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions; Swin's masks and those of
+    # SAM's three heads over the whole image are their biases
+    assert bool(attentions) != (kind in WINDOWED)
+    assert len(masked) == (len(attentions) if family == "swin" else 3 if len(traceable.inputs) == 2 else 0)
 
 
 def feeds(traceable, batch, size):
@@ -189,11 +202,11 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
         build(family, kind, batch=0)
     with pytest.raises(InputError, match="choose pillow or opencv"):
         build(family, kind, resize="nearest")
-    if get_recipe(family).task in CLASSLESS:
+    if task_of(family, kind) in CLASSLESS:
         with pytest.raises(InputError, match="has no classes"):
             build(family, kind, top_k=3)
         return
-    count = len(get_recipe(family).tiny_config()[kind]["id2label"])
+    count = len(get_recipe(family).tiny_config()[kind.partition(" ")[0]]["id2label"])
     names = tuple(f"thing {index}" for index in range(count))
     assert build(family, kind, labels=names).labels == names
     with pytest.raises(InputError, match=f"1 labels were given, but the checkpoint has {count} classes"):
@@ -207,9 +220,7 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
             build(family, kind, top_k=top_k)
 
 
-@pytest.mark.parametrize(
-    ("family", "kind"), [case for case in TYPES if get_recipe(case[0]).task in ("classify", "detect")]
-)
+@pytest.mark.parametrize(("family", "kind"), [case for case in TYPES if task_of(*case) in ("classify", "detect")])
 def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
     whole, few = build(family, kind), build(family, kind, top_k=3)
     everything, three = answers(whole, [photos["coffee"]])[0], answers(few, [photos["coffee"]])[0]
@@ -218,7 +229,10 @@ def test_a_smaller_top_k_keeps_the_best_rows(family, kind, build, photos):
     np.testing.assert_allclose(three.scores, everything.scores[:3], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "kind"), ONE_SIZE)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [case for case in TYPES if case[0] in ("vit", "rtdetr", "setr", "dinoseg", "vivit") or case == ("swin", "swin")],
+)
 def test_a_camera_size_is_noted_as_needless_where_the_input_has_one_size(family, kind, build):
     traceable = build(family, kind, frame=(1080, 1920))
     assert "1920x1080 changes nothing" in traceable.notes[0]
