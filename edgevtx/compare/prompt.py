@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgevtx.compare.tolerance import Tolerance, compare_values, round_error
 from edgevtx.manifest import Check, PromptMasksDecode
 from edgevtx.runtimes.base import Array, Arrays
@@ -11,22 +13,33 @@ FEWEST = 16
 
 
 def compare_masks(reference: Arrays, outputs: Arrays, rule: PromptMasksDecode, tolerance: Tolerance) -> list[Check]:
-    """`low_res_logits` (P,M,h,w) and `iou` (P,M): values, and the share of masks that overlap as they must."""
+    """`low_res_logits` (P,M,h,w) and `iou` (P,M): values, and the share of masks that overlap as they must.
+
+    Pixels whose logit lies as near to the threshold as the tolerance's `tie` times the error are ties: they belong to
+    neither side, and there may be but few of them.
+    """
     checks = compare_values(reference, outputs, rule, tolerance)
     want, got = (_masks(arrays, rule) for arrays in (reference, outputs))
     kept = _telling(want)
-    both, either = (want & got)[kept].sum(1), (want | got)[kept].sum(1)
-    iou = both / either
+    logits = reference["low_res_logits"].astype(np.float64)
+    near = tolerance.tie * float(np.sqrt(np.mean((outputs["low_res_logits"] - logits) ** 2)))
+    clear = (np.abs(logits - rule.mask_threshold) > near).reshape(want.shape)[kept]
+    both, either = (want & got)[kept] & clear, (want | got)[kept] & clear
+    iou = both.sum(1) / np.maximum(either.sum(1), 1)
     lost = int((iou < tolerance.iou).sum())
+    ties = int((~clear).sum())
     share = lost / max(len(iou), 1)
     checks.append(
         Check(
             name="task: masks that overlap",
-            passed=share <= 1 - tolerance.agreement,
+            passed=share <= 1 - tolerance.agreement and ties <= tolerance.ties * clear.size,
             compared=len(iou),
             error=round_error(share),
             tolerance=round_error(1 - tolerance.agreement),
-            note=f"smallest IoU {iou.min():.4f}, at least {tolerance.iou}" if len(iou) else "",
+            ties=ties,
+            note=f"smallest IoU {iou.min():.4f}, at least {tolerance.iou}; {ties} of {clear.size} px are ties"
+            if len(iou)
+            else "",
         )
     )
     return checks
