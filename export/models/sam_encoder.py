@@ -8,8 +8,11 @@ eq. 4. What differs from the library's forward pass, and does not change what is
   query, key and value are the biases, and 4096 rows are multiplied instead of 4900;
 - the relative positions' tables are gathered once, here, and applied as matrix products in the layout that the tokens
   have, without a transpose;
-- in windows the position terms become further columns of query and key: [q, q Rh, q Rw] . [k, row, column], where row
-  and column are the key's own, one-hot. So attention stays one product, softmax, product, and no bias is stored.
+- over a whole image attention is computed one head at a time: 67 MB of position terms are in memory and not 805.
+
+Tried and left out: the position terms as further columns of query and key, [q, q Rh, q Rw] . [k, row, column] with row
+and column one-hot, which needs no bias at all. It is exact, and slower: it widens the product of queries and keys by
+half in windows, and threefold over the image.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Layer(nn.Module):
         self.out = layer.attn.proj
         self.grid, self.window = grid, int(layer.window_size) or grid
         self.padding = -grid % self.window
-        self.attention = Attention(layer.attn, self.window, fold=self.window < grid)
+        self.attention = Attention(layer.attn, self.window, by_head=self.window == grid)
         self.qkv = nn.Linear(layer.attn.qkv.in_features, layer.attn.qkv.out_features)
         self.qkv.weight, self.qkv.bias = self.attention.scaled(layer.attn.qkv)
 
@@ -86,18 +89,15 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions.
 
-    `fold` puts the position terms into query and key. Over a whole image that would treble the width of the products
-    of 4096 by 4096 tokens, which costs more than a bias: there it is added, one head at a time, so that 67 MB of it
-    are in memory and not 805.
+    `by_head`: one head after another, see the module.
     """
 
     row_table: torch.Tensor
     column_table: torch.Tensor
-    places: torch.Tensor
 
-    def __init__(self, attention: Any, size: int, *, fold: bool) -> None:
+    def __init__(self, attention: Any, size: int, *, by_head: bool) -> None:
         super().__init__()
-        self.size, self.fold = size, fold and attention.use_rel_pos
+        self.size, self.by_head = size, by_head
         self.heads = int(attention.num_attention_heads)
         self.scale = float(attention.scale)
         self.relative = bool(attention.use_rel_pos)
@@ -110,9 +110,6 @@ class Attention(nn.Module):
         ]
         self.register_buffer("row_table", tables[0].contiguous())  # (query row, d, key row)
         self.register_buffer("column_table", tables[1].contiguous())
-        one_hot = torch.eye(size)
-        rows, columns = one_hot.repeat_interleave(size, 0), one_hot.repeat(size, 1)
-        self.register_buffer("places", torch.cat((rows, columns), 1))  # (n * n, 2n)
 
     def scaled(self, qkv: nn.Linear) -> tuple[nn.Parameter, nn.Parameter]:
         """The weight and bias of `qkv` with the attention's scale in those of the query."""
@@ -132,12 +129,11 @@ class Attention(nn.Module):
             mixed = attend(query, key, value)
         else:
             rows, columns = self._positions(query)
-            if self.fold:
-                places = self.places[None, :, None].expand(key.shape[0], -1, self.heads, -1)
-                mixed = attend(torch.cat((query, rows, columns), -1), torch.cat((key, places), -1), value)
-            else:
+            if self.by_head:
                 heads = zip(*(torch.split(part, 1, 2) for part in (query, key, value, rows, columns)), strict=True)
                 mixed = torch.cat([_attend_with_bias(*head) for head in heads], 2)
+            else:
+                mixed = _attend_with_bias(query, key, value, rows, columns)
         return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,6 +158,6 @@ def attend(
 def _attend_with_bias(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """One head; `rows` and `columns` (B,T,1,n) are the position terms of the key's row and column."""
+    """`rows` and `columns` (B,T,heads,n) are the position terms of the key's row and column."""
     rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
     return attend(query, key, value, (rows[..., :, None] + columns[..., None, :]).flatten(3))

@@ -166,10 +166,10 @@ def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
     assert users == {"aten.to.dtype"}  # nothing else may touch uint8
     attentions = [node for node in nodes if "scaled_dot_product_attention" in str(node.target)]
     masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
-    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions; Swin's masks and those of
-    # SAM's three heads over the whole image are their biases
+    # only cells of padding are masked: DETR's encoder layer and its two cross-attentions; Swin's and
+    # SAM's masks are their biases
     assert bool(attentions) != (kind in WINDOWED)
-    assert len(masked) == (len(attentions) if family == "swin" else 3 if len(traceable.inputs) == 2 else 0)
+    assert len(masked) == (len(attentions) if family in ("swin", "sam") else 3 if len(traceable.inputs) == 2 else 0)
 
 
 def feeds(traceable, batch, size):
