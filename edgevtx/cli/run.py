@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
+from edgevtx.cli.prompts import apply_prompts, prompt_options
 
 if TYPE_CHECKING:
     from edgevtx.predictor import ModelInfo, Predictor
@@ -47,6 +48,7 @@ LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate i
     type=click.IntRange(1),
     help="Of a model of clips: its frames from one answer to the next; default: the bundle's.",
 )
+@prompt_options
 @common.engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a frame.")
 def command(
@@ -59,6 +61,7 @@ def command(
       edgevtx run fire.vtx photo.jpg
       edgevtx run fire.vtx clip.mp4 --out results
       edgevtx run fire.vtx 0 --json | jq .result
+      edgevtx run sam.vtx photo.jpg --points "320,240;100,80,0" --out results
 
     Without --out, results are printed. Ctrl-C ends the run with complete files. A file of a folder that cannot be
     used is skipped, and named at the end.
@@ -75,6 +78,7 @@ def command(
             model = stack.enter_context(load(bundle, progress=progress, **common.engine_arguments(options)))
         click.echo(engine_words(model.info), err=True)
         set_stride(model, options["stride"])
+        apply_prompts(model, options)
         sinks = open_sinks(targets, opened, overwrite)
         if as_json:
             sinks.append(_json_sink())

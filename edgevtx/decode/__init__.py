@@ -12,6 +12,7 @@ from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.embed import decode_features, decode_pyramid
 from edgevtx.decode.knn import Bank, decode_knn
 from edgevtx.decode.panoptic import decode_panoptic
+from edgevtx.decode.prompt import no_prompt
 from edgevtx.decode.segment import decode_segmentation, merge_windows
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.manifest import (
@@ -22,6 +23,7 @@ from edgevtx.manifest import (
     KnnDecode,
     Manifest,
     PanopticDecode,
+    PromptDecode,
     PyramidDecode,
     SegmentDecode,
 )
@@ -40,6 +42,7 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     PanopticDecode: (decode_panoptic, ("threshold",)),
     PyramidDecode: (decode_pyramid, ()),
     SegmentDecode: (decode_segmentation, ("threshold",)),
+    PromptDecode: (no_prompt, ("threshold", "top_k")),  # what is found without a prompt
 }
 
 
