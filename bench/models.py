@@ -176,6 +176,19 @@ MODELS = {
                 "image_std": [0.5] * 3,
             },
         ),
+        Model(
+            "sam_b_enc_1024",
+            "sam",
+            {"model_type": "sam", "architectures": ["SamModel"]},
+            {
+                "image_processor_type": "SamImageProcessor",
+                "size": {"longest_edge": 1024},
+                "pad_size": {"height": 1024, "width": 1024},
+                "resample": 2,
+                **IMAGENET,
+            },
+            notes=("the library's default config is ViT-B; the routes are compared over the image encoder",),
+        ),
     )
 }
 

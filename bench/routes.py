@@ -33,6 +33,7 @@ SIZES = {
     "rtdetr_r18_640": (640, 640),
     "detr_r50_800": (800, 1066),
     "vivit_b_32x224": (224, 224),
+    "sam_b_enc_1024": (1024, 1024),
 }
 TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
 TARGETS = ("onnxruntime", "openvino")
@@ -96,7 +97,10 @@ def bare(name: str) -> Any:
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     model = getattr(transformers, checkpoint.architecture)(config).eval()
     seed_weights(model, MODELS[name].seed)
-    logits = {"vit": ("logits",), "vivit": ("logits",), "dino": ("last_hidden_state",)}
+    if MODELS[name].family == "sam":
+        model = model.vision_encoder
+    embedded = ("last_hidden_state",)
+    logits = {"vit": ("logits",), "vivit": ("logits",), "dino": embedded, "sam": embedded}
     keys = logits.get(MODELS[name].family, ("logits", "pred_boxes"))
 
     class Bare(torch.nn.Module):
@@ -204,6 +208,8 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
     times = TIMES.get(name, ())
     floats = {"pixel_values": random.standard_normal((1, *times, 3, height, width), dtype=np.float32)}
     frames = {"pixels": random.integers(0, 256, (1, *times, height, width, 3), dtype=np.uint8)}
+    if MODELS[name].family == "sam":
+        frames["valid_size"] = np.array([[height, width]], np.int32)
     calls, failed = {}, {}
     for route, path in files.items():
         if target == "onnxruntime" and path.suffix != ".onnx":

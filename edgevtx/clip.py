@@ -175,16 +175,18 @@ class ClipPredictor(Predictor):
                 "some frames of this stream have a time and others none; give all of them one, or call clear() between "
                 "two streams"
             )
-        row, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
+        times: dict[str, float] = {}
+        row, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation, times=times)
         rows = self._buffer.push(row, clock.monotonic() if time is None else time)
         self._timed = time is not None
         inputs = {} if rows is None else collate([np.stack(rows)], self.manifest.inputs)
-        return Moment(inputs, (geometry,), 1e3 * (perf_counter() - start), self._buffer.first)
+        spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
+        return Moment(inputs, (geometry,), spent - (denoised or 0.0), denoised, first=self._buffer.first)
 
     def infer(self, prepared: Prepared) -> Arrays:
         """Run the engine on a full clip; nothing is run, and no output given, where none is due."""
         if prepared.pending:
-            self.stages = {"preprocess": prepared.milliseconds, "engine": 0.0, "decode": 0.0}
+            self.stages = {**prepared.stages, "engine": 0.0, "decode": 0.0}
             return {}
         return super().infer(prepared)
 

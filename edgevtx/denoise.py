@@ -29,8 +29,6 @@ def denoise(image: Frame, how: Denoise) -> Frame:
 
     Raises `RuntimeUnavailableError` where OpenCV does it and is missing.
     """
-    if 0 in image.shape:
-        return image.copy()
     found: Frame = _DENOISERS[type(how)](np.ascontiguousarray(image), how)
     return found
 

@@ -41,7 +41,6 @@ _BLEND = 0.65  # weight of a feature picture over the frame
 _LISTED = 5
 _INK = 0.45  # weight of a mask's colour over the frame
 _COARSE = 8  # px; labels find their place on a grid this wide
-_VEIL = 0.5  # weight of a class's colour over the frame
 _UNCOLOURED = "background"  # a class of this name leaves the frame as it is
 
 
@@ -184,53 +183,30 @@ def draw_classification(frame: Array, found: Classification) -> Frame:
 
 
 def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, with their outlines and a legend.
+    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, outlined, with a legend.
 
-    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes by
-    their share.
+    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes with
+    the largest shares.
     """
     canvas = _canvas(frame)
-    if found.class_map.shape != canvas.shape[:2]:
-        raise InputError(
-            f"this class map is of a frame of {found.class_map.shape}, but got one of {canvas.shape[:2]} (height, "
-            "width); draw on the frame that the model was given"
-        )
-    ids = [class_id for class_id, _ in found.present() if found.labels[class_id] != _UNCOLOURED]
-    colours = np.zeros((1 + len(found.labels), 3), np.float32)
-    weights = np.zeros(1 + len(found.labels), np.float32)
-    for class_id in ids:
-        colours[class_id + 1], weights[class_id + 1] = class_colour(class_id), _VEIL
-    places = found.class_map + 1
-    keep = (1 - weights)[places]
-    outlines = _outlines(found.class_map) & (weights[places] > 0)
-    for channel in range(3):  # not by a mask over (H,W,3), which takes numpy several times as long
-        mixed = (weights * colours[:, channel])[places] + keep * canvas[..., channel]
-        mixed[outlines] = colours[:, channel][places[outlines]]
-        canvas[..., channel] = np.rint(mixed)
+    _check_size(found.class_map.shape, canvas)
+    present = [item for item in found.present() if found.labels[item[0]] != _UNCOLOURED]
+    colours = {i: _shade(PALETTE[i % len(PALETTE)], i // len(PALETTE)) for i, _ in present}
+    # what becomes of each brightness under each class, in three channels; the first row is what was not looked at
+    brightness = np.arange(256, dtype=np.float32)
+    tables = np.tile(brightness.astype(np.uint8), (3, 1 + len(found.labels), 1))
+    for class_id, colour in colours.items():
+        tables[:, class_id + 1] = np.rint(np.float32(_INK) * colour[:, None] + np.float32(1 - _INK) * brightness)
+    rows = (found.class_map + 1) * 256
+    for channel, table in enumerate(tables):
+        canvas[..., channel] = table.reshape(-1).take(rows + canvas[..., channel])
+    canvas[_edges(found.class_map, max(1, round(min(canvas.shape[:2]) / 540)))] = _LIGHT
     top = 0
-    shares = dict(found.present())
-    for class_id in ids[:_LISTED]:
-        label = _label(f"{found.labels[class_id]} {shares[class_id]:.1%}", _font_size(canvas), class_colour(class_id))
+    for class_id, share in present[:_LISTED]:
+        label = _label(f"{found.labels[class_id]} {share:.1%}", _font_size(canvas), _bytes(colours[class_id]))
         _paste(canvas, label, 0, top)
         top += label.shape[0]
     return canvas
-
-
-def class_colour(class_id: int) -> Colour:
-    """A colour for a class: the palette's, darker with each turn through it, so that 21 classes differ."""
-    darker = 0.72 ** (class_id // len(PALETTE) % 3)
-    blue, green, red = PALETTE[class_id % len(PALETTE)]
-    return int(blue * darker), int(green * darker), int(red * darker)
-
-
-def _outlines(class_map: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(H,W) -> where a pixel's class differs from the one to its right or below."""
-    edges = np.zeros(class_map.shape, np.bool_)
-    edges[:, :-1] |= class_map[:, 1:] != class_map[:, :-1]
-    edges[:-1] |= class_map[1:] != class_map[:-1]
-    edges[:, 1:] |= edges[:, :-1]
-    edges[1:] |= edges[:-1]
-    return edges
 
 
 def draw_features(frame: Array, found: Features) -> Frame:

@@ -19,7 +19,7 @@ SCHEMA = "1.0"
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ResizeBackend = Literal["pillow", "opencv", "opencv-plain"]
-Task = Literal["classify", "detect", "embed", "panoptic", "segment"]
+Task = Literal["classify", "detect", "embed", "panoptic", "prompt", "segment"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
@@ -229,6 +229,44 @@ class EmbedDecode(msgspec.Struct, tag="embed", frozen=True, kw_only=True):
     attention: bool = False
 
 
+class TextPrompts(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts as prompts: the tokenizer's `file` in the bundle, and the `length` of a row of token ids."""
+
+    file: str
+    length: int
+
+
+class PromptDecode(msgspec.Struct, tag="prompt", frozen=True, kw_only=True):
+    """Output `embedding` (N,C,h,w) float32, of which the part `decoder` makes `masks` masks for each prompt.
+
+    Their logits have `mask_size` (height, width) and cover the whole input; a pixel belongs to a mask above
+    `mask_threshold`. A mask's stability is the intersection over union of what lies above `mask_threshold` +
+    `stability_offset` and above `mask_threshold` - `stability_offset`. Without a prompt everything is looked for: with
+    a grid of `points_per_side` points a side, masks of a predicted IoU above `iou_threshold` and a stability above
+    `stability_threshold` are kept, unless their box overlaps a better one's by more than `overlap`. `text`: None
+    where the model takes no texts.
+    """
+
+    masks: int
+    mask_size: tuple[int, int]
+    mask_threshold: float = 0.0
+    stability_offset: float = 1.0
+    iou_threshold: float = 0.88
+    stability_threshold: float = 0.95
+    overlap: float = 0.7
+    points_per_side: int = 32
+    text: TextPrompts | None = None
+
+
+class PromptMasksDecode(msgspec.Struct, tag="prompt_masks", frozen=True, kw_only=True):
+    """Outputs `low_res_logits` (P,M,h,w) and `iou` (P,M) float32: M masks for each of P prompts, and how good they are.
+
+    A pixel belongs to a mask above `mask_threshold`.
+    """
+
+    mask_threshold: float = 0.0
+
+
 class PanopticDecode(msgspec.Struct, tag="panoptic", frozen=True, kw_only=True):
     """Outputs as of "detect", `no_object` (N,K) float32, the probability that a query shows nothing, and `masks`.
 
@@ -284,7 +322,17 @@ class PyramidDecode(msgspec.Struct, tag="pyramid", frozen=True, kw_only=True):
     strides: tuple[int, ...]
 
 
-Decode = ClassifyDecode | DetectDecode | EmbedDecode | KnnDecode | PanopticDecode | PyramidDecode | SegmentDecode
+Decode = (
+    ClassifyDecode
+    | DetectDecode
+    | EmbedDecode
+    | KnnDecode
+    | PanopticDecode
+    | PromptDecode
+    | PromptMasksDecode
+    | PyramidDecode
+    | SegmentDecode
+)
 
 # -- graphs, files, verdicts -----------------------------------------------------------------------------------
 

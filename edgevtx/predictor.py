@@ -21,7 +21,7 @@ from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, EmbedDecode, KnnDecode, Manifest, TensorInfo, Windows
+from edgevtx.manifest import REFUSED, EmbedDecode, KnnDecode, Manifest, PromptDecode, TensorInfo, Windows
 from edgevtx.preprocess import pad_batch, prepare_item
 from edgevtx.results import Features, Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
@@ -77,6 +77,11 @@ class Prepared:
     denoise_ms: float | None = None
 
     @property
+    def stages(self) -> dict[str, float]:
+        """The stages so far, in ms: "preprocess", and "denoise" where there is one."""
+        return {"preprocess": self.milliseconds} | ({} if self.denoise_ms is None else {"denoise": self.denoise_ms})
+
+    @property
     def pending(self) -> bool:
         """There is nothing to infer: the frame waits with others until a clip is full (see `edgevtx.clip`)."""
         return not self.inputs
@@ -96,6 +101,7 @@ class Predictor:
     engine: Engine
     parts: dict[str, Engine] = field(default_factory=dict)
     bank: Bank | None = None
+    folder: Path | None = None  # where the bundle's files lie
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,12 +187,7 @@ class Predictor:
         """Run the engine: outputs by name, as the manifest lists them."""
         start = perf_counter()
         outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
-        self.stages = {
-            "preprocess": prepared.milliseconds,
-            **({} if prepared.denoise_ms is None else {"denoise": prepared.denoise_ms}),
-            "engine": 1e3 * (perf_counter() - start),
-            "decode": 0.0,
-        }
+        self.stages = {**prepared.stages, "engine": 1e3 * (perf_counter() - start), "decode": 0.0}
         return outputs
 
     def features(
@@ -327,17 +328,23 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines, bundle.bank())
+    kind = _class_for(bundle.manifest)
+    predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
 
 
 def _class_for(manifest: Manifest) -> type[Predictor]:
-    if manifest.preprocess.clip is None:
-        return Predictor
-    from edgevtx.clip import ClipPredictor
+    """The predictor of a bundle: a class of its own where one frame alone is no question."""
+    if isinstance(manifest.decode, PromptDecode):
+        from edgevtx.prompt import PromptPredictor
 
-    return ClipPredictor
+        return PromptPredictor
+    if manifest.preprocess.clip is not None:
+        from edgevtx.clip import ClipPredictor
+
+        return ClipPredictor
+    return Predictor
 
 
 def choose_runtime(

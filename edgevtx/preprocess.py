@@ -126,6 +126,18 @@ def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
     return batch, sizes
 
 
+def state_valid(inputs: dict[str, Array], geometries: Sequence[Geometry]) -> dict[str, Array]:
+    """A batch whose `valid_size`, where it has one, leaves the letterbox's padding out; `inputs` stay as they are.
+
+    A short batch repeats its last image, and so does `geometries` here.
+    """
+    if "valid_size" not in inputs:
+        return inputs
+    sizes = [geometry.valid_size for geometry in geometries]
+    sizes += sizes[-1:] * (len(inputs["pixels"]) - len(sizes))
+    return {**inputs, "valid_size": np.array(sizes, np.int32)}
+
+
 def check_clip(clip: object, frames: int) -> Sequence[Array]:
     """The frames of a clip that is (T,H,W,3) uint8 or a list of frames; `InputError` says what else it is."""
     wanted = f"this model takes clips: (T, H, W, 3) uint8 BGR or a list of frames, at least {frames} of them"

@@ -19,6 +19,7 @@ from edgevtx.export import detr
 from edgevtx.export.boxes import check_top_k, cxcywh_to_xyxy, reference_detections
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.processor import reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs
@@ -243,7 +244,7 @@ def _reference(
 def _tiny_config() -> dict[str, Any]:
     config = detr._tiny_config()["detr"]
     backbone = {**config["backbone_config"], "out_features": list(STAGES)}
-    small = {"num_queries": 60, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    small = {"num_queries": 48, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     named = {"architectures": ["DetrForSegmentation"], "backbone_config": backbone}
     return {"detr": {**config, **small, **named}}  # a mask head counts channels and heads by eights
 
@@ -255,7 +256,11 @@ RECIPE = Recipe(
     task="panoptic",
     result="PanopticSegmentation",
     model_types=("detr",),
-    layouts=("Hugging Face directory, with a transformers or a timm ResNet", "config.json alone with a seed"),
+    layouts=(
+        "Hugging Face directory, with a transformers or a timm ResNet",
+        "config.json alone with a seed",
+        *names_for("detr_panoptic"),
+    ),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

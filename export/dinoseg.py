@@ -143,7 +143,8 @@ def _reference(model: DinoSegmenter, settings: Settings, labels: tuple[str, ...]
     canvas = np.zeros((height, width, 3), np.uint8)
     small = Image.fromarray(np.ascontiguousarray(frame[..., ::-1])).resize((columns, rows), resample)
     canvas[top : top + rows, left : left + columns] = np.asarray(small)
-    pixels = (canvas / np.float32(255) - np.float32(settings.image_mean)) / np.float32(settings.image_std)
+    mean, std = (np.array(values, np.float32) for values in (settings.image_mean, settings.image_std))
+    pixels = (canvas / np.float32(255) - mean) / std
     with torch.no_grad():
         logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())
         logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)

@@ -7,6 +7,7 @@ held to the limits of a lower precision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,15 @@ from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import InputError
 from edgevtx.manifest import Check
-from edgevtx.results import Classification, Detections, Features, PanopticSegmentation, Result, SemanticSegmentation
+from edgevtx.results import (
+    Classification,
+    Detections,
+    Features,
+    Masks,
+    PanopticSegmentation,
+    Result,
+    SemanticSegmentation,
+)
 
 SCORE = 1e-3
 PIXELS = 0.5
@@ -172,6 +181,18 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
 
 
+def _masks(reference: Masks, found: Masks, exact: bool) -> Check:
+    """Pixels that agree: 99.9% of each mask's frame; predicted IoU within the limit."""
+    if reference.iou.shape != found.iou.shape or reference.masks.size != found.masks.size:
+        return _check(0, float("inf"), f"masks {found.iou.shape}, reference {reference.iou.shape}")
+    shared = [int(one.intersections(other)[0, 0]) for one, other in zip(reference.masks, found.masks, strict=True)]
+    differ = reference.masks.areas + found.masks.areas - 2 * np.array(shared, np.int64)
+    worst = float(differ.max(initial=0)) / max(math.prod(reference.masks.size), 1)
+    gap = float(np.abs(reference.iou - found.iou).max(initial=0.0))
+    error = max(worst / (1 - (SAME_PIXELS if exact else LOOSE.agreement)), gap / (SCORE if exact else LOOSE_SCORE))
+    return _check(len(found.masks), error, f"{worst:.2g} of the pixels differ, predicted IoU within {gap:.2g}")
+
+
 def _segmentation(reference: SemanticSegmentation, found: SemanticSegmentation, exact: bool) -> Check:
     """The same class in all but a small share of the pixels, and scores within the limit."""
     if reference.class_map.shape != found.class_map.shape:
@@ -195,4 +216,5 @@ _RESULTS: dict[type[Result], Callable[[Any, Any, bool], Check]] = {
     Features: _features,
     PanopticSegmentation: _panoptic,
     SemanticSegmentation: _segmentation,
+    Masks: _masks,
 }

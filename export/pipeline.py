@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +126,7 @@ def export(
             for part, model in models.items()
         }
         graphs = write_graphs(lowered, folder)
+        _copy_files(traceable, folder)
         clock.start("reference")
         manifest = _manifest(traceable, checkpoint, graphs, options, out)
         samples = tuple(make_samples(traceable, photos))
@@ -230,6 +232,14 @@ def _tools() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _copy_files(traceable: Traceable, folder: Path) -> None:
+    for name, source in traceable.files.items():
+        try:
+            shutil.copyfile(source, folder / name)
+        except OSError as error:
+            raise OutputError(f"cannot copy {source} into the bundle: {disk.explain(error)}") from error
 
 
 def _write_golden(folder: Path, samples: tuple[Sample, ...], manifest: Manifest) -> None:

@@ -11,11 +11,20 @@ import torch
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.manifest import Exact, Interpolation, Preprocess, ResizeBackend, ShortestEdge, SizeRule, Windows
+from edgevtx.manifest import (
+    Exact,
+    Interpolation,
+    LongestEdge,
+    Preprocess,
+    ResizeBackend,
+    ShortestEdge,
+    SizeRule,
+    Windows,
+)
 from edgevtx.runtimes.base import Array
 
 # processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does
-KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "ViT", "Vivit")
+KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "Sam", "ViT", "Vivit")
 # processors that transformers no longer has -> the one that does the same
 FORMER = {"ViTHybrid": "Bit"}
 # PIL.Image.Resampling by number, as processor configs write it
@@ -105,6 +114,8 @@ def _size_rule(size: Any) -> SizeRule:
     if edges.get("shortest_edge"):
         longest = edges.get("longest_edge")
         return ShortestEdge(shortest=int(edges["shortest_edge"]), longest=int(longest) if longest else None)
+    if edges.get("longest_edge"):
+        return LongestEdge(longest=int(edges["longest_edge"]))
     raise CheckpointError(f"the image processor's size {edges} is unknown; expected height and width, or edges")
 
 

@@ -15,6 +15,8 @@ from edgevtx.errors import InputError
 from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from edgevtx.geometry import Geometry
@@ -28,6 +30,7 @@ FAMILIES = {
     "detr": "edgevtx.export.detr",
     "detr_panoptic": "edgevtx.export.detr_panoptic",
     "rtdetr": "edgevtx.export.rtdetr",
+    "sam": "edgevtx.export.sam",
     "setr": "edgevtx.export.setr",
     "dinoseg": "edgevtx.export.dinoseg",
     "vivit": "edgevtx.export.vivit",
@@ -88,7 +91,8 @@ class Traceable:
     `selection(pixels)`, for models that select candidates inside (RT-DETR's top-k queries): how clear the closest
     decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
     `parts` are the family's further networks. `answer(outputs, geometry)`, for families whose answer takes more than
-    decoding the outputs (SAM's prompts), is ours to compare with the reference's.
+    decoding the outputs (SAM's prompts), is ours to compare with the reference's. `files`: further files of the
+    bundle, by their names in it.
     """
 
     family: str
@@ -106,6 +110,7 @@ class Traceable:
     selection: Callable[[Array], float] | None = None
     parts: dict[str, TraceablePart] = field(default_factory=dict)
     answer: Callable[[Arrays, Geometry], Result] | None = None
+    files: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

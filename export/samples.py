@@ -27,6 +27,9 @@ LARGEST = 1280
 LARGEST_CLIP = 4_000_000
 """Clips are reduced to so many px in all, for the same reason."""
 
+LATEST = 20.0
+"""A long video is read to this second, or its middle: a file cannot be entered at any place on every machine."""
+
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -80,7 +83,7 @@ def _fit(frame: Array, frame_size: tuple[int, int] | None) -> Array:
 def load_clips(folder: Path | None, clip: Clip) -> list[Photo]:
     """Clips of `clip.frames` frames: of the videos and images in `folder` in name order, or of the rendered scenes.
 
-    A video gives frames from its middle at the model's rate, an image what a camera sees that moves over it. Raises
+    A video gives frames of its middle at the model's rate, an image what a camera sees that moves over it. Raises
     `InputError` where there are fewer than two or a video is too short; `RuntimeUnavailableError` where there is a
     video and no OpenCV.
     """
@@ -120,13 +123,13 @@ def move_over(frame: Array, count: int, turn: int = 0) -> Array:
 
 
 def _from_video(path: Path, clip: Clip) -> Array:
-    """(T,h,w,3): of every moment of the model's in the middle of a video, the frame nearest to it."""
+    """(T,h,w,3): the frames nearest to the model's moments, from the video's middle (`LATEST`, if that is earlier)."""
     from edgevtx.clip import ClipBuffer
     from edgevtx.stream.sources import open_source
 
     with open_source(path) as source:
         length = (source.count or 0) / (source.fps or 25)
-        begin = max(0.0, (length - clip.frames / clip.fps) / 2)
+        begin = min(LATEST, max(0.0, (length - clip.frames / clip.fps) / 2))
         buffer = ClipBuffer(clip)
         for frame in source:
             time = frame.position or frame.index / (source.fps or 25)

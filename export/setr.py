@@ -27,7 +27,7 @@ from edgevtx.export.models.setr import Setr, Settings, upsample
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import SegmentDecode, TensorInfo, Windows
+from edgevtx.manifest import SegmentDecode, TensorInfo
 from edgevtx.results import SemanticSegmentation
 from edgevtx.runtimes.base import Array
 
@@ -57,7 +57,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     _check(checkpoint, settings)
     model = checkpoint.load_module(partial(Setr, settings), unused=UNUSED)
     processor = _processor(checkpoint, settings)
-    windows = settings.window and Windows(size=settings.window.size, stride=settings.window.stride)
+    windows = settings.window
     preprocess = preprocess_of(processor, options.resize, windows)
     size = windows.size if windows else fixed_size(preprocess)
     if size is None:

@@ -18,6 +18,7 @@ from torch import nn
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.patches import pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
@@ -580,7 +581,7 @@ RECIPE = Recipe(
     result="Classification",
     further={"embed": "Features"},
     model_types=("swin", "swinv2"),
-    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("swin")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "task", "frame", "top_k", "labels", "resize"),

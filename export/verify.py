@@ -28,7 +28,7 @@ from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
 from edgevtx.manifest import Check, Graph, Manifest, Verdict
 from edgevtx.predictor import collate
-from edgevtx.preprocess import prepare_item
+from edgevtx.preprocess import prepare_item, state_valid
 from edgevtx.runtimes import get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
 from edgevtx.selftest import explain
@@ -91,6 +91,7 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
         frames = [photos[(start + n) % len(photos)].frame for n in range(size)]
         pairs = [prepare_item(frame, traceable.preprocess) for frame in frames]
         inputs = collate([middle_window(image, traceable.preprocess.windows) for image, _ in pairs], traceable.inputs)
+        inputs = state_valid(inputs, [geometry for _, geometry in pairs])
         outputs = run_module(traceable, inputs)
         yield Sample(
             name=photo.name,
@@ -123,6 +124,7 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
         if len(geometries) > 1 or preprocess != traceable.preprocess or windows is not None:
             image, geometry = prepare_item(sample.frame, preprocess)
             inputs = collate([image] * (1 if windows else len(geometries)), traceable.inputs, windows)
+            inputs = state_valid(inputs, [geometry] * len(geometries))
             outputs = run_in_turns(partial(run_module, traceable), inputs, traceable.inputs[0].shape[0])
             geometries = (geometry,)
             clear = clear and _is_clear(traceable, inputs)

@@ -176,4 +176,5 @@ def test_a_summary_is_one_short_line() -> None:
     assert found.summary().startswith("smoke 0.90 [0 1 2 3]  smoke 0.83 ") and found.summary().endswith("  and 2 more")
     assert Detections.empty().summary() == "nothing found"
     assert Classification(np.array([1]), np.array([0.25], np.float32), ("cat",)).summary() == "cat 0.250"
+    assert Classification.empty().summary() == "no class"
     assert Features(None, np.zeros((3, 4, 8), np.float32)).summary() == "features: 3x4 patches of 8"

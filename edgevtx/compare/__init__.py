@@ -15,6 +15,7 @@ from edgevtx.compare.classify import compare_classes
 from edgevtx.compare.detect import compare_detections, count_detections
 from edgevtx.compare.embed import compare_features
 from edgevtx.compare.panoptic import compare_panoptic
+from edgevtx.compare.prompt import compare_masks, count_masks
 from edgevtx.compare.segment import compare_segmentation, count_minority
 from edgevtx.compare.tolerance import TOLERANCES, Tolerance, compare_values
 from edgevtx.manifest import (
@@ -25,6 +26,8 @@ from edgevtx.manifest import (
     EmbedDecode,
     KnnDecode,
     PanopticDecode,
+    PromptDecode,
+    PromptMasksDecode,
     PyramidDecode,
     SegmentDecode,
 )
@@ -39,12 +42,15 @@ _TASKS: dict[type[Decode], Callable[[Arrays, Arrays, Any, Tolerance], list[Check
     PanopticDecode: compare_panoptic,
     PyramidDecode: compare_features,
     SegmentDecode: compare_segmentation,
+    PromptDecode: compare_values,
+    PromptMasksDecode: compare_masks,
 }
 # ... -> how much there is in outputs that a comparison could find wrong; 0 where all outputs are alike in that
 _CONTENT: dict[type[Decode], Callable[[Arrays, Any], int]] = {
     DetectDecode: count_detections,
     PanopticDecode: count_detections,
     SegmentDecode: count_minority,
+    PromptMasksDecode: count_masks,
 }
 
 

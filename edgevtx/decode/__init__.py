@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.embed import decode_features, decode_pyramid
 from edgevtx.decode.knn import Bank, decode_knn
 from edgevtx.decode.panoptic import decode_panoptic
+from edgevtx.decode.prompt import no_prompt
 from edgevtx.decode.segment import decode_segmentation, merge_windows
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.manifest import (
@@ -22,6 +23,7 @@ from edgevtx.manifest import (
     KnnDecode,
     Manifest,
     PanopticDecode,
+    PromptDecode,
     PyramidDecode,
     SegmentDecode,
 )
@@ -40,6 +42,7 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     PanopticDecode: (decode_panoptic, ("threshold",)),
     PyramidDecode: (decode_pyramid, ()),
     SegmentDecode: (decode_segmentation, ("threshold",)),
+    PromptDecode: (no_prompt, ("threshold", "top_k")),  # what is found without a prompt
 }
 
 
@@ -73,8 +76,8 @@ def decode(
     given = (("threshold", threshold), ("top_k", top_k), ("bank", bank))
     row, accepted = _DECODERS[type(rule)]
     options = {name: value for name, value in given if name in accepted}
-    rows = ({name: array[i] for name, array in outputs.items()} for i in range(len(geometries)))
-    if windows is not None:
+    rows: Iterator[Arrays] = ({name: array[i] for name, array in outputs.items()} for i in range(len(geometries)))
+    if isinstance(rule, SegmentDecode) and windows is not None:
         rows, rule = merge_windows(outputs, geometries, rule, windows)
     return [
         row(one, geometry, rule, manifest.labels, **options) for one, geometry in zip(rows, geometries, strict=True)

@@ -53,7 +53,7 @@ def decode_segmentation(
 def sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 / (1 + exp(-x)), which overflows to the right limit."""
     with np.errstate(over="ignore"):
-        result: NDArray[np.float32] = 1 / (1 + np.exp(-values))
+        result: NDArray[np.float32] = np.float32(1) / (np.float32(1) + np.exp(-values))
     return result
 
 

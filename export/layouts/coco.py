@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+from edgevtx.export.labels import COCO
 from edgevtx.export.layouts.mapping import numbered
 
-_THINGS = """
-person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -, stop sign,
-parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, -, backpack, umbrella, -, -,
-handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
-surfboard, tennis racket, bottle, -, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
-broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv,
-laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase,
-scissors, teddy bear, hair drier, toothbrush
-"""
+# ids up to 90 that COCO gives to nothing
+_SKIPPED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _STUFF = {
     92: "banner, blanket",
     95: "bridge",
@@ -47,16 +41,12 @@ UNUSED = "N/A"
 """The name of an id that COCO gives to nothing."""
 
 
-def _split(names: str) -> list[str]:
-    return [" ".join(name.split()) for name in names.split(",")]
-
-
 def _things() -> dict[int, str]:
-    return {index: name for index, name in enumerate(_split(_THINGS), 1) if name != "-"}
+    return dict(zip((index for index in range(1, 91) if index not in _SKIPPED), COCO, strict=True))
 
 
 def _stuff() -> dict[int, str]:
-    return {first + step: name for first, names in _STUFF.items() for step, name in enumerate(_split(names))}
+    return {first + step: name for first, names in _STUFF.items() for step, name in enumerate(names.split(", "))}
 
 
 def id2label(classes: int) -> dict[str, str]:
@@ -66,7 +56,7 @@ def id2label(classes: int) -> dict[str, str]:
     (DETR's panoptic models).
     """
     if classes == 80:
-        return {str(index): name for index, name in enumerate(_things().values())}
+        return {str(index): name for index, name in enumerate(COCO)}
     if classes not in (91, 250):
         return numbered(classes)
     known = _things() if classes == 91 else _things() | _stuff()

@@ -25,13 +25,12 @@ _BACKBONE = {
     "pos_embed": "pos_embed",
     "patch_embed.projection.@": "patch_embed.@",
     "layers.#.ln1.@": "layers.#.norm1.@",
-    "layers.#.attn.attn.in_proj_weight": "layers.#.qkv.weight",
-    "layers.#.attn.attn.in_proj_bias": "layers.#.qkv.bias",
-    "layers.#.attn.attn.out_proj.@": "layers.#.out.@",
+    "layers.#.attn.attn.out_proj.@": "layers.#.o_proj.@",
     "layers.#.ln2.@": "layers.#.norm2.@",
     "layers.#.ffn.layers.0.0.@": "layers.#.fc1.@",
     "layers.#.ffn.layers.1.@": "layers.#.fc2.@",
 }
+_FUSED = ("q_proj", "k_proj", "v_proj")
 _UPSAMPLING = {
     "decode_head.norm.@": "decoder.norm.@",
     "decode_head.up_convs.#.0.conv.weight": "decoder.stages.#.conv.weight",
@@ -80,6 +79,13 @@ def _read(source: Source) -> Reading:
         config["window"] = window
     rules = (
         *Rule.table(_BACKBONE, prefix="backbone.", target="backbone."),
+        *(
+            Rule(
+                f"backbone.layers.#.attn.attn.in_proj_{part}",
+                tuple(f"backbone.layers.#.{one}.{part}" for one in _FUSED),
+            )
+            for part in ("weight", "bias")
+        ),
         *Rule.table(_AGGREGATING if decoder == "mla" else _UPSAMPLING),
         *(Rule(f"auxiliary_head.{name}") for name in (*_AUXILIARY, "conv_seg.@")),
         *(Rule(f"auxiliary_head.#.{name}") for name in (*_AUXILIARY, "conv_seg.@")),

@@ -94,7 +94,10 @@ def _classifier(source: Source) -> Reading:
     if distilled or source.wrapper:
         note = "images are prepared as DeiT's authors do: ImageNet's mean and deviation, the middle 7/8"
         return Reading(config, timm.shortest_then_crop(size, size * 256 // 224, *timm.IMAGENET), table, (note,))
-    note = "the file does not say how images are prepared: mean and deviation 0.5 are assumed, as of timm's own ViTs"
+    note = (
+        "the file does not say how images are prepared: mean and deviation 0.5 are assumed, as of timm's own ViTs; a "
+        "preprocessor_config.json beside the file of --config replaces that"
+    )
     shortest = math.floor(size / 0.9) if size == 224 else size
     return Reading(config, timm.shortest_then_crop(size, shortest, *timm.HALF), table, (note,))
 

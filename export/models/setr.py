@@ -14,14 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgevtx.manifest import Windows
+
 Decoder = Literal["naive", "pup", "mla"]
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """Sliding-window inference: windows of `size` (height, width) px, `stride` (down, right) px apart."""
-
-    size: tuple[int, int]
-    stride: tuple[int, int]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     position_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     activation: Literal["softmax", "sigmoid"] = "softmax"
     threshold: float = 0.5
-    window: Window | None = None
+    window: Windows | None = None
 
 
 class Layer(nn.Module):
@@ -61,18 +56,22 @@ class Layer(nn.Module):
         width = settings.hidden_size
         self.heads = settings.num_attention_heads
         self.norm1 = nn.LayerNorm(width, settings.layer_norm_eps)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        # three products and not one: what stands around each is folded into its weights when the graph is lowered
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width) for _ in range(4))
         self.norm2 = nn.LayerNorm(width, settings.layer_norm_eps)
         self.fc1 = nn.Linear(width, settings.intermediate_size)
         self.fc2 = nn.Linear(settings.intermediate_size, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        parts = self.qkv(self.norm1(tokens)).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        normed = self.norm1(tokens)
+        query, key, value = (
+            projection(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         looked = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens + self.out(looked)
-        return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        tokens = tokens + self.o_proj(looked)
+        result: torch.Tensor = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        return result
 
 
 class Backbone(nn.Module):
@@ -94,7 +93,7 @@ class Backbone(nn.Module):
         """The position table for `grid` (rows, columns) patches: (1, 1 + rows * columns, D), class token first."""
         if grid == self.trained_grid:
             return self.pos_embed
-        table = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, self.trained_grid)
+        table = torch.unflatten(self.pos_embed[:, 1:].transpose(1, 2), 2, self.trained_grid)
         table = F.interpolate(table, grid, mode=self.interpolation, align_corners=False)
         return torch.cat((self.pos_embed[:, :1], table.flatten(2).transpose(1, 2)), 1)
 
@@ -164,7 +163,8 @@ class UpsamplingDecoder(nn.Module):
         features = self.norm(maps[-1])
         for index, stage in enumerate(self.stages):
             features = stage(upsample(features, self.scale) if index else features)
-        return self.classifier(features)
+        logits: torch.Tensor = self.classifier(features)
+        return logits
 
 
 class AggregatingDecoder(nn.Module):
@@ -192,7 +192,8 @@ class AggregatingDecoder(nn.Module):
         branches = [
             branch(output(level)) for branch, output, level in zip(self.branches, self.outputs, sums, strict=True)
         ]
-        return self.classifier(torch.cat(branches, 1))
+        logits: torch.Tensor = self.classifier(torch.cat(branches, 1))
+        return logits
 
 
 class Setr(nn.Module):

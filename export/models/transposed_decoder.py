@@ -6,8 +6,20 @@ ReLU; a 1x1 convolution gives the logits. It is SETR's progressive upsampling wi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
+
+
+class Step(nn.Sequential):
+    """(N,D,h,w) -> (N,D',2h,2w)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
 
 
 class TransposedDecoder(nn.Module):
@@ -16,19 +28,11 @@ class TransposedDecoder(nn.Module):
     def __init__(self, inputs: int, channels: tuple[int, ...], classes: int) -> None:
         super().__init__()
         widths = (inputs, *channels)
-        self.stages = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "conv": nn.ConvTranspose2d(widths[i], widths[i + 1], 4, stride=2, padding=1),
-                    "norm": nn.BatchNorm2d(widths[i + 1]),
-                }
-            )
-            for i in range(len(channels))
-        )
+        self.stages = nn.ModuleList(Step(before, after) for before, after in pairwise(widths))
         self.classifier = nn.Conv2d(widths[-1], classes, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         for stage in self.stages:
-            features = stage["norm"](stage["conv"](features)).relu()
+            features = stage(features)
         logits: torch.Tensor = self.classifier(features)
         return logits

@@ -29,6 +29,7 @@ from edgevtx.export.rewrite.norm_affine import fold_norm_affine
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
 from edgevtx.export.rewrite.pointwise import use_pointwise_convolutions
+from edgevtx.export.rewrite.reshapes import fix_reshapes
 
 Rewrite = Callable[[ir.Model], int]
 
@@ -62,6 +63,7 @@ class Variant:
 # before any target's own: what these change in the weights, all graphs share
 COMMON: dict[str, Rewrite] = {
     "cast-first": cast_first,
+    "fix-reshapes": fix_reshapes,
     "drop-true-masks": drop_true_masks,
     "fold-constant-attention": fold_constant_attention,
     "drop-neutral": drop_neutral,

@@ -39,9 +39,10 @@ def _use(node: ir.Node) -> bool:
         or ints(behind, "perm", ()) != (0, 2, 1, 3)
     ):
         return False
-    query = heads[0]
+    query, _, mixed_value = heads
     assert query is not None
-    count, width = _sizes(query) or (0, 0)
+    assert mixed_value is not None
+    count, width = _sizes(query)[0], _sizes(mixed_value)[1]  # type: ignore[index]
     flat = [_flatten(node, value, name) for value, name in zip(heads, ("query", "key", "value"), strict=True) if value]
     inputs = flat if mask is None else [*flat, None, None, mask]  # no projection bias, no padding
     mixed = insert(node, "MultiHeadAttention", inputs, domain=DOMAIN, num_heads=count, scale=scale_of(node))

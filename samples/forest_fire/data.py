@@ -98,6 +98,12 @@ def augment(scene: Scene, size: tuple[int, int], rng: np.random.Generator, zoom:
     return Scene(np.asarray(coloured, np.uint8), boxes[kept], scene.class_ids[kept], owners[segments])
 
 
+def pick(shards: Sequence[Shard], size: tuple[int, int], count: int, rng: np.random.Generator) -> list[Scene]:
+    """``count`` scenes as they were rendered, for learning them by heart; ``size`` is theirs."""
+    picked = [shards[int(i)] for i in rng.integers(len(shards), size=count)]
+    return [s.scene(int(rng.integers(len(s)))) for s in picked]
+
+
 def sample(shards: Sequence[Shard], size: tuple[int, int], count: int, rng: np.random.Generator) -> list[Scene]:
     """``count`` augmented scenes of ``size`` drawn from all shards alike."""
     picked = [shards[int(i)] for i in rng.integers(len(shards), size=count)]

@@ -16,11 +16,13 @@ from transformers import (
     RTDetrForObjectDetection,
     RTDetrImageProcessorPil,
     RTDetrResNetConfig,
+    SamImageProcessorPil,
 )
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
 from .panoptic import PanopticDetr, mask_targets, panoptic_quality, see_attention, take_detector
+from .prompter import REMEMBERED, SIDE, Prompter, prompt_targets, remembered_iou
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
 from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
@@ -54,6 +56,8 @@ class Family:
     hand_over_share: float = 0.0
     rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops
     rest: tuple[str, ...] = ()
+    warm_up: int = 200  # steps
+    by_heart: bool = False  # no augmentation: what the model must show is a few scenes, and no knowledge of others
     # of scenes and processor: what the model is given and asked for, and how a checkpoint is judged; None: detection
     targets: Callable[[list[Scene], Any], tuple[Any, Any]] | None = None
     judge: Callable[[Path, Iterable[Scene]], dict[str, float]] | None = None
@@ -191,5 +195,27 @@ FAMILIES: dict[str, Family] = {
         rest=("model.net.detr",),
         targets=mask_targets,
         judge=panoptic_quality,
+    ),
+    "sam": Family(
+        build=Prompter,
+        processor=lambda: SamImageProcessorPil(
+            size={"longest_edge": SIDE},
+            mask_size={"longest_edge": SIDE // 2},
+            pad_size={"height": SIDE, "width": SIDE},
+            mask_pad_size={"height": SIDE // 2, "width": SIDE // 2},
+        ),
+        render=render_mixed,
+        kind="mixed",
+        stored=((SIDE, SIDE),),
+        scenes=REMEMBERED,
+        phases=((0.0, ((SIDE, SIDE),)),),
+        batch=5,
+        steps=500,
+        rate=2e-3,
+        warm_up=20,
+        by_heart=True,
+        half=True,
+        targets=prompt_targets,
+        judge=remembered_iou,
     ),
 }

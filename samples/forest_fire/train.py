@@ -28,14 +28,13 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from .convergence import thaw
-from .data import Shard, cached_shard, sample
+from .data import Shard, cached_shard, pick, sample
 from .evaluate import evaluate, held_out
 from .families import FAMILIES, Family
 from .scenes import Scene
 
 log = logging.getLogger("train")
 Weights = dict[str, torch.Tensor]
-_WARM_UP = 200
 _DECAY = 0.998  # of the weight average
 
 
@@ -121,7 +120,7 @@ class Trainer:
 
     def _rate(self) -> float:
         cosine = 0.5 + 0.5 * math.cos(math.pi * min(self.step / self.steps, 1))
-        return self.family.rate * min((self.step + 1) / _WARM_UP, 1) * max(cosine, 0.01)
+        return self.family.rate * min((self.step + 1) / self.family.warm_up, 1) * max(cosine, 0.01)
 
     def _rest(self) -> None:
         for name in self.family.rest:
@@ -148,7 +147,7 @@ class Trainer:
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         sizes = [s for start, s in self.family.phases if self.step >= start * self.steps][-1]
         size = sizes[int(rng.integers(len(sizes)))]
-        scenes = sample(self.shards, size, self.family.batch, rng)
+        scenes = (pick if self.family.by_heart else sample)(self.shards, size, self.family.batch, rng)
         if self.family.targets is None:
             pixels, labels = batch_of(scenes, self.family, self.processor)
         else:

@@ -281,6 +281,22 @@ def test_run_prints_the_answer(edgevtx_cli: Any, bundle: Path, photo: Path) -> N
     assert "1 frame in" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["--points", "5,5"], "takes no prompts; leave them out", 2),
+        (["--points", "5"], "'5' is no point; write it as X,Y or X,Y,LABEL", 2),
+        (["--boxes", "1,2,3"], "'1,2,3' is no box; write it as X0,Y0,X1,Y1", 2),
+    ],
+)
+def test_run_refuses_prompts_that_it_cannot_use(
+    edgevtx_cli: Any, bundle: Path, photo: Path, arguments: list[str], words: str, code: int
+) -> None:
+    found = edgevtx_cli("run", bundle, photo, *arguments)
+    assert found.exit_code == code
+    assert words in " ".join(found.stderr.replace("│", " ").split())
+
+
 def test_run_says_what_it_runs_on(edgevtx_cli: Any, bundle: Path, photo: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     found = edgevtx_cli("run", bundle, photo, "--runtime", "onnxruntime", "--json")

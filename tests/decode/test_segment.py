@@ -124,23 +124,28 @@ def test_windows_cover_the_image_and_the_last_ones_are_moved_back():
         window_corners((3, 12), windows)
 
 
-def test_windows_of_several_frames_are_averaged_frame_by_frame():
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_windows_of_several_frames_are_averaged_frame_by_frame(activation):
     windows = Windows(size=(32, 32), stride=(24, 20))
-    given = manifest(ShortestEdge(shortest=40), SegmentDecode(upsample=2), windows)
+    given = manifest(ShortestEdge(shortest=40), SegmentDecode(activation=activation, upsample=2), windows)
     frames = [(80, 120), (150, 80)]
     geometries = [plan(frame, given.preprocess) for frame in frames]
     counts = [len(window_corners(geometry.input_size, windows)) for geometry in geometries]
-    logits = noise(sum(counts), 3, 8, 8)
+    channels = 3 if activation == "softmax" else 1
+    logits = noise(sum(counts), channels, 8, 8)
     found = decode({"logits": logits}, geometries, given)
     rows = iter(logits)
     for frame, geometry, result in zip(frames, geometries, found, strict=True):
-        total, count = np.zeros((3, *geometry.input_size)), np.zeros(geometry.input_size)
+        total, count = np.zeros((channels, *geometry.input_size)), np.zeros(geometry.input_size)
         for top, left in window_corners(geometry.input_size, windows):
             place = (..., slice(top, top + 32), slice(left, left + 32))
             total[place] += resized(next(rows), (16, 16), (32, 32))
             count[place] += 1
-        expected = resized((total / count).astype(np.float32), frame).argmax(0)
-        assert (result.class_map == expected).mean() > 0.9995
+        expected = resized((total / count).astype(np.float32), frame)
+        if activation == "softmax":
+            assert (result.class_map == expected.argmax(0)).mean() > 0.9995
+        else:
+            np.testing.assert_allclose(result.scores, 1 / (1 + np.exp(-expected[0])), atol=1e-5)
     nothing = logits.copy()
     nothing[-1] = np.inf  # any window's, not only the first rows
     with pytest.raises(VerificationError, match="NaN or infinity"):

@@ -20,7 +20,7 @@ from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.samples import move_over  # noqa: E402
 from edgevtx.predictor import collate  # noqa: E402
-from edgevtx.preprocess import prepare_item  # noqa: E402
+from edgevtx.preprocess import prepare_item, state_valid  # noqa: E402
 
 # a family's further tasks stand behind the type, as in "swin embed"
 TYPES = [
@@ -31,6 +31,7 @@ TYPES = [
 ]
 # attention to the window around each position: products of tiles, not the operator
 WINDOWED = ("sasa_resnet", "local_relation_resnet")
+CLASSLESS = ("embed", "prompt")
 each_type = pytest.mark.parametrize(("family", "kind"), TYPES, ids=[f"{family}-{kind}" for family, kind in TYPES])
 
 
@@ -60,7 +61,7 @@ def run(traceable, frames):
     """Our outputs for a batch of frames by name, and the frames' geometries."""
     items = [taken(traceable, frame) for frame in frames]
     arrays, geometries = zip(*(prepare_item(item, traceable.preprocess) for item in items), strict=True)
-    feeds = collate(list(arrays), traceable.inputs)
+    feeds = state_valid(collate(list(arrays), traceable.inputs), geometries)
     outputs = traceable.module(*(torch.from_numpy(feeds[spec.name]) for spec in traceable.inputs))
     names = [spec.name for spec in traceable.outputs]
     return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}, geometries
@@ -69,6 +70,9 @@ def run(traceable, frames):
 def answers(traceable, frames):
     """Our results for a batch of frames, no score threshold applied."""
     outputs, geometries = run(traceable, frames)
+    if traceable.answer is not None:
+        rows = [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(len(frames))]
+        return [traceable.answer(row, geometry) for row, geometry in zip(rows, geometries, strict=True)]
     manifest = SimpleNamespace(decode=traceable.decode, labels=traceable.labels, preprocess=traceable.preprocess)
     threshold = 0.0 if takes(traceable.decode, "top_k") else None
     return decode(outputs, geometries, manifest, threshold=threshold)
@@ -96,7 +100,7 @@ def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, k
         assert check.passed, check
         compared += check.compared
     # every score, detection above 0.3 (both ways), feature vector or pixel of two photographs
-    least = {"classify": 10, "detect": 80, "embed": 34, "panoptic": 80, "segment": 400_000}
+    least = {"classify": 10, "detect": 80, "embed": 34, "panoptic": 80, "prompt": 18, "segment": 400_000}
     assert compared >= least[traceable.task]
 
 
@@ -164,7 +168,8 @@ def test_exported_with_dynamic_sizes_it_specialises_none(family, kind, build):
     masked = [node for node in attentions if len(node.args) > 3 and node.args[3] is not None]
     # only cells of padding are masked: DETR's encoder layer and its two cross-attentions; Swin's masks are its biases
     assert bool(attentions) != (kind in WINDOWED)
-    assert len(masked) == (len(attentions) if family == "swin" else 3 if len(traceable.inputs) == 2 else 0)
+    padded = 3 if len(traceable.inputs) == 2 else 0  # SAM's three heads over the image add their relative positions
+    assert len(masked) == (len(attentions) if family == "swin" else padded)
 
 
 def feeds(traceable, batch, size):
@@ -197,7 +202,7 @@ def test_numbers_of_labels_and_rows_that_do_not_fit_are_refused(family, kind, bu
         build(family, kind, batch=0)
     with pytest.raises(InputError, match="choose pillow or opencv"):
         build(family, kind, resize="nearest")
-    if task_of(family, kind) == "embed":
+    if task_of(family, kind) in CLASSLESS:
         with pytest.raises(InputError, match="has no classes"):
             build(family, kind, top_k=3)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
 from edgevtx.export.trace import trace  # noqa: E402
+from edgevtx.images import write_image  # noqa: E402
 from edgevtx.preprocess import prepare  # noqa: E402
 from edgevtx.results import Classification, Detections  # noqa: E402
 from edgevtx.runtimes.base import Array  # noqa: E402
@@ -366,22 +367,31 @@ def test_the_graph_is_shown_what_it_was_trained_on(
     np.testing.assert_allclose([values[i] for i in range(3)], expected(*frame[5, 7].astype(float)), rtol=1e-5)
 
 
+@pytest.fixture
+def pictures(tmp_path: Path, photos: dict[str, Array]) -> Path:
+    """A folder of two photographs to verify on: these networks give the flat parts of rendered scenes equal scores."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("chelsea", "portrait"):
+        write_image(folder / f"{name}.png", photos[name])
+    return folder
+
+
 # -- a bundle like any other -----------------------------------------------------------------------------------
 
 
 @each_style
 def test_it_is_exported_and_gives_the_references_answer(
-    style: str, tmp_path: Path, photos: dict[str, Array], empty_cache: Path
+    style: str, tmp_path: Path, photos: dict[str, Array], pictures: Path, empty_cache: Path
 ) -> None:
     path = network(tmp_path / f"{style}.onnx", style)
     file = OnnxFile.open(path, STYLES[style])
-    build_options = BuildOptions(top_k=60 if style.startswith("yolo") else None)  # matching many rows takes its time
-    report = export("onnx", file, tmp_path / "model.vtx", ExportOptions(build=build_options))
+    report = export("onnx", file, tmp_path / "model.vtx", ExportOptions(images=pictures))
     assert [item.status for item in report.manifest.verdicts] == ["passed-here"] * 2, report.manifest.verdicts
     assert report.manifest.provenance.checkpoint == path.name
     assert report.manifest.provenance.checkpoint_sha256 == file.sha256
     frame = photos["coffee"]
-    reference = build(file, build_options).reference(frame)
+    reference = build(file, BuildOptions()).reference(frame)
     for runtime in ("openvino", "onnxruntime"):
         with edgevtx.load(tmp_path / "model.vtx", runtime=runtime) as model:
             found = model(frame, threshold=0.0)
@@ -411,9 +421,11 @@ def test_a_batch_gives_what_its_frames_give_alone(
         assert all(check.passed for check in checks), checks
 
 
-def test_a_dynamic_batch_is_exported(tmp_path: Path, photos: dict[str, Array], empty_cache: Path) -> None:
+def test_a_dynamic_batch_is_exported(
+    tmp_path: Path, photos: dict[str, Array], pictures: Path, empty_cache: Path
+) -> None:
     path = network(tmp_path / "n.onnx", "yolov8", Written(shape=("batch", 3, *SIZE)))
-    options = ExportOptions(build=BuildOptions(batch=None, top_k=60))
+    options = ExportOptions(build=BuildOptions(batch=None), images=pictures)
     report = export("onnx", OnnxFile.open(path, STYLES["yolov8"]), tmp_path / "model.vtx", options)
     assert not report.refused
     frames = [photos[name] for name in ("coffee", "chelsea", "flower")]
@@ -483,7 +495,7 @@ def test_a_wrong_wrapper_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_denoising_is_verified_and_changes_what_the_network_sees(
-    tmp_path: Path, photos: dict[str, Array], empty_cache: Path
+    tmp_path: Path, photos: dict[str, Array], pictures: Path, empty_cache: Path
 ) -> None:
     from edgevtx.manifest import Lark
 
@@ -491,7 +503,7 @@ def test_denoising_is_verified_and_changes_what_the_network_sees(
     answers = {}
     for how in (None, Lark(smoothing=2.5)):
         out = tmp_path / f"{how is None}.vtx"
-        options = ExportOptions(build=BuildOptions(top_k=60), denoise=how, targets=("onnxruntime",))
+        options = ExportOptions(denoise=how, targets=("onnxruntime",), images=pictures)
         report = export("onnx", file, out, options)
         assert not report.refused
         assert report.manifest.preprocess.denoise == how
@@ -653,6 +665,14 @@ def test_a_second_softmax_is_refused(constant_graph: Callable[..., Path]) -> Non
     path = constant_graph({"probabilities": np.array([[0.5, 0.25, 0.25]])})
     with pytest.raises(InputError, match=r"already a softmax .* --activation none"):
         build(OnnxFile.open(path, STYLES["classify"]), BuildOptions())
+
+
+def test_the_command_line_offers_every_setting() -> None:
+    from edgevtx.cli import onnx_options
+    from edgevtx.export.onnx_graph import DEFAULTS
+
+    assert tuple(DEFAULTS) == onnx_options.STYLES
+    assert set(onnx_options.FIELDS) == {item.name for item in fields(ImportOptions)}
 
 
 def test_the_deployed_form_needs_names(constant_graph: Callable[..., Path]) -> None:

@@ -59,3 +59,11 @@ def test_other_attention_stays(declared, argument, behind, graph, rewritten):
     model = graph(text, **CONSTANTS)
     assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), t=5, s=9) == 0
     assert "com.microsoft" not in model.opset_imports
+
+
+def test_values_may_be_of_another_width_than_keys(graph, rewritten):
+    """As in SAM's windows, whose keys carry their place as further columns."""
+    text = f"""(float[n,t,3,12] q4, float[n,s,3,12] k4, float[n,s,3,8] v4, int64[3] flat) => (float[n,t,24] y)
+        {{ {"".join(TURN.format(name) for name in "qkv")} [layer] a = Attention <scale = 1.0>(qh, kh, vh) {MERGE} }}"""
+    model = graph(text, flat=CONSTANTS["flat"])
+    assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), t=5, s=9) == 1

@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import edgevtx  # noqa: E402
-from edgevtx.compare.tolerance import error_of  # noqa: E402
+from edgevtx.compare.tolerance import SENSITIVE, error_of  # noqa: E402
 from edgevtx.errors import CheckpointError, InputError, OutputError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.frames import Frames  # noqa: E402
@@ -27,9 +27,10 @@ from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.processor import load_processor, preprocess_of  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
-from edgevtx.export.samples import load_clips, move_over  # noqa: E402
+from edgevtx.export.samples import Photo, load_clips, move_over  # noqa: E402
 from edgevtx.export.trace import trace  # noqa: E402
 from edgevtx.export.trial import seed_weights  # noqa: E402
+from edgevtx.export.verify import make_samples, measure_sensitivity  # noqa: E402
 from edgevtx.export.vivit_from_vit import Wanted, inflate, write_vivit  # noqa: E402
 from edgevtx.images import write_image  # noqa: E402
 from edgevtx.manifest import Clip  # noqa: E402
@@ -529,6 +530,16 @@ def test_videos_and_images_of_the_user_become_clips(tmp_path, photos):
         load_clips(tmp_path / "empty", clip)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_that_stand_still_cannot_show_a_fault(kind, build, photos):
+    """Their frames could come in any order; clips that move are answered otherwise when they run backwards."""
+    traceable = build(kind)
+    moving = [Photo(name, move_over(photos[name], 4, turn)) for turn, name in enumerate(("coffee", "rocket"))]
+    still = [Photo(photo.name, photo.frame[:1].repeat(4, axis=0)) for photo in moving]
+    found = [measure_sensitivity(traceable, list(make_samples(traceable, clips))) for clips in (moving, still)]
+    assert found[0] > SENSITIVE > 10 * found[1]
+
+
 @pytest.mark.parametrize("kind", ["vivit", "vivit-factorised-encoder"])
 def test_a_bundle_answers_clips_and_streams(kind, tmp_path, config_folder, photos):
     pytest.importorskip("openvino")
@@ -552,3 +563,32 @@ def test_a_bundle_answers_clips_and_streams(kind, tmp_path, config_folder, photo
                 model(clip[0])
     golden = edgevtx.bundle.Bundle.open(tmp_path / "clip.vtx").golden()
     assert golden.frame.shape[0] == 4 and golden.frame.nbytes <= 3.03 * 4_000_000
+
+
+def test_on_the_command_line(tmp_path, config_folder, photos):
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("onnxruntime")
+    from edgevtx.cli import cli
+
+    checkpoint = Checkpoint.open(config_folder("vivit", "vivit-factorised-self-attention"), seed=0)
+    bundle = export("vivit", checkpoint, tmp_path / "clip.vtx", ExportOptions(targets=("onnxruntime",))).bundle
+    video = tmp_path / "walk.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 20.0, (96, 64))
+    for frame in move_over(photos["coffee"], 20):
+        writer.write(cv2.resize(frame, (96, 64)))
+    writer.release()
+
+    def run(*arguments):
+        return CliRunner().invoke(cli, ["run", str(bundle), *map(str, arguments)])
+
+    for stride, changes in ((1, 7), (3, 3)):  # 20 frames are 10 of the model's
+        out = tmp_path / f"out-{stride}"
+        assert run(video, "--stride", stride, "--out", out).exit_code == 0
+        rows = [json.loads(line)["result"]["classes"] for line in (out / "results.jsonl").read_text().splitlines()]
+        assert len(rows) == 20 and rows[:6] == [[]] * 6 and all(rows[6:])
+        assert sum(one != other for one, other in itertools.pairwise(rows)) == changes
+        assert (out / "annotated.mp4").stat().st_size > 0
+    assert "no class" in run(video, "--limit", 2).stdout
+    write_image(tmp_path / "photo.png", photos["coffee"])
+    refused = run(tmp_path / "photo.png")
+    assert refused.exit_code == 2 and "holds single images" in refused.stderr
