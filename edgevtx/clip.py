@@ -176,7 +176,8 @@ class ClipPredictor(Predictor):
                 "two streams"
             )
         times: dict[str, float] = {}
-        row, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation, times=times)
+        rule = self.manifest.preprocess
+        row, geometry = prepare(frame, rule, color=color, roi=roi, rotation=rotation, times=times)
         rows = self._buffer.push(row, clock.monotonic() if time is None else time)
         self._timed = time is not None
         inputs = {} if rows is None else collate([np.stack(rows)], self.manifest.inputs)

@@ -328,7 +328,8 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = _class_for(bundle.manifest)(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
+    kind = _class_for(bundle.manifest)
+    predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
 

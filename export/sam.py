@@ -24,6 +24,7 @@ from edgevtx.decode.prompt import decode_prompts
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.models.sam_decoder import Decoder
 from edgevtx.export.models.sam_encoder import Encoder
 from edgevtx.export.models.sam_text import TextEncoder
@@ -355,6 +356,7 @@ RECIPE = Recipe(
         "Hugging Face directory",
         "the same with text_encoder/, text_projection.safetensors and tokenizer.json, for text prompts",
         "config.json alone with a seed",
+        *names_for("sam"),
     ),
     build=build,
     tiny_config=_tiny_config,

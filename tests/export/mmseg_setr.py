@@ -103,7 +103,7 @@ def resize(x, size):
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def backbone(state, pixels, out_indices, with_cls_token, trained):
+def backbone(state, pixels, out_indices, with_cls_token, trained, interpolate_mode):
     state = under(state, "backbone.")
     x = F.conv2d(pixels, state["patch_embed.projection.weight"], state["patch_embed.projection.bias"], stride=PATCH)
     hw = x.shape[2:]
@@ -113,7 +113,8 @@ def backbone(state, pixels, out_indices, with_cls_token, trained):
     if hw != (trained // PATCH, trained // PATCH):
         side = trained // PATCH
         grid = positions[:, 1:].reshape(1, side, side, WIDTH).permute(0, 3, 1, 2)
-        positions = torch.cat((positions[:, :1], resize(grid, hw).flatten(2).transpose(1, 2)), dim=1)
+        grid = F.interpolate(grid, size=hw, mode=interpolate_mode, align_corners=False)
+        positions = torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
     x = x + positions
     if not with_cls_token:
         x = x[:, 1:]
@@ -134,9 +135,9 @@ def backbone(state, pixels, out_indices, with_cls_token, trained):
 
 
 @torch.no_grad()
-def logits(state, decoder, pixels, trained=64):
+def logits(state, decoder, pixels, trained=64, interpolate_mode="bilinear"):
     """The decode head's output, before anything resizes it: (N,C,h,w)."""
-    maps = backbone(state, pixels, (0, 1, 2, 3), decoder != "mla", trained)
+    maps = backbone(state, pixels, (0, 1, 2, 3), decoder != "mla", trained, interpolate_mode)
     if decoder == "mla":
         maps = [map_norm(state, f"neck.norm.{i}", x) for i, x in enumerate(maps)]
         feats = [conv_module(state, f"neck.mla.channel_proj.{i}", x) for i, x in enumerate(maps)][::-1]

@@ -81,6 +81,22 @@ def test_an_official_checkpoint_gives_mmsegmentations_logits_and_classes(decoder
         assert (reference.class_map == classes).mean() > 0.9999
 
 
+def test_positions_may_be_interpolated_bicubically(official, photos):
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 96, "width": 80}}
+    checkpoint = official("pup", processor=processor, position_interpolation="bicubic")
+    traceable = setr.build(checkpoint, BuildOptions())
+    pixels = reference_inputs(load_processor(checkpoint, "ViT"), [photos["coffee"]])["pixel_values"]
+    bicubic, bilinear = (
+        mmseg.logits(mmseg.random_state("pup"), "pup", pixels, interpolate_mode=mode)
+        for mode in ("bicubic", "bilinear")
+    )
+    image, _ = prepare(photos["coffee"], traceable.preprocess)
+    with torch.no_grad():
+        found = setr.upsample(traceable.module(torch.from_numpy(image)[None])[0], traceable.decode.upsample)
+    assert float((found - bicubic).abs().max()) < 1e-4 * float(bicubic.std())
+    assert float((found - bilinear).abs().max()) > 1e-2 * float(bilinear.std())
+
+
 WINDOWS = [((64, 64), (48, 40)), ((48, 80), (32, 80)), ((80, 80), (80, 80))]
 
 
