@@ -41,7 +41,8 @@ def test_two_layers_with_a_gelu_become_two_convolutions_in_one_layout(approximat
 
 def test_a_result_that_is_read_twice_keeps_its_readers(graph, rewritten):
     model = graph(
-        f"({TYPES}) => (float[n,49,16] y, float[n,49,16] z) {{ [p] a = MatMul(x, w) [q] y = Add(a, b) [r] z = Gelu(y) }}",
+        f"({TYPES}) => (float[n,49,16] y, float[n,49,16] z) {{ "
+        "[p] a = MatMul(x, w) [q] y = Add(a, b) [r] z = Gelu(y) }",
         **WEIGHTS,
     )
     assert rewritten(model, use_pointwise_convolutions) == 1
