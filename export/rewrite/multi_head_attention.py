@@ -53,7 +53,7 @@ def _use(node: ir.Node) -> bool:
 
 
 def _is_bias(mask: ir.Value, heads: list[ir.Value | None]) -> bool:
-    """Whether a mask is a float32 constant (1 or N, 1 or heads, T, S), for queries (N,T,heads,d), keys (N,S,heads,d)."""
+    """Whether a mask is a float32 constant (1 or N, 1 or heads, T, S); queries (N,T,heads,d), keys (N,S,heads,d)."""
     tensor, query, key = tensor_of(mask), heads[0], heads[1]
     if tensor is None or tensor.dtype != ir.DataType.FLOAT or query is None or key is None:
         return False
