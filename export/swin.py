@@ -555,7 +555,7 @@ def _any_size(model: Any) -> dict[str, bool]:
 
 def _tiny_config() -> dict[str, Any]:
     tiny = {
-        "image_size": 64,
+        "image_size": 96,
         "embed_dim": 16,
         "depths": [2, 2, 2, 2],
         "num_heads": [1, 2, 2, 4],
@@ -563,7 +563,7 @@ def _tiny_config() -> dict[str, Any]:
         "id2label": {str(index): f"class {index}" for index in range(10)},
     }
     return {
-        "swin": {"model_type": "swin", "architectures": ["SwinForImageClassification"], "window_size": 2, **tiny},
+        "swin": {"model_type": "swin", "architectures": ["SwinForImageClassification"], "window_size": 3, **tiny},
         "swinv2": {"model_type": "swinv2", "architectures": ["Swinv2ForImageClassification"], "window_size": 4, **tiny},
     }
 

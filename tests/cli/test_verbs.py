@@ -474,6 +474,9 @@ def test_families(edgevtx_cli: Any) -> None:
     facts = json.loads(edgevtx_cli("families", "--json").stdout)
     assert [row["family"] for row in facts] == list(FAMILIES)
     assert all(row["family"] in text.stdout and row["paper"] and row["model_types"] for row in facts)
+    assert all(row["results"] and row["layouts"] for row in facts)
+    swin = next(row for row in facts if row["family"] == "swin")
+    assert swin["results"] == {"classify": "Classification", "embed": "Features"}
     assert facts[0]["paper"] in edgevtx_cli("families", facts[0]["family"]).stdout.replace("\n", " ")
 
 
