@@ -51,7 +51,8 @@ def measure(path: Path, pairs: list[Pair], rounds: int, warmup: int) -> dict[Pai
         models[pair] = edgevtx.load(path, **options)
         info = models[pair].info
         found[pair] = {"first": seconds, "second": info.load_seconds, "info": info, "engine": [], "whole": []}
-    frames = itertools.cycle(photographs())
+    clip = getattr(next(iter(models.values())), "clip", None)
+    frames = itertools.cycle(photographs() if clip is None else ([frame] * clip.frames for frame in photographs()))
     for index in range(-warmup, rounds):
         for pair in pairs if index % 2 else reversed(pairs):
             frame = next(frames)

@@ -153,6 +153,66 @@ MODELS = {
                 "do_normalize": False,
             },
         ),
+        Model(
+            "swin_t_224",
+            "swin",
+            {
+                "model_type": "swin",
+                "architectures": ["SwinForImageClassification"],
+                "image_size": 224,
+                "window_size": 7,
+                **_names(1000),
+            },
+            {"image_processor_type": "ViTImageProcessor", "size": 224, "resample": 3, **IMAGENET},
+        ),
+        Model(
+            "swinv2_t_256",
+            "swin",
+            {
+                "model_type": "swinv2",
+                "architectures": ["Swinv2ForImageClassification"],
+                "image_size": 256,
+                "window_size": 8,
+                **_names(1000),
+            },
+            {"image_processor_type": "ViTImageProcessor", "size": 256, "resample": 3, **IMAGENET},
+        ),
+        Model(
+            "vivit_b_32x224",
+            "vivit",
+            {
+                "model_type": "vivit",
+                "architectures": ["VivitForVideoClassification"],
+                "num_frames": 32,
+                "tubelet_size": [2, 16, 16],
+                "frame_rate": 12.5,
+                **_vit(768, 12, 224),
+                **_names(400),
+            },
+            {
+                "image_processor_type": "VivitImageProcessor",
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "resample": 2,
+                "rescale_factor": 1 / 127.5,
+                "offset": True,
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            },
+        ),
+        Model(
+            "sam_b_enc_1024",
+            "sam",
+            {"model_type": "sam", "architectures": ["SamModel"]},
+            {
+                "image_processor_type": "SamImageProcessor",
+                "size": {"longest_edge": 1024},
+                "pad_size": {"height": 1024, "width": 1024},
+                "resample": 2,
+                **IMAGENET,
+            },
+            notes=("the library's default config is ViT-B; the routes are compared over the image encoder",),
+        ),
     )
 }
 

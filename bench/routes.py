@@ -32,7 +32,12 @@ SIZES = {
     "dinov2_s14_518": (518, 518),
     "rtdetr_r18_640": (640, 640),
     "detr_r50_800": (800, 1066),
+    "swin_t_224": (224, 224),
+    "swinv2_t_256": (256, 256),
+    "vivit_b_32x224": (224, 224),
+    "sam_b_enc_1024": (1024, 1024),
 }
+TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
 TARGETS = ("onnxruntime", "openvino")
 PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 OURS, DYNAMIC = "edgevtx", "edgevtx dynamic"
@@ -94,7 +99,12 @@ def bare(name: str) -> Any:
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     model = getattr(transformers, checkpoint.architecture)(config).eval()
     seed_weights(model, MODELS[name].seed)
-    keys = {"vit": ("logits",), "dino": ("last_hidden_state",)}.get(MODELS[name].family, ("logits", "pred_boxes"))
+    if MODELS[name].family == "sam":
+        model = model.vision_encoder
+    embedded = ("last_hidden_state",)
+    alone = ("logits",)
+    outputs = {"vit": alone, "vivit": alone, "swin": alone, "dino": embedded, "sam": embedded}
+    keys = outputs.get(MODELS[name].family, ("logits", "pred_boxes"))
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:
@@ -115,7 +125,7 @@ def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
     key = hashlib.sha256(repr((versions(), MODELS[name])).encode()).hexdigest()[:12]
     folder = FOLDER / "routes" / f"{name}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = torch.rand(1, 3, *SIZES[name], generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(1, *TIMES.get(name, ()), 3, *SIZES[name], generator=torch.Generator().manual_seed(0))
     found, failed, module = {}, {}, None
     for route, (file, export) in ROUTES.items():
         done, refused = folder / file, folder / f"{route}.failed"
@@ -138,8 +148,8 @@ def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
 # -- ours ------------------------------------------------------------------------------------------------------
 
 
-def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
-    """The preferred lowered graph of each target, made once for each state of the exporter's sources."""
+def our_graph(name: str, target: str, precision: str, *, dynamic: bool = False) -> Path:
+    """The lowered graph for a target and precision, made once for each state of the exporter's sources."""
     from edgevtx.export.pack import write_graphs
     from edgevtx.export.recipe import get_recipe
     from edgevtx.export.rewrite import lower
@@ -154,11 +164,10 @@ def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         traced = trace(get_recipe(model.family).build(open_checkpoint(model), build_options(model)))
-        write_graphs({target: lower(traced, target) for target in TARGETS}, folder)
+        write_graphs({"": [graph for target in TARGETS for graph in lower(traced, target)]}, folder)
         mark.write_text(stamp, encoding="utf-8")
-    return {
-        target: sorted(folder.glob(f"graph.{target}*.onnx"), key=lambda path: len(path.name))[0] for target in TARGETS
-    }
+    special = folder / f"graph.{target}.{precision}.onnx"
+    return special if special.is_file() else folder / f"graph.{target}.onnx"
 
 
 # -- engines ---------------------------------------------------------------------------------------------------
@@ -198,8 +207,11 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
     """A call for each route and for ours; and why a route has none."""
     height, width = SIZES[name]
     random = np.random.default_rng(0)
-    floats = {"pixel_values": random.standard_normal((1, 3, height, width), dtype=np.float32)}
-    frames = {"pixels": random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)}
+    times = TIMES.get(name, ())
+    floats = {"pixel_values": random.standard_normal((1, *times, 3, height, width), dtype=np.float32)}
+    frames = {"pixels": random.integers(0, 256, (1, *times, height, width, 3), dtype=np.uint8)}
+    if MODELS[name].family == "sam":
+        frames["valid_size"] = np.array([[height, width]], np.int32)
     calls, failed = {}, {}
     for route, path in files.items():
         if target == "onnxruntime" and path.suffix != ".onnx":
@@ -210,9 +222,9 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
         except Exception as error:
             calls.pop(route, None)
             failed[route] = str(error).strip().splitlines()[0]
-    calls[OURS] = our_engine(our_graphs(name)[target], target, precision, frames)
+    calls[OURS] = our_engine(our_graph(name, target, precision), target, precision, frames)
     if name == "detr_r50_800":
-        calls[DYNAMIC] = our_engine(our_graphs(name, dynamic=True)[target], target, precision, frames)
+        calls[DYNAMIC] = our_engine(our_graph(name, target, precision, dynamic=True), target, precision, frames)
     return calls, failed
 
 

@@ -18,6 +18,7 @@ from edgevtx.errors import EdgevtxError as EdgevtxError
 from edgevtx.results import Classification as Classification
 from edgevtx.results import Detections as Detections
 from edgevtx.results import Features as Features
+from edgevtx.results import PanopticSegmentation as PanopticSegmentation
 from edgevtx.results import Result as Result
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "EdgevtxError",
     "Features",
     "ModelInfo",
+    "PanopticSegmentation",
     "Predictor",
     "Result",
     "load",

@@ -22,9 +22,10 @@ import msgspec
 
 from edgevtx import archive, cache, disk
 from edgevtx.archive import MANIFEST
+from edgevtx.decode.knn import Bank, read_bank
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
 from edgevtx.golden import GOLDEN, Golden, read_golden
-from edgevtx.manifest import File, Graph, Manifest, decode, encode
+from edgevtx.manifest import BANK, File, Graph, KnnDecode, Manifest, decode, encode
 from edgevtx.versions import in_range
 
 SUFFIX = ".vtx"
@@ -77,6 +78,14 @@ class Bundle:
     def golden(self) -> Golden:
         """The golden sample."""
         return read_golden(self.root / GOLDEN)
+
+    def bank(self) -> Bank | None:
+        """The vectors of a bundle that was fitted, None of any other; `BundleError` where they are damaged."""
+        rule = self.manifest.decode
+        if not isinstance(rule, KnnDecode):
+            return None
+        channels = next((item.shape[-1] for item in self.manifest.outputs if item.name == "cls"), None)
+        return read_bank(self.root / BANK, rule, channels, len(self.manifest.labels))
 
     def select_graph(self, target: str, version: str, precision: str, part: str = "") -> Graph:
         """The first graph of a network ("" takes frames) that serves a version of a target at a precision.
@@ -192,6 +201,8 @@ def _decode(data: bytes) -> Manifest:
         raise BundleError(f"{MANIFEST} lists a file twice; the bundle is damaged, export it again")
     if absent := sorted({graph.file for graph in manifest.graphs} - set(names)):
         raise BundleError(f"{MANIFEST} names the graph {absent[0]} without listing its file; export the bundle again")
+    if isinstance(manifest.decode, KnnDecode) and manifest.files and BANK not in names:
+        raise BundleError(f"{MANIFEST} speaks of fitted vectors without listing {BANK}; fit the bundle again")
     return manifest
 
 

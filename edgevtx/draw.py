@@ -7,6 +7,7 @@ Lines and labels touch only their own pixels, with numpy; Pillow renders the wor
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from edgevtx.errors import InputError
 from edgevtx.geometry import Geometry
 from edgevtx.preprocess import check_frame
-from edgevtx.results import Classification, Detections, Features
+from edgevtx.results import Classification, Detections, Features, PanopticSegmentation, SemanticSegmentation
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
@@ -38,15 +39,25 @@ _LIGHT: Colour = (255, 255, 255)
 _HEAT = np.array([(84, 1, 68), (139, 82, 59), (140, 145, 33), (98, 201, 94), (37, 231, 253)], np.float32)
 _BLEND = 0.65  # weight of a feature picture over the frame
 _LISTED = 5
+_INK = 0.45  # weight of a mask's colour over the frame
+_COARSE = 8  # px; labels find their place on a grid this wide
+_UNCOLOURED = "background"  # a class of this name leaves the frame as it is
 
 
 def draw_detections(frame: Array, found: Detections) -> Frame:
-    """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels, scores and, where there are any, track numbers.
+    """A copy of `frame` (H,W,3) uint8 BGR with boxes, labels, scores and, where there are any, masks and track numbers.
 
     Colours go by class; the best detection is drawn last, over the others.
     """
     canvas = _canvas(frame)
     height, width = canvas.shape[:2]
+    if found.masks is not None:
+        _check_size(found.masks.size, canvas)
+        for i in reversed(range(len(found))):
+            x, y = found.masks.offsets[i].tolist()
+            crop = found.masks.crops[i]
+            part = canvas[y : y + crop.shape[0], x : x + crop.shape[1]]
+            part[crop] = _tint(part[crop], PALETTE[int(found.class_ids[i]) % len(PALETTE)])
     line = max(1, round(min(height, width) / 360))
     labels = []
     for i in reversed(range(len(found))):
@@ -66,6 +77,99 @@ def draw_detections(frame: Array, found: Detections) -> Frame:
     return canvas
 
 
+def draw_panoptic(frame: Array, found: PanopticSegmentation) -> Frame:
+    """A copy of `frame` (H,W,3) uint8 BGR under the colours of its segments, outlined, each with its label once.
+
+    Colours go by class, and vary a little among the segments of one. A label lies where its segment is widest; those
+    of segments that have no room for a word are left out.
+    """
+    canvas = _canvas(frame)
+    _check_size(found.segment_map.shape, canvas)
+    if not found.segments:
+        return canvas
+    best = {segment.id: segment for segment in reversed(found.segments)}
+    colours = np.zeros((max(best) + 1, 3), np.float32)
+    for i, segment in best.items():
+        colours[i] = _shade(PALETTE[segment.class_id % len(PALETTE)], i)
+    segment_map = found.segment_map
+    weight = np.where(segment_map > 0, np.float32(_INK), np.float32(0))
+    for channel in range(3):
+        canvas[..., channel] = np.rint(weight * colours[:, channel][segment_map] + (1 - weight) * canvas[..., channel])
+    line = max(1, round(min(canvas.shape[:2]) / 540))
+    canvas[_edges(segment_map, line)] = _LIGHT
+    for i, (x, y, room) in _places(segment_map, best).items():
+        label = _label(best[i].label, _font_size(canvas), _bytes(colours[i]))
+        if room >= label.shape[0] / 2:
+            _paste(canvas, label, x - label.shape[1] // 2, y - label.shape[0] // 2)
+    return canvas
+
+
+def _shade(colour: Colour, number: int) -> NDArray[np.float32]:
+    """A colour a little lighter or darker, so that neighbours of one class can be told apart."""
+    factor = (1.0, 0.75, 1.25, 0.6, 1.1)[number % 5]
+    shade: NDArray[np.float32] = np.clip(np.array(colour, np.float32) * np.float32(factor), 0, 255)
+    return shade
+
+
+def _bytes(colour: NDArray[np.float32]) -> Colour:
+    blue, green, red = (int(value) for value in np.rint(colour))
+    return blue, green, red
+
+
+def _tint(pixels: Frame, colour: Colour) -> Frame:
+    """(N,3) uint8 under a colour."""
+    return np.rint(_INK * np.array(colour, np.float32) + (1 - _INK) * pixels).astype(np.uint8)
+
+
+def _edges(segment_map: NDArray[np.int32], line: int) -> NDArray[np.bool_]:
+    """(H,W) bool: within `line` px of where one segment meets another or nothing."""
+    edges = np.zeros(segment_map.shape, np.bool_)
+    for axis in (0, 1):
+        lines, out = np.moveaxis(segment_map, axis, 0), np.moveaxis(edges, axis, 0)
+        changed = lines[1:] != lines[:-1]
+        for k in range(line):
+            out[k + 1 :] |= changed[: len(changed) - k]
+    return edges
+
+
+def _places(segment_map: NDArray[np.int32], ids: Iterable[int]) -> dict[int, tuple[int, int, float]]:
+    """For each id x, y of the point that lies deepest inside its pixels, and how deep that is, in px.
+
+    Found on every `_COARSE`-th pixel, by peeling one layer after the other off all segments at once.
+    """
+    grid = np.pad(segment_map[_COARSE // 2 :: _COARSE, _COARSE // 2 :: _COARSE], 1, constant_values=-1)
+    inside = grid > 0
+    depth = inside.astype(np.int32)
+    neighbours = [(slice(None, -2), slice(1, -1)), (slice(2, None), slice(1, -1))]
+    neighbours += [(columns, rows) for rows, columns in neighbours]
+    same = [grid[1:-1, 1:-1] == grid[part] for part in neighbours]
+    while inside.any():
+        kept = inside[1:-1, 1:-1].copy()
+        for part, alike in zip(neighbours, same, strict=True):
+            kept &= inside[part] & alike
+        inside = np.pad(kept, 1)
+        depth += inside
+    places = {}
+    for i in ids:
+        at = np.where(grid == i, depth, 0)
+        y, x = np.unravel_index(int(at.argmax()), at.shape)
+        if at[y, x] > 0:
+            places[i] = (
+                int(x - 1) * _COARSE + _COARSE // 2,
+                int(y - 1) * _COARSE + _COARSE // 2,
+                float(at[y, x] - 0.5) * _COARSE,
+            )
+    return places
+
+
+def _check_size(size: tuple[int, ...], canvas: Frame) -> None:
+    if tuple(size) != canvas.shape[:2]:
+        raise InputError(
+            f"these masks are of a frame of {tuple(size)}, but got one of {canvas.shape[:2]} (height, width); draw on "
+            "the frame that the model was given"
+        )
+
+
 def draw_classification(frame: Array, found: Classification) -> Frame:
     """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its upper left corner."""
     canvas = _canvas(frame)
@@ -78,10 +182,38 @@ def draw_classification(frame: Array, found: Classification) -> Frame:
     return canvas
 
 
+def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
+    """A copy of `frame` (H,W,3) uint8 BGR under the classes as colours, outlined, with a legend.
+
+    A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes with
+    the largest shares.
+    """
+    canvas = _canvas(frame)
+    _check_size(found.class_map.shape, canvas)
+    present = [item for item in found.present() if found.labels[item[0]] != _UNCOLOURED]
+    colours = {i: _shade(PALETTE[i % len(PALETTE)], i // len(PALETTE)) for i, _ in present}
+    # what becomes of each brightness under each class, in three channels; the first row is what was not looked at
+    brightness = np.arange(256, dtype=np.float32)
+    tables = np.tile(brightness.astype(np.uint8), (3, 1 + len(found.labels), 1))
+    for class_id, colour in colours.items():
+        tables[:, class_id + 1] = np.rint(np.float32(_INK) * colour[:, None] + np.float32(1 - _INK) * brightness)
+    rows = (found.class_map + 1) * 256
+    for channel, table in enumerate(tables):
+        canvas[..., channel] = table.reshape(-1).take(rows + canvas[..., channel])
+    canvas[_edges(found.class_map, max(1, round(min(canvas.shape[:2]) / 540)))] = _LIGHT
+    top = 0
+    for class_id, share in present[:_LISTED]:
+        label = _label(f"{found.labels[class_id]} {share:.1%}", _font_size(canvas), _bytes(colours[class_id]))
+        _paste(canvas, label, 0, top)
+        top += label.shape[0]
+    return canvas
+
+
 def draw_features(frame: Array, found: Features) -> Frame:
     """A copy of `frame` (H,W,3) uint8 BGR under the first three principal components of the patches as colour.
 
-    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is.
+    Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is. Where
+    there is attention, its heads lie in a row along the lower edge, a quarter of the frame high at most.
     """
     canvas = _canvas(frame)
     if found.patches.size == 0:
@@ -98,6 +230,10 @@ def draw_features(frame: Array, found: Features) -> Frame:
     weight = _BLEND * (colours[0] >= 0).astype(np.float32)
     for channel, colour in enumerate(colours):  # not by a mask over (H,W,3), which takes numpy several times as long
         canvas[..., channel] = np.rint(255 * weight * colour + (1 - weight) * canvas[..., channel])
+    if found.attention is not None:
+        heads, rows, columns = found.attention.shape
+        edge = min(height // 4, int(width * rows / (heads * columns)))
+        _paste(canvas, attention_picture(found.attention, height=max(edge, 1)), 0, height)
     return canvas
 
 

@@ -172,7 +172,8 @@ def resized_size(size: Size, rule: SizeRule) -> Size:
     """(h,w) of an image -> (h,w) after resizing by the rule, rounded as the rule's reference rounds.
 
     References: transformers' `get_resize_output_image_size` (shortest edge alone), `get_size_with_aspect_ratio`
-    (shortest and longest edge: DETR), SAM's `_get_preprocess_shape` (longest edge); YOLOX's `preproc` (letterbox).
+    (shortest and longest edge: DETR), SAM's `_get_preprocess_shape` (longest edge); YOLOX's `preproc` and YOLOv5's
+    `letterbox` (letterbox, rounded down and to the nearest).
     """
     height, width = size
     if isinstance(rule, Exact):
@@ -182,7 +183,8 @@ def resized_size(size: Size, rule: SizeRule) -> Size:
         return int(height * scale + 0.5), int(width * scale + 0.5)
     if isinstance(rule, Letterbox):
         scale = min(rule.height / height, rule.width / width)
-        return int(height * scale), int(width * scale)
+        whole = round if rule.rounding == "nearest" else int
+        return whole(height * scale), whole(width * scale)
     short, long = min(size), max(size)
     new_short, new_long = _shortest_edge(short, long, rule)
     return (new_short, new_long) if height <= width else (new_long, new_short)

@@ -25,7 +25,8 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Golden:
-    """`frame` (H,W,3) uint8 BGR as a camera gives it; `inputs` and `outputs` of the network that takes frames by name.
+    """`frame` (H,W,3) uint8 BGR as a camera gives it, or a clip (T,H,W,3); `inputs` and `outputs` of the network that
+    takes it, by name.
 
     `parts` has one exchange for each further network of the bundle.
     """
@@ -51,7 +52,7 @@ def write_golden(path: Path, golden: Golden) -> None:
         arrays |= {f"{prefix}input.{name}": array for name, array in exchange.inputs.items()}
         arrays |= {f"{prefix}output.{name}": array for name, array in exchange.outputs.items()}
     with path.open("wb") as out:
-        write_archive(out, ((f"{key}.npy", _npy(arrays[key])) for key in sorted(arrays)))
+        write_archive(out, ((f"{key}.npy", npy(arrays[key])) for key in sorted(arrays)))
 
 
 def read_golden(path: Path) -> Golden:
@@ -71,7 +72,8 @@ def read_golden(path: Path) -> Golden:
     return Golden(frame, first.inputs, first.outputs, found)
 
 
-def _npy(array: Array) -> bytes:
+def npy(array: Array) -> bytes:
+    """An array as the bytes of a .npy file, without pickles."""
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
     return stream.getvalue()

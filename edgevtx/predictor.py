@@ -12,20 +12,23 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.decode import decode
+from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, TensorInfo
-from edgevtx.preprocess import pad_batch, prepare
-from edgevtx.results import Result
+from edgevtx.manifest import REFUSED, EmbedDecode, KnnDecode, Manifest, PromptDecode, TensorInfo, Windows
+from edgevtx.preprocess import pad_batch, prepare_item
+from edgevtx.results import Features, Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
 from edgevtx.versions import in_range
+from edgevtx.windows import cut_windows, run_in_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,11 +66,25 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame."""
+    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame.
+
+    `milliseconds` is what that took, less `denoise_ms`, which is None where the bundle does not denoise.
+    """
 
     inputs: Arrays
     geometries: tuple[Geometry, ...]
     milliseconds: float = 0.0
+    denoise_ms: float | None = None
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """The stages so far, in ms: "preprocess", and "denoise" where there is one."""
+        return {"preprocess": self.milliseconds} | ({} if self.denoise_ms is None else {"denoise": self.denoise_ms})
+
+    @property
+    def pending(self) -> bool:
+        """There is nothing to infer: the frame waits with others until a clip is full (see `edgevtx.clip`)."""
+        return not self.inputs
 
 
 @dataclass
@@ -75,13 +92,16 @@ class Predictor:
     """A loaded model: `model(frame)` gives a result in pixels of the frame.
 
     Serves one thread at a time; `clone()` gives another predictor over the same weights. `stages` holds the last
-    call's times in ms. Use it in a `with` block, or `close()` it, to release the device.
+    call's times in ms: "preprocess", "denoise" where the bundle does, "engine" and "decode". Use it in a `with` block,
+    or `close()` it, to release the device.
     """
 
     manifest: Manifest
     info: ModelInfo
     engine: Engine
     parts: dict[str, Engine] = field(default_factory=dict)
+    bank: Bank | None = None
+    folder: Path | None = None  # where the bundle's files lie
     stages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,15 +141,15 @@ class Predictor:
 
     def batch(
         self,
-        frames: Sequence[Array],
+        frames: Sequence[Array | Sequence[Array]],
         *,
         threshold: float | None = None,
         top_k: int | None = None,
         color: Literal["bgr", "rgb"] = "bgr",
     ) -> list[Result]:
-        """Answer several frames, of equal or unequal size, as many at once as the engine takes.
+        """Answer several frames (or clips, where the model takes those), as many at once as the engine takes.
 
-        Where the input's size follows the frame, unequal frames are padded as the reference pads a batch.
+        Where the input's size follows the frame, frames of unequal size are padded as the reference pads a batch.
         """
         size = self.batch_size or max(len(frames), 1)
         results: list[Result] = []
@@ -138,9 +158,13 @@ class Predictor:
             prepared = self._prepare_many(frames[start : start + size], color)
             outputs = self.infer(prepared)
             results += self.decode(outputs, prepared, threshold=threshold, top_k=top_k)
-            stages = {name: stages[name] + self.stages[name] for name in stages}
+            stages = {name: stages.get(name, 0.0) + spent for name, spent in self.stages.items()}
         self.stages = stages
         return results
+
+    def push(self, frame: Array, time: float | None = None, **options: Any) -> Result | None:
+        """The next frame of a stream, for models of clips (`edgevtx.clip.ClipPredictor`); others raise `InputError`."""
+        raise InputError(f"{self.info.name} answers single frames and keeps none; call it with a frame: model(frame)")
 
     # -- the three steps, for pipelines that overlap them on threads ---------------------------------------------
 
@@ -151,23 +175,42 @@ class Predictor:
         color: Literal["bgr", "rgb"] = "bgr",
         roi: tuple[int, int, int, int] | None = None,
         rotation: int = 0,
+        time: float | None = None,
     ) -> Prepared:
-        """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`."""
-        start = perf_counter()
-        image, geometry = prepare(frame, self.manifest.preprocess, color=color, roi=roi, rotation=rotation)
-        inputs = collate([image], self.manifest.inputs)
-        return Prepared(inputs, (geometry,), 1e3 * (perf_counter() - start))
+        """Resize one frame to the engine's input. Touches no engine: safe on another thread than `infer`.
+
+        `time` is the frame's own, in seconds; only models of clips read it.
+        """
+        return self._prepare_many([frame], color, roi=roi, rotation=rotation)
 
     def infer(self, prepared: Prepared) -> Arrays:
         """Run the engine: outputs by name, as the manifest lists them."""
         start = perf_counter()
-        outputs = self._runtime.run(prepared.inputs)
-        self.stages = {
-            "preprocess": prepared.milliseconds,
-            "engine": 1e3 * (perf_counter() - start),
-            "decode": 0.0,
-        }
+        outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
+        self.stages = {**prepared.stages, "engine": 1e3 * (perf_counter() - start), "decode": 0.0}
         return outputs
+
+    def features(
+        self,
+        frame: Array,
+        *,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+    ) -> Features:
+        """The features of a frame, also of a bundle that was fitted to answer with classes.
+
+        Raises `InputError` where the bundle is no backbone.
+        """
+        rule = self.manifest.decode
+        rule = rule.features if isinstance(rule, KnnDecode) else rule
+        if not isinstance(rule, EmbedDecode):
+            raise InputError(f"{self.manifest.name} ({self.manifest.task}) gives no features; load a backbone's bundle")
+        prepared = self.prepare(frame, color=color, roi=roi, rotation=rotation)
+        outputs = self.infer(prepared)
+        found = decode(outputs, prepared.geometries, msgspec.structs.replace(self.manifest, decode=rule))[0]
+        assert isinstance(found, Features)
+        return found
 
     def run_part(self, part: str, inputs: Arrays) -> Arrays:
         """Run a further network of the bundle: outputs by name, as `manifest.parts` lists them."""
@@ -178,7 +221,7 @@ class Predictor:
     ) -> list[Result]:
         """Turn outputs into one result a frame, in pixels of that frame. Touches no engine."""
         start = perf_counter()
-        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k)
+        results = decode(outputs, prepared.geometries, self.manifest, threshold=threshold, top_k=top_k, bank=self.bank)
         self.stages["decode"] = 1e3 * (perf_counter() - start)
         return results
 
@@ -204,32 +247,42 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _prepare_many(self, frames: Sequence[Array], color: Literal["bgr", "rgb"]) -> Prepared:
+    def _prepare_many(
+        self, frames: Sequence[Array | Sequence[Array]], color: Literal["bgr", "rgb"], **options: Any
+    ) -> Prepared:
         start = perf_counter()
-        pairs = [prepare(frame, self.manifest.preprocess, color=color) for frame in frames]
-        inputs = collate([image for image, _ in pairs], self.manifest.inputs)
-        return Prepared(inputs, tuple(geometry for _, geometry in pairs), 1e3 * (perf_counter() - start))
+        times: dict[str, float] = {}
+        rule = self.manifest.preprocess
+        pairs = [prepare_item(frame, rule, color=color, times=times, **options) for frame in frames]
+        inputs = collate([image for image, _ in pairs], self.manifest.inputs, rule.windows)
+        spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
+        return Prepared(inputs, tuple(geometry for _, geometry in pairs), spent - (denoised or 0.0), denoised)
 
 
-def collate(images: list[Array], inputs: Sequence[TensorInfo]) -> Arrays:
-    """Stack images (h,w,3) into a graph's batch: `pixels` (N,H,W,3) uint8 and, where it takes one, `valid_size`.
+def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows | None = None) -> Arrays:
+    """Stack images (h,w,3) or clips (T,h,w,3) into a graph's batch: `pixels` (N,H,W,3) or (N,T,H,W,3) uint8 and, where
+    it takes one, `valid_size`.
 
-    Where the batch is static a short one repeats its last image. Raises `InputError` where an image is not of the
+    With `windows` the rows are all windows of all images, whatever the batch. Otherwise, where the batch is static, a
+    short one repeats its last image. Raises `InputError` where an image is not of the
     size that the graph was fixed for.
     """
     batch, *shape = inputs[0].shape
+    if windows is not None:
+        return {inputs[0].name: np.stack([view for image in images for view in cut_windows(image, windows)])}
     for image in images:
         if any(want is not None and want != got for want, got in zip(shape, image.shape, strict=True)):
             raise InputError(
-                f"this bundle was exported for one camera: its input is {shape[1]}x{shape[0]} px, but this frame "
-                f"scales to {image.shape[1]}x{image.shape[0]}; use frames of that camera's aspect ratio, "
+                f"this bundle was exported for one camera: its input is {shape[-2]}x{shape[-3]} px, but this frame "
+                f"scales to {image.shape[-2]}x{image.shape[-3]}; use frames of that camera's aspect ratio, "
                 "or export without --frame"
             )
     images = images + [images[-1]] * ((batch or 0) - len(images))
-    if len(images) == 1:
-        pixels, valid = np.ascontiguousarray(images[0])[None], np.array([images[0].shape[:2]], np.int32)
-    else:
+    if len({image.shape for image in images}) > 1:
         pixels, valid = pad_batch(images)
+    else:
+        pixels = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)
+        valid = np.array([image.shape[-3:-1] for image in images], np.int32)
     names = [item.name for item in inputs]
     return dict(zip(names, (pixels, valid), strict=False))
 
@@ -275,9 +328,23 @@ def load(
         opened.pop_all()
     info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
     engine = engines.pop("")
-    predictor = Predictor(bundle.manifest, info, engine, engines)
+    kind = _class_for(bundle.manifest)
+    predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
+
+
+def _class_for(manifest: Manifest) -> type[Predictor]:
+    """The predictor of a bundle: a class of its own where one frame alone is no question."""
+    if isinstance(manifest.decode, PromptDecode):
+        from edgevtx.prompt import PromptPredictor
+
+        return PromptPredictor
+    if manifest.preprocess.clip is not None:
+        from edgevtx.clip import ClipPredictor
+
+        return ClipPredictor
+    return Predictor
 
 
 def choose_runtime(

@@ -1,4 +1,5 @@
-"""Frames -> the graph's uint8 input: cut out, rotate, resize as the checkpoint's own processor does, crop or pad.
+"""Frames -> the graph's uint8 input: cut out, rotate, resize as the checkpoint's own processor does, denoise where the
+bundle asks for it, crop or pad.
 
 "Exact" means equal to Pillow's bytes, since Pillow does the resizing of the reference processors. Colour order,
 scaling and normalisation are the graph's work.
@@ -12,14 +13,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevtx.denoise import denoise
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.geometry import Geometry, Size, plan
-from edgevtx.manifest import Interpolation, Letterbox, Preprocess
+from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
@@ -40,14 +43,16 @@ def prepare(
     roi: Sequence[int] | None = None,
     rotation: int = 0,
     out: Frame | None = None,
+    times: dict[str, float] | None = None,
 ) -> tuple[Frame, Geometry]:
     """A frame -> the graph's image input (h,w,3) uint8 BGR, and the geometry that maps results back.
 
     `frame` (H,W,3) uint8 in the order of `color`; grey (H,W) or (H,W,1) uint8 is repeated over the channels. `roi`
     x0, y0, x1, y1 in whole px of the frame, `rotation` degrees clockwise that make it upright; both are applied
-    before resizing. `out` (h,w,3) uint8 takes the result and is returned; it must have the input's size.
+    before resizing. `out` (h,w,3) uint8 takes the result and is returned; it must have the input's size. `times` is
+    given the milliseconds of what is a stage of its own: "denoise", where the bundle denoises.
     Raises `InputError` for a frame, roi, rotation or `out` that cannot be used, and `RuntimeUnavailableError`
-    where the bundle resizes with OpenCV and OpenCV is missing.
+    where the bundle resizes or denoises with OpenCV and OpenCV is missing.
     """
     image = check_frame(frame)
     if color not in ("bgr", "rgb"):
@@ -60,16 +65,46 @@ def prepare(
         result[...] = preprocess.size.fill if isinstance(preprocess.size, Letterbox) else 0
 
     left, top, right, bottom = geometry.valid_box
-    valid = result[top:bottom, left:right, :: 1 if color == "bgr" else -1]
-    resize = _resize_opencv if preprocess.resize == "opencv" else _resize_pillow
-    if geometry.valid_size == geometry.resized:
+    order = 1 if color == "bgr" else -1
+    valid = result[top:bottom, left:right, ::order]
+    resize = _RESIZERS[preprocess.resize]
+    if geometry.valid_size == geometry.resized and preprocess.denoise is None:
         resize(upright, preprocess.interpolation, valid)
     else:
         whole = np.empty((*geometry.resized, 3), np.uint8)
         resize(upright, preprocess.interpolation, whole)
+        if preprocess.denoise is not None:
+            start = perf_counter()
+            whole = denoise(whole[..., ::order], preprocess.denoise)[..., ::order]
+            if times is not None:
+                times["denoise"] = times.get("denoise", 0.0) + 1e3 * (perf_counter() - start)
         y, x = top - geometry.offset[0], left - geometry.offset[1]
         valid[...] = whole[y : y + bottom - top, x : x + right - left]
     return result, geometry
+
+
+def prepare_item(item: Array | Sequence[Array], preprocess: Preprocess, **options: Any) -> tuple[Frame, Geometry]:
+    """What the model takes as one item, a frame or a clip -> the graph's input for it, and its (last) frame's geometry.
+
+    A frame gives (h,w,3) uint8 BGR as `prepare` does. A clip is (T,H,W,3) uint8 or a list of frames; of those the
+    model's are taken by `sample_clip` and prepared one by one: (frames,h,w,3). `options` are those of `prepare`, which
+    says what it raises.
+    """
+    if preprocess.clip is None:
+        return prepare(item, preprocess, **options)  # type: ignore[arg-type]
+    given = check_clip(item, preprocess.clip.frames)
+    chosen = [given[index] for index in sample_clip(len(given), preprocess.clip.frames)]
+    first, geometry = prepare(chosen[0], preprocess, **options)
+    clip = np.empty((len(chosen), *first.shape), np.uint8)
+    clip[0] = first
+    for frame, out in zip(chosen[1:], clip[1:], strict=True):
+        _, geometry = prepare(frame, preprocess, **options, out=out)
+    return clip, geometry
+
+
+def sample_clip(count: int, frames: int) -> list[int]:
+    """Which of a clip's `count` frames a model of `frames` looks at: uniformly, as transformers' video processors."""
+    return [index * count // frames for index in range(frames)]
 
 
 def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
@@ -89,6 +124,36 @@ def pad_batch(arrays: Sequence[Frame]) -> tuple[Frame, NDArray[np.int32]]:
     for item, array in zip(batch, arrays, strict=True):
         item[: array.shape[0], : array.shape[1]] = array
     return batch, sizes
+
+
+def state_valid(inputs: dict[str, Array], geometries: Sequence[Geometry]) -> dict[str, Array]:
+    """A batch whose `valid_size`, where it has one, leaves the letterbox's padding out; `inputs` stay as they are.
+
+    A short batch repeats its last image, and so does `geometries` here.
+    """
+    if "valid_size" not in inputs:
+        return inputs
+    sizes = [geometry.valid_size for geometry in geometries]
+    sizes += sizes[-1:] * (len(inputs["pixels"]) - len(sizes))
+    return {**inputs, "valid_size": np.array(sizes, np.int32)}
+
+
+def check_clip(clip: object, frames: int) -> Sequence[Array]:
+    """The frames of a clip that is (T,H,W,3) uint8 or a list of frames; `InputError` says what else it is."""
+    wanted = f"this model takes clips: (T, H, W, 3) uint8 BGR or a list of frames, at least {frames} of them"
+    if isinstance(clip, np.ndarray):
+        if clip.ndim < 3 or (clip.ndim == 3 and clip.shape[2] in (1, 3, 4)):
+            raise InputError(
+                f"{wanted}, but got one frame {clip.shape}; give its neighbours too, or frame by frame to push(frame)"
+            )
+        given: Sequence[Array] = list(clip)
+    elif isinstance(clip, list | tuple):
+        given = clip
+    else:
+        raise InputError(f"{wanted}, but got {type(clip).__name__}; collect the frames in a list")
+    if len(given) < frames:
+        raise InputError(f"{wanted}, but got {len(given)}; give a longer clip, or its frames one by one to push(frame)")
+    return given
 
 
 def check_frame(frame: object) -> Frame:
@@ -216,6 +281,35 @@ def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> No
     than three times the wanted area is left, and interpolated linearly from there: about as near to Pillow as
     `INTER_AREA`, at a fraction of its time.
     """
+    cv2 = _opencv()
+    new_height, new_width = out.shape[:2]
+    if interpolation != "nearest" and image.shape[0] * image.shape[1] > new_height * new_width:
+        interpolation = "bilinear"
+        image = np.ascontiguousarray(image)
+        while image.shape[0] * image.shape[1] >= 3 * new_height * new_width and min(image.shape[:2]) > 1:
+            # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
+            halved = (image.shape[1] // 2, image.shape[0] // 2)
+            image = cv2.resize(image, halved, interpolation=cv2.INTER_LINEAR)
+    _resize_plainly(image, interpolation, out)
+
+
+def _resize_plainly(image: Frame, interpolation: Interpolation, out: Frame) -> None:
+    """Resize (H,W,3) or (H,W) into `out` (h,w,3) with one call of `cv2.resize`, as YOLO's own preprocessing does."""
+    cv2 = _opencv()
+    flag = {
+        "nearest": cv2.INTER_NEAREST_EXACT,
+        "box": cv2.INTER_NEAREST_EXACT,
+        "bicubic": cv2.INTER_CUBIC,
+        "lanczos": cv2.INTER_LANCZOS4,
+    }.get(interpolation, cv2.INTER_LINEAR)
+    image = np.ascontiguousarray(image)
+    direct = out if image.ndim == 3 and out.flags.c_contiguous else None  # saves a copy of the result
+    resized = cv2.resize(image, (out.shape[1], out.shape[0]), direct, interpolation=flag)
+    if resized is not out:
+        out[...] = resized if resized.ndim == 3 else resized[..., None]
+
+
+def _opencv() -> Any:
     try:
         import cv2
     except ImportError:
@@ -223,25 +317,14 @@ def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> No
             'this bundle resizes with OpenCV, which is not installed; install it with pip install "edgevtx[opencv]", '
             "or export the bundle with the Pillow resize"
         ) from None
+    return cv2
 
-    new_height, new_width = out.shape[:2]
-    final = {
-        "nearest": cv2.INTER_NEAREST_EXACT,
-        "box": cv2.INTER_NEAREST_EXACT,
-        "bicubic": cv2.INTER_CUBIC,
-        "lanczos": cv2.INTER_LANCZOS4,
-    }.get(interpolation, cv2.INTER_LINEAR)
-    image = np.ascontiguousarray(image)
-    if interpolation != "nearest" and image.shape[0] * image.shape[1] > new_height * new_width:
-        final = cv2.INTER_LINEAR
-        while image.shape[0] * image.shape[1] >= 3 * new_height * new_width and min(image.shape[:2]) > 1:
-            # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
-            halved = (image.shape[1] // 2, image.shape[0] // 2)
-            image = cv2.resize(image, halved, interpolation=cv2.INTER_LINEAR)
-    direct = out if image.ndim == 3 and out.flags.c_contiguous else None  # saves a copy of the result
-    resized = cv2.resize(image, (new_width, new_height), direct, interpolation=final)
-    if resized is not out:
-        out[...] = resized if resized.ndim == 3 else resized[..., None]
+
+_RESIZERS: dict[ResizeBackend, Callable[[Frame, Interpolation, Frame], None]] = {
+    "pillow": _resize_pillow,
+    "opencv": _resize_opencv,
+    "opencv-plain": _resize_plainly,
+}
 
 
 # -- threads ---------------------------------------------------------------------------------------------------

@@ -8,18 +8,20 @@ import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.compare import compare, find_empty
+from edgevtx.decode.knn import compare_answers
 from edgevtx.engines import PreparedEngine, record_verdict
 from edgevtx.errors import VerificationError
 from edgevtx.golden import Golden
-from edgevtx.manifest import REFUSED, Check, Graph, Manifest, Preprocess, Status, Verdict
-from edgevtx.preprocess import prepare
+from edgevtx.manifest import REFUSED, Check, Graph, KnnDecode, Manifest, Preprocess, Status, Verdict
+from edgevtx.preprocess import prepare_item
 from edgevtx.runtimes.base import BuildReport, Engine
+from edgevtx.windows import middle_window
 
 log = logging.getLogger(__name__)
 
 # mean difference in levels of 255. Releases of Pillow differ by single levels in a few pixels, and OpenCV's kernels
 # with the processor; another filter, a missing antialiasing or swapped colours are off by more
-LEVELS = {"pillow": 0.1, "opencv": 0.5}
+LEVELS = {"pillow": 0.1, "opencv": 0.5, "opencv-plain": 0.5}
 
 
 def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, graph: Graph) -> Verdict:
@@ -34,6 +36,10 @@ def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, 
     checks = compare(exchange.outputs, outputs, bundle.manifest.decode_of(graph.part), precision)
     if not graph.part:
         checks = (check_preprocess(golden, bundle.manifest.preprocess), *checks)
+        bank, rule = bundle.bank(), bundle.manifest.decode
+        if isinstance(rule, KnnDecode) and bank is not None and all(check.passed for check in checks):
+            classes = len(bundle.manifest.labels)
+            checks = (*checks, compare_answers(exchange.outputs, outputs, bank, rule, classes))
     wrong = [check for check in checks if not check.passed]
     doubtful = wrong[0] if wrong else find_empty(checks, precision)
     return Verdict(
@@ -51,9 +57,9 @@ def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, 
 
 def check_preprocess(golden: Golden, preprocess: Preprocess) -> Check:
     """What this device's Pillow or OpenCV makes of the golden frame, against the input made at export."""
-    image, _ = prepare(golden.frame, preprocess)
-    rows, columns = image.shape[:2]
-    wanted = golden.inputs["pixels"][0, :rows, :columns]  # the first of a batch, which may be padded
+    image = middle_window(prepare_item(golden.frame, preprocess)[0], preprocess.windows)
+    rows, columns = image.shape[-3:-1]
+    wanted = golden.inputs["pixels"][0][..., :rows, :columns, :]  # the first of a batch, which may be padded
     same = wanted.shape == image.shape
     error = float(np.abs(wanted.astype(np.int16) - image).mean()) if same else float("inf")
     limit = LEVELS[preprocess.resize]
@@ -63,7 +69,7 @@ def check_preprocess(golden: Golden, preprocess: Preprocess) -> Check:
         compared=image.size,
         error=float(f"{error:.1e}") if same else None,
         tolerance=limit,
-        note="" if same else f"{columns}x{rows} px, at export {wanted.shape[1]}x{wanted.shape[0]}",
+        note="" if same else f"{columns}x{rows} px, at export {wanted.shape[-2]}x{wanted.shape[-3]}",
     )
 
 

@@ -1,8 +1,9 @@
 """A checkpoint on disk: its configuration, its processor's, and its weights with every tensor accounted for.
 
-Two layouts are read: a Hugging Face directory (`config.json` beside `model.safetensors`, sharded safetensors with
-their index, or `pytorch_model.bin`), and an architecture's `config.json` alone, which takes seeded random weights
-(see `edgevtx.export.trial`). Nothing here reaches for a network.
+Three forms are read: a Hugging Face directory (`config.json` beside `model.safetensors`, sharded safetensors with
+their index, or `pytorch_model.bin`); an architecture's `config.json` alone, which takes seeded random weights (see
+`edgevtx.export.trial`); and a file of weights, or a directory of timm's, in a layout of its author's (see
+`edgevtx.export.layouts`). Nothing here reaches for a network.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 
 from edgevtx.errors import CheckpointError, InputError
-from edgevtx.export import trial
+from edgevtx.export import layouts, trial
+from edgevtx.export.layouts.files import SUFFIXES, read_weights
+from edgevtx.export.layouts.mapping import listed
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 WEIGHTS_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -32,36 +36,67 @@ WEIGHTS_FILES = (
 # counters that training keeps and inference never reads
 _COUNTERS = re.compile(r"\.num_batches_tracked$")
 
+Settings = TypeVar("Settings")
+Module = TypeVar("Module", bound=torch.nn.Module)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that was opened with `Checkpoint.open`.
 
     `config` is `config.json` as published; `weights` are the weight files in name order, empty when `seed` asks for
-    random ones.
+    random ones. `configs` are the files that were read beside them. `published` is what a layout made of a file of
+    weights. `allow_partial` loads a model some of whose tensors are missing or left over, and `notes` names them.
     """
 
     path: Path
     config: dict[str, Any] = field(repr=False)
     weights: tuple[Path, ...] = ()
     seed: int | None = None
+    configs: tuple[Path, ...] = ()
+    published: layouts.Published | None = field(default=None, repr=False, compare=False)
+    allow_partial: bool = False
+    _differences: dict[str, None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path, seed: int | None = None) -> Checkpoint:
-        """Open a Hugging Face directory, or with `seed` an architecture's config without weights.
+    def open(
+        cls,
+        path: str | Path,
+        seed: int | None = None,
+        *,
+        config: str | Path | None = None,
+        allow_partial: bool = False,
+    ) -> Checkpoint:
+        """Open a Hugging Face directory, a file of weights, or with `seed` an architecture's config without weights.
 
-        Raises `CheckpointError` where there is no checkpoint, its JSON is broken, or weights are missing and no
-        seed was given; `InputError` where a directory with weights is opened with a seed.
+        `config`, for a file of weights, is a `config.json` whose entries replace those that the layout reads off the
+        shapes; an image processor's config beside it replaces the layout's. Raises `CheckpointError` where there is
+        no checkpoint, its JSON is broken, or weights are missing and no seed was given; `InputError` where a
+        directory with weights is opened with a seed, or one that has a config with another.
         """
         path = Path(path)
         if not path.exists():
-            raise CheckpointError(f"{path} does not exist; give a Hugging Face checkpoint directory or a config.json")
+            raise CheckpointError(
+                f"{path} does not exist; give a Hugging Face checkpoint directory, a file of weights or a config.json"
+            )
+        beside = path.parent / "config.json"
+        if path.name in WEIGHTS_FILES and beside.is_file() and config is None:
+            path = path.parent  # the weights of a directory stand for it
+        if path.is_file() and path.suffix in SUFFIXES:
+            return cls._open_file(path, path, seed, config, allow_partial)
         folder = path if path.is_dir() else path.parent
         config_file = path / "config.json" if path.is_dir() else path
         if not config_file.is_file():
-            raise CheckpointError(f"{path} has no config.json; a Hugging Face checkpoint directory is expected")
-        config = _read_json(config_file)
-        if not isinstance(config.get("model_type"), str):
+            raise CheckpointError(
+                f"{path} has no config.json; expected a Hugging Face checkpoint directory, or the path of a file of "
+                "weights"
+            )
+        settings = _read_json(config_file)
+        if path.is_dir() and "model_type" not in settings and isinstance(settings.get("architecture"), str):
+            return cls._open_file(path, _one_file(path), seed, config, allow_partial, timm=config_file)
+        if config is not None:
+            raise InputError(f"{path} has a config of its own, so {config} is not needed; leave it out")
+        if not isinstance(settings.get("model_type"), str):
             raise CheckpointError(
                 f"{config_file} names no model_type; the config.json of a Hugging Face checkpoint is expected"
             )
@@ -76,11 +111,44 @@ class Checkpoint:
                 f"{folder} has weights, so a seed for random ones is not needed; leave the seed out, or give the "
                 "path of its config.json to use the architecture alone"
             )
-        return cls(folder, config, () if seed is not None else weights, seed)
+        configs = (config_file, *_processor_files(folder))
+        return cls(folder, settings, () if seed is not None else weights, seed, configs, allow_partial=allow_partial)
+
+    @classmethod
+    def _open_file(
+        cls,
+        path: Path,
+        weights: Path,
+        seed: int | None,
+        config: str | Path | None,
+        allow_partial: bool,
+        timm: Path | None = None,
+    ) -> Checkpoint:
+        """A file of weights in a layout of its author's, opened as `path`."""
+        if seed is not None:
+            raise InputError(f"{path} has weights, so a seed for random ones is not needed; leave the seed out")
+        given = None if config is None else Path(config)
+        if given is not None and not given.is_file():
+            raise CheckpointError(f"{given} is no file; give a config.json to complete what {path.name} tells")
+        published = layouts.read(
+            weights,
+            timm=None if timm is None else _read_json(timm),
+            config=None if given is None else _read_json(given),
+            allow_partial=allow_partial,
+        )
+        configs = [] if timm is None else [timm]
+        if given is not None:
+            configs += [given, *_processor_files(given.parent)]
+        return cls(path, published.config, (weights,), None, tuple(configs), published, allow_partial)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of a file of weights, and what differed in a model loaded with `allow_partial`."""
+        return (*(self.published.notes if self.published else ()), *self._differences)
 
     @property
     def name(self) -> str:
-        """The directory's name."""
+        """The directory's or file's name."""
         return self.path.resolve().name
 
     @property
@@ -110,22 +178,25 @@ class Checkpoint:
 
     @cached_property
     def processor_config(self) -> dict[str, Any]:
-        """The image processor's configuration, empty where the checkpoint has none."""
-        for name in PROCESSOR_FILES:
-            if (self.path / name).is_file():
-                config = _read_json(self.path / name)
-                return dict(config.get("image_processor") or config)
-        return {}
+        """The image (or video) processor's configuration, empty where the checkpoint has none."""
+        for file in self.configs:
+            if file.name in PROCESSOR_FILES:
+                config = _read_json(file)
+                return dict(config.get("image_processor") or config.get("video_processor") or config)
+        return dict(self.published.processor) if self.published else {}
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 in hex over config, processor config and weights; empty for seeded weights."""
+        """SHA-256 in hex over config, processor config and weights; empty for seeded weights.
+
+        Of a file of weights that needs no config beside it, it is the file's own.
+        """
         if self.seed is not None:
             return ""
         digest = hashlib.sha256()
-        configs = [name for name in ("config.json", *PROCESSOR_FILES) if (self.path / name).is_file()]
-        for file in (*(self.path / name for name in configs), *self.weights):
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        for file in (*self.configs, *self.weights):
+            if self.configs:
+                digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
@@ -133,10 +204,13 @@ class Checkpoint:
 
     @cached_property
     def licence(self) -> str:
-        """The licence in the YAML header of the directory's README.md, or an empty string."""
+        """The licence in the YAML header of the directory's README.md, or in timm's config; empty where none is named.
+
+        The licence of a single file is unknown: that a file has an author's layout does not make it the author's.
+        """
         readme = self.path / "README.md"
         if not readme.is_file():
-            return ""
+            return self.published.licence if self.published else ""
         header = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.S)
         found = header and re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", header[1], re.M)
         return found[1].strip("\"'") if found else ""
@@ -154,14 +228,15 @@ class Checkpoint:
 
         `config` replaces the published one; `rename` maps regular expressions of the file's tensor names to the
         model's; `unused` are prefixes of tensors that the model does not need; `arguments` go to the model's
-        constructor. Raises `CheckpointError` when a tensor is missing, left over or of another shape.
+        constructor. Raises `CheckpointError` when a tensor is missing, left over or of another shape, unless
+        `allow_partial` was asked for: then what is missing is random, always the same.
         """
         settings = dict(self.config if config is None else config)
         with _offline():
             try:
                 model_config = model_class.config_class.from_dict(settings)
             except Exception as error:  # the config classes raise whatever their validators raise
-                raise CheckpointError(f"{self.path / 'config.json'} is not a usable config: {_brief(error)}") from error
+                raise CheckpointError(f"{self._config_name} is not a usable config: {_brief(error)}") from error
             if self.seed is not None:
                 with torch.random.fork_rng(devices=[]):
                     model = model_class._from_config(model_config, dtype=torch.float32, **(arguments or {}))
@@ -171,6 +246,77 @@ class Checkpoint:
         module: torch.nn.Module = model.eval().requires_grad_(False)
         return module
 
+    def settings(self, kind: type[Settings]) -> Settings:
+        """The config as a `msgspec.Struct` of ours, for modules that no library ships; fields it lacks are ignored.
+
+        Raises `CheckpointError` naming the field that is missing or of another type.
+        """
+        try:
+            return msgspec.convert(self.config, kind)
+        except msgspec.ValidationError as error:
+            raise CheckpointError(f"{self._config_name} is not a usable config: {error}; mend it") from None
+
+    def load_module(
+        self,
+        factory: Callable[[], Module],
+        *,
+        rename: Mapping[str, str] | None = None,
+        unused: tuple[str, ...] = (),
+    ) -> Module:
+        """The module that `factory` makes, with this checkpoint's weights: float32, eval mode, no gradients.
+
+        For modules of `edgevtx.export.models`; `load` is for those of transformers. `rename` maps regular expressions
+        of the file's tensor names to the module's, applied one after another; `unused` are prefixes (after renaming)
+        of tensors that the module does not need. Raises `CheckpointError` when the module cannot be made, or a tensor
+        is missing, left over, of another shape or there twice.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for what a partial checkpoint leaves as it is
+            try:
+                module = factory().float().eval().requires_grad_(False)
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever torch's layers refuse
+                raise CheckpointError(
+                    f"{self._config_name} is not a usable config: {_brief(error)}; mend it"
+                ) from error
+        if self.seed is not None:
+            trial.seed_weights(module, self.seed)
+        else:
+            self._fill(module, rename or {}, unused)
+        return module
+
+    def _fill(self, module: torch.nn.Module, rename: Mapping[str, str], unused: tuple[str, ...]) -> None:
+        """Copy every tensor of the weight files into `module`, one file in memory at a time."""
+        patterns = [(re.compile(pattern), name) for pattern, name in rename.items()]
+        wanted = module.state_dict()
+        seen: set[str] = set()
+        unknown, misshapen, twice = set(), set(), set()
+        for file in self.weights:
+            for published, tensor in (self.published.tensors if self.published else self._tensors(file)).items():
+                key = published
+                for pattern, name in patterns:
+                    key = pattern.sub(name, key)
+                target = wanted.get(key)
+                if target is None:
+                    if not (key.startswith(unused) or _COUNTERS.search(key)):
+                        unknown.add(published)
+                elif target.shape != tensor.shape:
+                    misshapen.add(f"{published} {list(tensor.shape)} instead of {list(target.shape)}")
+                elif key in seen:
+                    twice.add(key)
+                else:
+                    target.copy_(tensor)
+                if target is not None:
+                    seen.add(key)
+        missing = {key for key in wanted if key not in seen and not _COUNTERS.search(key)}
+        for what, keys in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen), ("repeated", twice)):
+            self._account(what, keys, type(module))
+
+    def _tensors(self, file: Path) -> dict[str, torch.Tensor]:
+        tensors = read_weights(file)
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise CheckpointError(f"{file} holds more than tensors; expected a state dict and nothing beside it")
+        return tensors
+
     def _load_weights(
         self,
         model_class: Any,
@@ -179,19 +325,24 @@ class Checkpoint:
         unused: tuple[str, ...],
         arguments: Mapping[str, Any],
     ) -> Any:
+        # the published revision's safetensors, or pickled tensors read with weights_only=True
+        weights: dict[str, Any] = {"use_safetensors": self.weights[0].suffix == ".safetensors"}
+        if self.published is not None:  # the model's parameters would be these tensors themselves
+            weights = {"state_dict": {name: tensor.clone() for name, tensor in self.published.tensors.items()}}
         try:
-            model, info = model_class.from_pretrained(
-                str(self.path),
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                key_mapping=dict(rename) or None,
-                # the published revision's safetensors, or pickled tensors read with weights_only=True
-                use_safetensors=self.weights[0].suffix == ".safetensors",
-                **arguments,
-            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model, info = model_class.from_pretrained(
+                    None if self.published else str(self.path),
+                    config=config,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    key_mapping=dict(rename) or None,
+                    **weights,
+                    **arguments,
+                )
         except Exception as error:
             raise CheckpointError(
                 f"the weights of {self.path} cannot be read: {_brief(error)}; copy the checkpoint again"
@@ -204,12 +355,23 @@ class Checkpoint:
         return model
 
     def _account(self, what: str, keys: set[str], model_class: Any) -> None:
-        if keys:
-            first = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-            raise CheckpointError(
-                f"{self.path} has {len(keys)} {what} tensor{'s' if len(keys) > 1 else ''} for "
-                f"{model_class.__name__}: {first}; the weights do not belong to this config.json"
-            )
+        """Report tensors that are missing, unknown or misshapen: as an error, or as a note where a part is enough."""
+        if not keys:
+            return
+        found = f"{len(keys)} {what} tensor{'s' if len(keys) > 1 else ''} for {model_class.__name__}"
+        if self.allow_partial:
+            self._differences[f"the checkpoint has {found}: {', '.join(sorted(keys))}"] = None
+            return
+        read = f"what was read as {self.published.layout}" if self.published else "this config.json"
+        raise CheckpointError(
+            f"{self.path} has {found}: {listed(keys)}; the weights do not belong to {read}"
+            " (--allow-partial, allow_partial=True, exports it nevertheless)"
+        )
+
+    @property
+    def _config_name(self) -> str:
+        """Where the config comes from, for errors."""
+        return f"what {self.path} tells of its model" if self.published else str(self.path / "config.json")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -220,6 +382,22 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} is JSON but no object; expected a checkpoint's configuration")
     return data
+
+
+def _processor_files(folder: Path) -> tuple[Path, ...]:
+    """The image processor's configs in a folder; the first is read."""
+    return tuple(folder / name for name in PROCESSOR_FILES if (folder / name).is_file())
+
+
+def _one_file(folder: Path) -> Path:
+    """The only weight file of timm's directory; raises where there is none, or several."""
+    files = _weight_files(folder)
+    if len(files) != 1:
+        raise CheckpointError(
+            f"{folder} has timm's config.json and {len(files)} weight files; expected {WEIGHTS_FILES[1]} or "
+            f"{WEIGHTS_FILES[3]} beside it"
+        )
+    return files[0]
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

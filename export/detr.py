@@ -6,8 +6,9 @@ Carion et al., "End-to-End Object Detection with Transformers", 2020.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,18 +17,32 @@ from edgevtx.errors import CheckpointError
 from edgevtx.export.boxes import check_top_k, cxcywh_to_xyxy, keep_best, reference_detections
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.resnet_keys import asks_for_timm, dilate_last_stage, is_dilated, timm_to_native, without_timm
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs, pixels_spec
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import DetectDecode, TensorInfo
+from edgevtx.manifest import DetectDecode, Preprocess, TensorInfo
 from edgevtx.results import Detections
 from edgevtx.runtimes.base import Array
 
 THRESHOLD = 0.5
+STEM = "model.backbone.model.embedder.embedder.convolution"  # of a DetrForObjectDetection: reads the frame
 # frames whose resized sizes the graph is traced and checked with where the size depends on the frame: (height, width)
 TRACE_FRAME, OTHER_FRAME = (480, 640), (1920, 1080)
+
+
+class Look(NamedTuple):
+    """What DETR sees: the backbone's `maps`, from fine to coarse; the last one `projected` (N,D,h,w); the encoder's
+    `memory` (N,h*w,D); the decoder's `answers` (N,Q,D); the cells that are no padding (N,1,1,h*w), None for all.
+    """
+
+    maps: tuple[torch.Tensor, ...]
+    projected: torch.Tensor
+    memory: torch.Tensor
+    answers: torch.Tensor
+    mask: torch.Tensor | None
 
 
 class Detector(nn.Module):
@@ -47,8 +62,17 @@ class Detector(nn.Module):
     def forward(
         self, pixels: torch.Tensor, valid_size: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        answers = self.look(pixels, valid_size).answers
+        # the last class is "no object"
+        scores, class_ids = self.model.class_labels_classifier(answers).softmax(-1)[..., :-1].max(-1)
+        boxes = cxcywh_to_xyxy(self.model.bbox_predictor(answers).sigmoid())
+        return keep_best(boxes, scores, class_ids, self.top_k)
+
+    def look(self, pixels: torch.Tensor, valid_size: torch.Tensor | None) -> Look:
+        """Backbone and transformer, without the heads."""
         detr = self.model.model
-        features = detr.backbone.model(self.frames(pixels, valid_size)).feature_maps[-1]
+        maps = detr.backbone.model(self.frames(pixels, valid_size)).feature_maps
+        features = maps[-1]
         height, width = features.shape[-2:]
         mask = None
         if valid_size is None:
@@ -59,9 +83,11 @@ class Detector(nn.Module):
             positions = self.positions(height, width, rows.sum(1), columns.sum(1))
             mask = (rows[:, :, None] & columns[:, None, :]).flatten(1)[:, None, None, :]
 
-        tokens = detr.input_projection(features).flatten(2).transpose(1, 2)
+        projected = detr.input_projection(features)
         memory = detr.encoder(
-            inputs_embeds=tokens, attention_mask=mask, spatial_position_embeddings=positions
+            inputs_embeds=projected.flatten(2).transpose(1, 2),
+            attention_mask=mask,
+            spatial_position_embeddings=positions,
         ).last_hidden_state
         queries = detr.query_position_embeddings.weight.expand(pixels.shape[0], -1, -1)
         answers = detr.decoder(
@@ -71,11 +97,7 @@ class Detector(nn.Module):
             encoder_hidden_states=memory,
             encoder_attention_mask=mask,
         ).last_hidden_state
-
-        # the last class is "no object"
-        scores, class_ids = self.model.class_labels_classifier(answers).softmax(-1)[..., :-1].max(-1)
-        boxes = cxcywh_to_xyxy(self.model.bbox_predictor(answers).sigmoid())
-        return keep_best(boxes, scores, class_ids, self.top_k)
+        return Look(tuple(maps), projected, memory, answers, mask)
 
 
 def valid_cells(cells: int, pixels: int, valid: torch.Tensor) -> torch.Tensor:
@@ -164,8 +186,44 @@ def _positions(detr: Any, size: tuple[int, int] | None) -> nn.Module:
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The detector of a checkpoint; see `BuildOptions`. Height and width are dynamic without `options.frame`."""
     check_model_type(checkpoint, RECIPE)
+    if "Segmentation" in checkpoint.architecture:
+        raise CheckpointError(f"{checkpoint.path} is a DETR with masks; export it as family detr_panoptic")
     check_batch(options.batch)
     model = _load(checkpoint)
+    plan = plan_inputs(checkpoint, options)
+    labels = class_names(model.config, options.labels)
+    top_k = check_top_k(options.top_k, model.config.num_queries)
+    traced = traced_copy(model, STEM, plan.preprocess)
+    return Traceable(
+        family=RECIPE.family,
+        task=RECIPE.task,
+        module=Detector(traced, Frames(plan.preprocess), top_k, plan.size).eval(),
+        inputs=plan.inputs,
+        outputs=detect_outputs(options.batch, top_k),
+        dynamic=plan.dynamic,
+        trace_size=plan.trace_size,
+        other_size=plan.other_size,
+        preprocess=plan.preprocess,
+        decode=DetectDecode(top_k=top_k, threshold=THRESHOLD),
+        labels=labels,
+        reference=partial(_reference, model, plan.processor, labels, top_k),
+    )
+
+
+class Plan(NamedTuple):
+    """What a DETR takes: its processor, and the inputs of its graph. `size` (h,w) is None where it is dynamic."""
+
+    processor: Any
+    preprocess: Preprocess
+    size: tuple[int, int] | None
+    inputs: tuple[TensorInfo, ...]
+    dynamic: dict[str, dict[int, str]]
+    trace_size: tuple[int, int]
+    other_size: tuple[int, int]
+
+
+def plan_inputs(checkpoint: Checkpoint, options: BuildOptions) -> Plan:
+    """The processor of a checkpoint and the inputs that follow from it and the options."""
     processor = load_processor(checkpoint, "Detr")
     if getattr(processor, "pad_size", None):
         raise CheckpointError("the image processor pads every frame to pad_size, which is not supported; remove it")
@@ -175,48 +233,39 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         processor.size = {"height": height, "width": width}
         preprocess = preprocess_of(processor, options.resize)
     size = fixed_size(preprocess)
-    padded = size is None and options.batch != 1
-    labels = class_names(model.config, options.labels)
-    top_k = check_top_k(options.top_k, model.config.num_queries)
-
     inputs = [pixels_spec(options.batch, size)]
     dynamic: dict[str, dict[int, str]] = {} if size else {"pixels": {1: "height", 2: "width"}}
-    if padded:
+    if size is None and options.batch != 1:  # unequal frames are padded
         inputs.append(TensorInfo(name="valid_size", shape=(options.batch, 2), dtype="int32"))
     if options.batch is None:
         for spec in inputs:
             dynamic[spec.name] = {0: "batch", **dynamic.get(spec.name, {})}
-    traced = traced_copy(model, "model.backbone.model.embedder.embedder.convolution", preprocess)
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=Detector(traced, Frames(preprocess), top_k, size).eval(),
-        inputs=tuple(inputs),
-        outputs=detect_outputs(options.batch, top_k),
-        dynamic=dynamic,
-        trace_size=size or resized_size(TRACE_FRAME, preprocess.size),
-        other_size=size or resized_size(OTHER_FRAME, preprocess.size),
-        preprocess=preprocess,
-        decode=DetectDecode(top_k=top_k, threshold=THRESHOLD),
-        labels=labels,
-        reference=partial(_reference, model, processor, labels, top_k),
-    )
+    trace_size, other_size = (size or resized_size(frame, preprocess.size) for frame in (TRACE_FRAME, OTHER_FRAME))
+    return Plan(processor, preprocess, size, tuple(inputs), dynamic, trace_size, other_size)
 
 
 def _load(checkpoint: Checkpoint) -> Any:
     from transformers import DetrForObjectDetection
 
+    return load_with_resnet(checkpoint, DetrForObjectDetection, ("stage4",), {})
+
+
+def load_with_resnet(checkpoint: Checkpoint, kind: Any, stages: tuple[str, ...], rename: Mapping[str, str]) -> Any:
+    """A DETR of this class with transformers' ResNet; a config that asks for timm's gets its `stages`.
+
+    `rename` are further renamings of published tensor names.
+    """
     if not asks_for_timm(checkpoint.config):
-        model: Any = checkpoint.load(DetrForObjectDetection)
-        kind = model.config.backbone_config.model_type
-        if kind != "resnet":
-            raise CheckpointError(f"{checkpoint.path} has a backbone of type {kind}; expected resnet")
+        model: Any = checkpoint.load(kind, rename=rename)
+        found = model.config.backbone_config.model_type
+        if found != "resnet":
+            raise CheckpointError(f"{checkpoint.path} has a backbone of type {found}; expected resnet")
         return model
-    model = checkpoint.load(
-        DetrForObjectDetection, config=without_timm(checkpoint.config), rename=timm_to_native(), unused=("fc.",)
-    )
+    config = without_timm(checkpoint.config)
+    config["backbone_config"]["out_features"] = list(stages)
+    model = checkpoint.load(kind, config=config, rename={**timm_to_native(), **rename}, unused=("fc.",))
     if is_dilated(checkpoint.config):
-        dilate_last_stage(model.model.backbone.model)
+        dilate_last_stage(getattr(model, "detr", model).model.backbone.model)
     return model
 
 
@@ -261,7 +310,11 @@ RECIPE = Recipe(
     task="detect",
     result="Detections",
     model_types=("detr",),
-    layouts=("Hugging Face directory, with a transformers or a timm ResNet", "config.json alone with a seed"),
+    layouts=(
+        "Hugging Face directory, with a transformers or a timm ResNet",
+        "config.json alone with a seed",
+        *names_for("detr"),
+    ),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

@@ -17,6 +17,7 @@ from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.attention import FUSED_WITH_CLS, use_attention
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.patches import fold_positions, pair, patch_grid
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
@@ -208,7 +209,7 @@ RECIPE = Recipe(
     task="embed",
     result="Features",
     model_types=("dinov2", "dinov2_with_registers", "vit"),
-    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("dino")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "attention", "resize"),

@@ -21,6 +21,7 @@ from edgevtx.manifest import Preprocess
 class Frames(nn.Module):
     """pixels (N,H,W,3) uint8 BGR -> normalised pixels (N,3,H,W) float32, channels in BGR order.
 
+    Clips (N,T,H,W,3) give (N,T,3,H,W).
     With `valid_size` (N,2) int32 (height, width), normalised pixels outside it become exactly 0, which is what
     reference processors pad with.
     """
@@ -40,7 +41,7 @@ class Frames(nn.Module):
 
     def forward(self, pixels: torch.Tensor, valid_size: torch.Tensor | None = None) -> torch.Tensor:
         # Cast first: TensorRT refuses a Transpose or Gather of uint8
-        normalised = pixels.to(torch.float32).permute(0, 3, 1, 2) * self.gain + self.offset
+        normalised = pixels.to(torch.float32).movedim(-1, -3) * self.gain + self.offset
         if valid_size is None:
             return normalised
         rows, columns = valid_rows_columns(normalised.shape[2], normalised.shape[3], valid_size)
@@ -63,7 +64,8 @@ def traced_copy(model: nn.Module, first_convolution: str, preprocess: Preprocess
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     traced: Any = copy.deepcopy(model, shared)
-    use_attention(traced.config)
+    if hasattr(traced, "config"):  # modules of our own are written as they are to be traced
+        use_attention(traced.config)
     if preprocess.channel_order == "rgb":
         convolution = traced.get_submodule(first_convolution)
         convolution.weight = nn.Parameter(convolution.weight.flip(1).contiguous(), requires_grad=False)

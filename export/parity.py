@@ -1,11 +1,13 @@
 """Comparing our answer for a frame with the reference's: its own processor, model and post-processing.
 
 The limits are the project's promise for fp32 where the host resizes exactly: the same classes, scores within 1e-3,
-boxes within 0.5 px. Where the user chose a faster resize, the answer is held to the limits of a lower precision.
+boxes within 0.5 px, all but a thousandth of the pixels of masks. Where the user chose a faster resize, the answer is
+held to the limits of a lower precision.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +17,20 @@ from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import InputError
 from edgevtx.manifest import Check
-from edgevtx.results import Classification, Detections, Features, Result
+from edgevtx.results import (
+    Classification,
+    Detections,
+    Features,
+    Masks,
+    PanopticSegmentation,
+    Result,
+    SemanticSegmentation,
+)
 
 SCORE = 1e-3
 PIXELS = 0.5
+SAME_PIXELS = 0.999
+"""The share of pixels that must have the reference's class, or lie in its mask: what is left are ties."""
 CONFIDENT = 0.3
 FEWEST = 20
 """Where fewer detections than this are confident, the best ones are compared whatever their score: a model that finds
@@ -86,6 +98,48 @@ def _detections_loosely(reference: Detections, found: Detections) -> Check:
     return _check(total, error, f"{lost} of {total} boxes unmatched at IoU {LOOSE.iou}")
 
 
+def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exact: bool) -> Check:
+    """The detections as detections; the pixels of their masks and of the merged map; the same segments.
+
+    A mask counts where its detection does: the pixels that differ are a share of those that it covers in either.
+    """
+    boxes = _detections(reference.detections, found.detections, exact)
+    limit = 1 - (SAME_PIXELS if exact else LOOSE.agreement)
+    covered, differing = _mask_pixels(reference.detections, found.detections)
+    changed = float((reference.segment_map != found.segment_map).mean())
+    share = differing / max(covered, 1)
+    sides = [[(one.id, one.class_id) for one in side.segments] for side in (reference, found)]
+    gaps = [abs(a.score - b.score) for a, b in zip(reference.segments, found.segments, strict=False)]
+    error = max(changed, share) / limit
+    if exact and (sides[0] != sides[1] or max(gaps, default=0.0) > SCORE):
+        error = float("inf")
+    note = (
+        f"{boxes.note}; {len(sides[0])} segments, found {len(sides[1])}; {changed:.2%} of the map's pixels differ, "
+        f"{share:.2%} of the masks'"
+    )
+    if boxes.error is None:
+        return _check(boxes.compared, float("inf"), note)
+    return _check(boxes.compared + len(sides[0]), max(error, boxes.error), note)
+
+
+def _mask_pixels(reference: Detections, found: Detections) -> tuple[int, int]:
+    """How many pixels the masks of confident detections cover in either, and how many of those in one alone."""
+    if reference.masks is None or found.masks is None:
+        raise InputError("masks are missing in one of the results; a panoptic segmentation's detections have masks")
+    keep = np.argsort(-reference.scores, kind="stable")
+    keep = keep[: max(min(FEWEST, len(keep) // 2), int((reference.scores > CONFIDENT).sum()))]
+    cost = np.abs(reference.boxes[keep][:, None] - found.boxes[None]).max(2)
+    cost[reference.class_ids[keep][:, None] != found.class_ids[None]] = np.inf
+    partners = assign(cost)
+    first, second = reference.masks[keep[partners >= 0]], found.masks[partners[partners >= 0]]
+    covered = differing = 0
+    for one, other in zip(first, second, strict=True):
+        shared = int(one.intersections(other)[0, 0])
+        union = int(one.areas[0] + other.areas[0]) - shared
+        covered, differing = covered + union, differing + union - shared
+    return covered, differing
+
+
 def _classes(reference: Classification, found: Classification, exact: bool) -> Check:
     """The same classes with scores within the limit; classes whose scores are that close may swap places."""
     limit = SCORE if exact else LOOSE_SCORE
@@ -127,9 +181,40 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
 
 
+def _masks(reference: Masks, found: Masks, exact: bool) -> Check:
+    """Pixels that agree: 99.9% of each mask's frame; predicted IoU within the limit."""
+    if reference.iou.shape != found.iou.shape or reference.masks.size != found.masks.size:
+        return _check(0, float("inf"), f"masks {found.iou.shape}, reference {reference.iou.shape}")
+    shared = [int(one.intersections(other)[0, 0]) for one, other in zip(reference.masks, found.masks, strict=True)]
+    differ = reference.masks.areas + found.masks.areas - 2 * np.array(shared, np.int64)
+    worst = float(differ.max(initial=0)) / max(math.prod(reference.masks.size), 1)
+    gap = float(np.abs(reference.iou - found.iou).max(initial=0.0))
+    error = max(worst / (1 - (SAME_PIXELS if exact else LOOSE.agreement)), gap / (SCORE if exact else LOOSE_SCORE))
+    return _check(len(found.masks), error, f"{worst:.2g} of the pixels differ, predicted IoU within {gap:.2g}")
+
+
+def _segmentation(reference: SemanticSegmentation, found: SemanticSegmentation, exact: bool) -> Check:
+    """The same class in all but a small share of the pixels, and scores within the limit."""
+    if reference.class_map.shape != found.class_map.shape:
+        return _check(0, float("inf"), f"a map of {found.class_map.shape}, reference {reference.class_map.shape}")
+    differ = float((reference.class_map != found.class_map).mean())
+    error = differ / (1 - (SAME_PIXELS if exact else LOOSE.agreement))
+    note = f"{differ:.2g} of the pixels differ"
+    if reference.scores is not None and found.scores is not None:
+        # the reference's own resize is another one where ours is approximate: single pixels say nothing then
+        gaps = np.abs(reference.scores - found.scores)
+        gap = float(gaps.max(initial=0.0) if exact else gaps.mean())
+        error = max(error, gap / (SCORE if exact else LOOSE_SCORE))
+        note += f", scores within {gap:.2g}"
+    return _check(reference.class_map.size, error, note)
+
+
 # (reference, found, exact) -> check; both are of the one type
 _RESULTS: dict[type[Result], Callable[[Any, Any, bool], Check]] = {
     Detections: _detections,
     Classification: _classes,
     Features: _features,
+    PanopticSegmentation: _panoptic,
+    SemanticSegmentation: _segmentation,
+    Masks: _masks,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +19,14 @@ from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
 from edgevtx.errors import ExportError, InputError, OutputError
-from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
-from edgevtx.export.recipe import BuildOptions, Traceable, get_recipe
+from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
-from edgevtx.export.samples import load_photos
+from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import Facts, Sample, check_reference, judge, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
-from edgevtx.manifest import REFUSED, Graph, Manifest, Part, Provenance, Verdict
+from edgevtx.manifest import REFUSED, Denoise, Graph, Manifest, Part, Provenance, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,14 @@ class ExportOptions:
     """What the user asks of an export beside the module's own options (`build`).
 
     `precisions` in order of preference: the first that passes on a target is the one it recommends.
+    `denoise` is done before the network (see `edgevtx.denoise`); no checkpoint's own processor does it.
     `keep_failed` packs what failed too, marked; `all_or_nothing` packs nothing if anything failed.
     """
 
     targets: tuple[str, ...] = TARGETS
     precisions: tuple[str, ...] = ("fp32",)
     build: BuildOptions = field(default_factory=BuildOptions)
+    denoise: Denoise | None = None
     images: Path | None = None
     name: str = ""
     licence: str = ""
@@ -87,7 +89,7 @@ class ExportReport:
 
 def export(
     family: str,
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     out: Path,
     options: ExportOptions,
     *,
@@ -101,13 +103,16 @@ def export(
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
     check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
-    photos = load_photos(options.images, options.build.frame)
+    photos = [] if recipe.clips else load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
+        if traceable.preprocess.clip is not None:  # how many frames are needed is the checkpoint's to say
+            photos = load_clips(options.images, traceable.preprocess.clip)
+        traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
         clock.start("lower")
@@ -121,6 +126,7 @@ def export(
             for part, model in models.items()
         }
         graphs = write_graphs(lowered, folder)
+        _copy_files(traceable, folder)
         clock.start("reference")
         manifest = _manifest(traceable, checkpoint, graphs, options, out)
         samples = tuple(make_samples(traceable, photos))
@@ -188,7 +194,7 @@ def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _manifest(
-    traceable: Traceable, checkpoint: Checkpoint, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
+    traceable: Traceable, checkpoint: Source, graphs: tuple[Graph, ...], options: ExportOptions, out: Path
 ) -> Manifest:
     return Manifest(
         name=options.name or out.stem,
@@ -214,7 +220,7 @@ def _manifest(
             intended_use=options.intended_use,
         ),
         tools=_tools(),
-        notes=traceable.notes,
+        notes=(*checkpoint.notes, *traceable.notes),
     )
 
 
@@ -226,6 +232,14 @@ def _tools() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _copy_files(traceable: Traceable, folder: Path) -> None:
+    for name, source in traceable.files.items():
+        try:
+            shutil.copyfile(source, folder / name)
+        except OSError as error:
+            raise OutputError(f"cannot copy {source} into the bundle: {disk.explain(error)}") from error
 
 
 def _write_golden(folder: Path, samples: tuple[Sample, ...], manifest: Manifest) -> None:

@@ -11,11 +11,22 @@ import torch
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.manifest import Exact, Interpolation, Preprocess, ResizeBackend, ShortestEdge, SizeRule
+from edgevtx.manifest import (
+    Exact,
+    Interpolation,
+    LongestEdge,
+    Preprocess,
+    ResizeBackend,
+    ShortestEdge,
+    SizeRule,
+    Windows,
+)
 from edgevtx.runtimes.base import Array
 
 # processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does
-KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "ViT")
+KNOWN = ("Bit", "ConditionalDetr", "DeiT", "DeformableDetr", "Detr", "RTDetr", "Sam", "ViT", "Vivit")
+# processors that transformers no longer has -> the one that does the same
+FORMER = {"ViTHybrid": "Bit"}
 # PIL.Image.Resampling by number, as processor configs write it
 _INTERPOLATION: dict[int, Interpolation] = {
     0: "nearest",
@@ -36,26 +47,29 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
     import transformers
 
     config = checkpoint.processor_config or settings or {}
-    named = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+    types = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+    named = next((config[key] for key in types if config.get(key)), "")
     kind = default
-    for suffix in ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor"):
+    for suffix in ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "VideoProcessor", "FeatureExtractor"):
         if named.endswith(suffix):
             kind = named.removesuffix(suffix)
             break
+    kind = FORMER.get(kind, kind)
     if kind not in KNOWN:
         raise CheckpointError(
             f"{checkpoint.path} asks for the image processor {named}; expected one of "
             f"{', '.join(f'{name}ImageProcessor' for name in KNOWN)}"
         )
-    processor_class = getattr(transformers, f"{kind}ImageProcessorPil")
+    # Vivit's only image processor has no suffix, and resizes with Pillow; its video processor needs torchvision
+    processor_class = getattr(transformers, f"{kind}ImageProcessor{'' if kind == 'Vivit' else 'Pil'}")
     try:
-        return processor_class.from_dict({k: v for k, v in config.items() if k != "image_processor_type"})
+        return processor_class.from_dict({k: v for k, v in config.items() if k not in types})
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the image processor config of {checkpoint.path} is not usable: {error}") from None
 
 
-def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
-    """What a transformers processor does to an image, as the manifest's data.
+def preprocess_of(processor: Any, resize: str = "pillow", windows: Windows | None = None) -> Preprocess:
+    """What a transformers processor does to an image, as the manifest's data; `windows` are added as they are.
 
     Raises `CheckpointError` for a processor without resizing, or with a size rule or `resample` unknown here.
     """
@@ -64,15 +78,21 @@ def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
     if not processor.do_resize:
         raise CheckpointError("the image processor does not resize (do_resize is false); give the model's size there")
     normalise = processor.do_normalize
+    mean = _triple(processor.image_mean) if normalise else (0.0, 0.0, 0.0)
+    if getattr(processor, "offset", False):  # Vivit's: 1 is subtracted ahead of the mean
+        if not processor.do_rescale:
+            raise CheckpointError("the image processor has an offset and does not rescale; set do_rescale there")
+        mean = (mean[0] + 1, mean[1] + 1, mean[2] + 1)
     crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
     return Preprocess(
         size=_size_rule(processor.size),
         interpolation=_interpolation(processor.resample),
         scale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
-        mean=_triple(processor.image_mean) if normalise else (0.0, 0.0, 0.0),
+        mean=mean,
         std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
         resize=cast(ResizeBackend, resize),
+        windows=windows,
     )
 
 
@@ -87,13 +107,16 @@ def _interpolation(resample: Any) -> Interpolation:
 
 
 def _size_rule(size: Any) -> SizeRule:
-    height, width = size["height"], size["width"]
+    edges = dict(size)
+    height, width = edges.get("height"), edges.get("width")
     if height and width:
         return Exact(height=int(height), width=int(width))
-    if size["shortest_edge"]:
-        longest = size["longest_edge"]
-        return ShortestEdge(shortest=int(size["shortest_edge"]), longest=int(longest) if longest else None)
-    raise CheckpointError(f"the image processor's size {dict(size)} is unknown; expected height and width, or edges")
+    if edges.get("shortest_edge"):
+        longest = edges.get("longest_edge")
+        return ShortestEdge(shortest=int(edges["shortest_edge"]), longest=int(longest) if longest else None)
+    if edges.get("longest_edge"):
+        return LongestEdge(longest=int(edges["longest_edge"]))
+    raise CheckpointError(f"the image processor's size {edges} is unknown; expected height and width, or edges")
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevtx.errors import InputError
 from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
-    from edgevtx.export.checkpoint import Checkpoint
     from edgevtx.geometry import Geometry
     from edgevtx.results import Result
     from edgevtx.runtimes.base import Array, Arrays
@@ -27,9 +28,32 @@ FAMILIES = {
     "vit": "edgevtx.export.vit",
     "dino": "edgevtx.export.dino",
     "detr": "edgevtx.export.detr",
+    "detr_panoptic": "edgevtx.export.detr_panoptic",
     "rtdetr": "edgevtx.export.rtdetr",
+    "sam": "edgevtx.export.sam",
+    "setr": "edgevtx.export.setr",
+    "dinoseg": "edgevtx.export.dinoseg",
+    "vivit": "edgevtx.export.vivit",
+    "onnx": "edgevtx.export.onnx_graph",
+    "attention_cnn": "edgevtx.export.attention_cnn",
     "swin": "edgevtx.export.swin",
 }
+
+
+class Source(Protocol):
+    """Where a family's weights come from: a `Checkpoint`, or for the family onnx an `OnnxFile`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +63,9 @@ class BuildOptions:
     `batch`: frames at a time, None for dynamic. `frame`: (height, width) of the one camera that the graph is
     fixed for, None to follow the checkpoint's size rule. `top_k`: rows kept by the graph, None for the family's
     own number. `attention`: add the last layer's attention (dino). `labels`: class names that replace the
-    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed. `task`: one of the family's, None for what
-    the checkpoint was made for.
+    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed. `clip_fps`: at how many frames a second
+    a model of clips was trained, None for what its config says. `task`: one of the family's, None for what the
+    checkpoint was made for.
     """
 
     batch: int | None = 1
@@ -49,6 +74,7 @@ class BuildOptions:
     attention: bool = False
     labels: tuple[str, ...] | None = None
     resize: str = "pillow"
+    clip_fps: float | None = None
     task: Task | None = None
 
 
@@ -56,16 +82,17 @@ class BuildOptions:
 class Traceable:
     """A module that can be traced, and everything the manifest says about it.
 
-    `module.forward(pixels[, valid_size])` takes pixels (N,H,W,3) uint8 BGR and, where padding is possible,
-    valid_size (N,2) int32 (height, width), and returns a tuple of tensors in the order of `outputs`.
+    `module.forward(pixels[, valid_size])` takes pixels (N,H,W,3), or clips (N,T,H,W,3), uint8 BGR and, where padding is
+    possible, valid_size (N,2) int32 (height, width), and returns a tuple of tensors in the order of `outputs`.
     `trace_size` (height, width) is the input size traced; `other_size` another one, equal where the size is
     static. `dynamic` names the dynamic dimensions: input name -> {dimension: symbol}.
-    `reference(frame)` is the answer of the reference (its processor, model and post-processing) for a BGR frame,
-    with no score threshold applied, as the task's result.
+    `reference(frame)` is the answer of the reference (its processor, model and post-processing) for a BGR frame (or
+    clip), with no score threshold applied, as the task's result.
     `selection(pixels)`, for models that select candidates inside (RT-DETR's top-k queries): how clear the closest
     decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
     `parts` are the family's further networks. `answer(outputs, geometry)`, for families whose answer takes more than
-    decoding the outputs (SAM's prompts), is ours to compare with the reference's.
+    decoding the outputs (SAM's prompts), is ours to compare with the reference's. `files`: further files of the
+    bundle, by their names in it.
     """
 
     family: str
@@ -83,6 +110,7 @@ class Traceable:
     selection: Callable[[Array], float] | None = None
     parts: dict[str, TraceablePart] = field(default_factory=dict)
     answer: Callable[[Arrays, Geometry], Result] | None = None
+    files: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -109,7 +137,9 @@ class Recipe:
     """A family's row: what `edgevtx families` prints and what `edgevtx export` calls.
 
     `model_types` are the `model_type`s of Hugging Face configs that it reads; `layouts` the checkpoint layouts in
-    words. `tiny_config()` is the smallest config of each model type, for tests and trials without a checkpoint.
+    words. `build(source, options)` takes a `Checkpoint`, or what the family reads in its place. `tiny_config()` is the
+    smallest config of each model type, for tests and trials without a checkpoint; where a type has variants,
+    "TYPE-VARIANT" names each, and where there is no config it is empty. `clips`: the module takes clips, not frames.
     `task` is the one of those checkpoints and `result` what it gives; `further` holds the family's other tasks.
     """
 
@@ -120,9 +150,10 @@ class Recipe:
     result: str
     model_types: tuple[str, ...]
     layouts: tuple[str, ...]
-    build: Callable[[Checkpoint, BuildOptions], Traceable]
+    build: Callable[[Any, BuildOptions], Traceable]
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
+    clips: bool = False
     further: Mapping[Task, str] = field(default_factory=dict)
 
     @property

@@ -18,6 +18,7 @@ from edgevtx.errors import CheckpointError
 from edgevtx.export.boxes import check_top_k, cxcywh_to_xyxy, reference_detections
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import (
@@ -248,7 +249,7 @@ RECIPE = Recipe(
     task="detect",
     result="Detections",
     model_types=("rt_detr", "rt_detr_v2"),
-    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("rtdetr")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize"),

@@ -10,10 +10,10 @@ from edgevtx.export.recipe import FAMILIES, Recipe, get_recipe
 from edgevtx.manifest import TensorInfo
 
 
-def pixels_spec(batch: int | None, size: tuple[int, int] | None) -> TensorInfo:
-    """The input `pixels` (N,H,W,3) uint8; `size` None leaves height and width dynamic."""
+def pixels_spec(batch: int | None, size: tuple[int, int] | None, *times: int) -> TensorInfo:
+    """The input `pixels` (N,H,W,3) uint8, for clips (N,T,H,W,3); `size` None leaves height and width dynamic."""
     height, width = size or (None, None)
-    return TensorInfo(name="pixels", shape=(batch, height, width, 3), dtype="uint8")
+    return TensorInfo(name="pixels", shape=(batch, *times, height, width, 3), dtype="uint8")
 
 
 def batch_dimension(batch: int | None, *names: str) -> dict[str, dict[int, str]]:

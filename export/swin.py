@@ -18,6 +18,7 @@ from torch import nn
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
 from edgevtx.export.patches import pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
@@ -151,7 +152,8 @@ class WindowAttention(nn.Module):
             query, key, value = (part.reshape(many) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
             mixed = mixed.reshape(-1, heads, length, channels // heads)
-        return self.output(mixed.transpose(1, 2).reshape(tokens.shape))
+        output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
+        return output
 
 
 def window_attention(layer: Any, grid: Grid, window: int, shift: int) -> WindowAttention:
@@ -210,16 +212,21 @@ class Block(nn.Module):
         self.norms = nn.ModuleList([layer.layernorm_before, layer.layernorm_after])
         self.post_norm = hasattr(layer, "intermediate")
         if self.post_norm:
-            self.mlp = nn.Sequential(layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense)
+            self.mlp = nn.Sequential(
+                layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.dense
+            )
         else:
             self.mlp = nn.Sequential(layer.mlp.fc1, layer.mlp.activation_fn, layer.mlp.fc2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        before, after = self.norms
         if self.post_norm:  # v2
-            tokens = tokens + self.norms[0](self.attend(tokens))
-            return tokens + self.norms[1](self.mlp(tokens))
-        tokens = tokens + self.attend(self.norms[0](tokens))
-        return tokens + self.mlp(self.norms[1](tokens))
+            tokens = tokens + before(self.attend(tokens))
+            out: torch.Tensor = tokens + after(self.mlp(tokens))
+            return out
+        tokens = tokens + self.attend(before(tokens))
+        out = tokens + self.mlp(after(tokens))
+        return out
 
     def attend(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self.leave(self.attention(self.enter(tokens)))
@@ -310,8 +317,8 @@ def _positions(embeddings: Any, size: Grid, grid: Grid) -> torch.Tensor | None:
         table: torch.Tensor = embeddings.interpolate_pos_encoding(tokens, *size)
     if table.shape[1] != tokens.shape[1]:
         raise CheckpointError(
-            f"this Swin has absolute positions, which do not fit an input of {size[0]}x{size[1]}; choose a size of whole "
-            "patches"
+            f"this Swin has absolute positions, which do not fit an input of {size[0]}x{size[1]}; choose a size of "
+            "whole patches"
         )
     return table
 
@@ -478,7 +485,9 @@ def _stages(model: Any, whole: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
         numbers = tuple(range(len(model.config.depths)))
         return numbers, tuple(f"stage{number + 1}" for number in numbers)
     if "stem" in model.out_features:
-        raise CheckpointError("the backbone's out_features name the stem, which is no stage; leave it out of config.json")
+        raise CheckpointError(
+            "the backbone's out_features name the stem, which is no stage; leave it out of config.json"
+        )
     return tuple(model.stage_names.index(name) - 1 for name in model.out_features), tuple(model.out_features)
 
 
@@ -576,7 +585,7 @@ RECIPE = Recipe(
     result="Classification",
     further={"embed": "Features"},
     model_types=("swin", "swinv2"),
-    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("swin")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "task", "frame", "top_k", "labels", "resize"),

@@ -17,6 +17,7 @@ import torch
 from onnxscript import optimizer
 
 from edgevtx.errors import ExportError
+from edgevtx.export.onnx_file import ImportedGraph
 from edgevtx.export.quiet import quiet
 from edgevtx.manifest import TensorInfo
 
@@ -47,7 +48,8 @@ def trace(traceable: Traceable) -> ir.Model:
     """Trace a family's module into an ONNX model (opset 23) with the inputs and outputs that it names.
 
     Weights stay the module's own tensors (no copy, no 2 GB limit). Dimensions named in `traceable.dynamic` are
-    symbolic, all others fixed at `trace_size`. Equal modules give equal models.
+    symbolic, all others fixed at `trace_size`. Equal modules give equal models. An imported graph is not traced: it
+    is simplified, named and checked alone.
     Raises `ExportError` naming the module or the operator that could not be traced.
     """
     return _trace(traceable.family, traceable, example_inputs(traceable))
@@ -56,10 +58,15 @@ def trace(traceable: Traceable) -> ir.Model:
 def _trace(who: str, network: Traceable | TraceablePart, example: tuple[torch.Tensor, ...]) -> ir.Model:
     network.module.eval()  # a wrapper left in train mode would put the wrapped model back into it
     with quiet(), torch.no_grad():
-        program = _capture(who, network, example)
-        model = _convert(who, network, program)
+        if isinstance(network.module, ImportedGraph):
+            model = network.module.graph.clone()
+            parameters = set(model.graph.initializers)
+        else:
+            program = _capture(who, network, example)
+            model = _convert(who, network, program)
+            parameters = set(program.state_dict)
         simplify(model)
-    _name(model, set(program.state_dict))
+    _name(model, parameters)
     _declare(who, model, network)
     return model
 
@@ -77,11 +84,12 @@ def simplify(model: ir.Model) -> None:
 
 
 def example_inputs(traceable: Traceable) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: grey frames of `trace_size`, two where the batch is dynamic, all of them valid."""
+    """Inputs to trace with: grey frames or clips of `trace_size`, two where the batch is dynamic, all of them valid."""
     height, width = traceable.trace_size
     batch = 2 if 0 in traceable.dynamic.get("pixels", {}) else traceable.inputs[0].shape[0] or 1
+    times = [size for size in traceable.inputs[0].shape[1:-3] if size is not None]  # a clip's
     values = {
-        "pixels": torch.full((batch, height, width, 3), 128, dtype=torch.uint8),
+        "pixels": torch.full((batch, *times, height, width, 3), 128, dtype=torch.uint8),
         "valid_size": torch.tensor([[height, width]] * batch, dtype=torch.int32),
     }
     return tuple(values[info.name] for info in traceable.inputs)

@@ -35,7 +35,7 @@ def seed_weights(model: nn.Module, seed: int) -> None:
     """Fill every parameter and every batch-norm statistic of `model` in place; the same seed gives the same."""
     random = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
             _seed_product(module, name, random)
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm) or "BatchNorm" in type(module).__name__:
             _seed_norm(module, name, random, last_of_residual=_ends_residual(model, name))
@@ -51,7 +51,9 @@ def seed_weights(model: nn.Module, seed: int) -> None:
                     parameter.normal_(0, 0.5, generator=random)
 
 
-def _seed_product(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, name: str, random: torch.Generator) -> None:
+def _seed_product(
+    module: nn.Linear | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d, name: str, random: torch.Generator
+) -> None:
     default = 1.6 if isinstance(module, nn.Conv2d) else 1.0  # ReLU and SiLU pass about 0.4 of the variance
     gain = next((gain for pattern, gain in _GAINS if pattern.search(name)), default)
     inputs, taps = module.weight.shape[1], module.weight[0, 0].numel()

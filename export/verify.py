@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,11 +28,12 @@ from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
 from edgevtx.manifest import Check, Graph, Manifest, Verdict
 from edgevtx.predictor import collate
-from edgevtx.preprocess import prepare
+from edgevtx.preprocess import prepare_item, state_valid
 from edgevtx.runtimes import get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
 from edgevtx.selftest import explain
 from edgevtx.versions import in_range
+from edgevtx.windows import middle_window, run_in_turns
 
 DYNAMIC_BATCH = 3
 """Frames in a batch that verifies a dynamic one; `trace` traces another number."""
@@ -43,7 +45,8 @@ such scores by a few millionths. Where 300 of 8400 candidates are kept, gaps of 
 
 @dataclass(frozen=True)
 class Sample:
-    """One verification input and the torch module's outputs for it.
+    """One verification input and the torch module's outputs for it. `frame` is a clip (T,H,W,3) where the model takes
+    clips.
 
     `clear`: no selection inside the model was a tie, so that its tensors can be compared and not only its answer.
     """
@@ -79,52 +82,69 @@ def run_parts(traceable: Traceable, outputs: Arrays) -> dict[str, tuple[Exchange
 
 
 def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Sample]:
-    """One sample a photo; a batch is filled with the photos that follow it, so that its rows differ."""
+    """One sample a photo; a batch is filled with the photos that follow it, so that its rows differ.
+
+    Where the graph sees windows, the sample is a photo's middle window.
+    """
     size = traceable.inputs[0].shape[0] or DYNAMIC_BATCH
     for start, photo in enumerate(photos):
         frames = [photos[(start + n) % len(photos)].frame for n in range(size)]
-        pairs = [prepare(frame, traceable.preprocess) for frame in frames]
-        inputs = collate([image for image, _ in pairs], traceable.inputs)
+        pairs = [prepare_item(frame, traceable.preprocess) for frame in frames]
+        inputs = collate([middle_window(image, traceable.preprocess.windows) for image, _ in pairs], traceable.inputs)
+        inputs = state_valid(inputs, [geometry for _, geometry in pairs])
         outputs = run_module(traceable, inputs)
-        clear = traceable.selection is None or traceable.selection(inputs["pixels"]) > CLEAR
         yield Sample(
             name=photo.name,
             frame=photo.frame,
             inputs=inputs,
             outputs=outputs,
             geometries=tuple(geometry for _, geometry in pairs),
-            clear=clear,
+            clear=_is_clear(traceable, inputs),
             parts=run_parts(traceable, outputs),
         )
+
+
+def _is_clear(traceable: Traceable, inputs: Arrays) -> bool:
+    return traceable.selection is None or traceable.selection(inputs["pixels"]) > CLEAR
 
 
 def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: Manifest) -> Check:
     """Our answer for every sample's frame against the reference's own pipeline, which answers frames one by one.
 
     A batch holds one frame several times here: among unequal frames it would be padded, which changes a DETR's answer.
+    Denoising is left out here, on both sides: the reference has none, and what it does to an answer is its purpose and
+    no fault. The samples of the graphs and engines are denoised, and so is the golden sample that every device replays.
     """
+    preprocess = msgspec.structs.replace(traceable.preprocess, denoise=None)
     checks = []
-    threshold = 0.0 if takes(manifest.decode, "threshold") else None
+    threshold = 0.0 if takes(manifest.decode, "top_k") else None  # of items; a map's threshold hides nothing
+    windows = traceable.preprocess.windows
     for sample in samples:
-        outputs, geometries = sample.outputs, sample.geometries
-        if len(geometries) > 1:
-            image, geometry = prepare(sample.frame, traceable.preprocess)
-            inputs = collate([image] * len(geometries), traceable.inputs)
-            outputs, geometries = run_module(traceable, inputs), (geometry,)
+        outputs, geometries, clear = sample.outputs, sample.geometries, sample.clear
+        if len(geometries) > 1 or preprocess != traceable.preprocess or windows is not None:
+            image, geometry = prepare_item(sample.frame, preprocess)
+            inputs = collate([image] * (1 if windows else len(geometries)), traceable.inputs, windows)
+            inputs = state_valid(inputs, [geometry] * len(geometries))
+            outputs = run_in_turns(partial(run_module, traceable), inputs, traceable.inputs[0].shape[0])
+            geometries = (geometry,)
+            clear = clear and _is_clear(traceable, inputs)
         if traceable.answer is not None:
             found = traceable.answer(outputs, geometries[0])
         else:
             found = decode(outputs, geometries[:1], manifest, threshold=threshold)[0]
-        exact = sample.clear and traceable.preprocess.resize == "pillow"
+        exact = clear and traceable.preprocess.resize != "opencv"
         checks.append(compare_results(traceable.reference(sample.frame), found, exact=exact))
     return _worst("", checks)
 
 
 def measure_sensitivity(traceable: Traceable, samples: Sequence[Sample]) -> float:
-    """The smallest change of any output when the image changes or swaps its colours, in tolerances of fp32."""
+    """The smallest change of any output when the image changes or swaps its colours, or a clip runs backwards, in
+    tolerances of fp32."""
     first = samples[0]
-    swapped = {**first.inputs, "pixels": np.ascontiguousarray(first.inputs["pixels"][..., ::-1])}
-    others = [run_module(traceable, swapped), *(sample.outputs for sample in samples[1:])]
+    pixels = first.inputs["pixels"]
+    changed = [pixels[..., ::-1], *([pixels[:, ::-1]] if traceable.preprocess.clip else [])]
+    others = [run_module(traceable, {**first.inputs, "pixels": np.ascontiguousarray(item)}) for item in changed]
+    others += [sample.outputs for sample in samples[1:]]
     return min(sensitivity(first.outputs, other) for other in others) / TOLERANCES["fp32"].values
 
 

@@ -1,4 +1,4 @@
-"""ViT and DeiT image classifiers: a frame in, the best classes out.
+"""ViT, hybrid ViT and DeiT image classifiers: a frame in, the best classes out.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Touvron et al., "Training data-efficient image
 transformers & distillation through attention", 2021.
@@ -16,17 +16,25 @@ from torch import nn
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.layouts import names_for
+from edgevtx.export.models.hybrid_vit import (
+    HybridViTForImageClassification,
+    fold_standardisation,
+    in_pixels,
+    is_hybrid,
+)
 from edgevtx.export.patches import fold_positions, pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, needless_frame, pixels_spec
-from edgevtx.manifest import ClassifyDecode, TensorInfo
+from edgevtx.manifest import ClassifyDecode, Preprocess, TensorInfo
 from edgevtx.results import Classification
 from edgevtx.runtimes.base import Array
 
 Activation = Literal["softmax", "sigmoid"]
 
 TOP_K = 5
+UNUSED = ("pooler.", "vit.pooler.", "deit.pooler.")
 
 
 class Classifier(nn.Module):
@@ -53,28 +61,56 @@ def activate(logits: torch.Tensor, activation: Activation) -> torch.Tensor:
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The classifier of a checkpoint; see `BuildOptions`. `top_k` defaults to 5 or the number of classes."""
     check_model_type(checkpoint, RECIPE)
-    model: Any = checkpoint.load(_model_class(checkpoint), unused=("pooler.", "vit.pooler.", "deit.pooler."))
     check_batch(options.batch)
-    size = pair(model.config.image_size)
+    hybrid = is_hybrid(checkpoint.config)
+    model: Any = _load_hybrid(checkpoint) if hybrid else checkpoint.load(_model_class(checkpoint), unused=UNUSED)
+    trained = pair(model.config.image_size)
     default = "DeiT" if checkpoint.model_type == "deit" else "ViT"
-    settings = {"size": {"height": size[0], "width": size[1]}, "do_center_crop": False}
+    settings = {"size": {"height": trained[0], "width": trained[1]}, "do_center_crop": False}
     processor = load_processor(checkpoint, default, settings)
     preprocess = preprocess_of(processor, options.resize)
     size = fixed_size(preprocess) or _no_fixed_size(checkpoint)
 
-    labels = class_names(model.config, options.labels)
+    patches = f"{model.base_model_prefix}.embeddings.patch_embeddings"
+    if hybrid:
+        _check_map(checkpoint, model.config, size)
+        stem = "bit.embedder" if model.config.backbone_config["model_type"] == "bit" else "embedder.embedder"
+        traced = traced_copy(model, f"{patches}.backbone.{stem}.convolution", preprocess)
+        fold_standardisation(traced)
+    else:
+        traced = traced_copy(model, f"{patches}.projection", preprocess)
+    fold_positions(getattr(traced, model.base_model_prefix).embeddings, model.config, size)
+    return classifier(
+        RECIPE, options, model, traced, processor, preprocess, model.config, interpolate_pos_encoding=size != trained
+    )
+
+
+def classifier(
+    recipe: Recipe,
+    options: BuildOptions,
+    model: Any,
+    traced: nn.Module,
+    processor: Any,
+    preprocess: Preprocess,
+    config: Any,
+    **arguments: Any,
+) -> Traceable:
+    """What a family of image classifiers builds, once its model and processor are there.
+
+    `model(pixel_values=, **arguments)` is the reference and `traced(pixel_values=)`, which takes BGR, what is exported;
+    both give an object with `logits`. `config` has `id2label` by number and `problem_type`. Raises `InputError` for
+    labels or a `top_k` that do not fit.
+    """
+    size = fixed_size(preprocess)
+    assert size is not None
+    labels = class_names(config, options.labels)
     top_k = min(TOP_K, len(labels)) if options.top_k is None else options.top_k
     if not 1 <= top_k <= len(labels):
         raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
-    activation: Activation = "sigmoid" if model.config.problem_type == "multi_label_classification" else "softmax"
-
-    trained = pair(model.config.image_size)
-    prefix = model.base_model_prefix
-    traced = traced_copy(model, f"{prefix}.embeddings.patch_embeddings.projection", preprocess)
-    fold_positions(getattr(traced, prefix).embeddings, model.config, size)
+    activation: Activation = "sigmoid" if config.problem_type == "multi_label_classification" else "softmax"
     return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
+        family=recipe.family,
+        task=recipe.task,
         module=Classifier(traced, Frames(preprocess), activation, top_k).eval(),
         inputs=(pixels_spec(options.batch, size),),
         outputs=(
@@ -87,7 +123,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         preprocess=preprocess,
         decode=ClassifyDecode(top_k=top_k, activation=activation),
         labels=labels,
-        reference=partial(_reference, model, processor, labels, activation, top_k, size != trained),
+        reference=partial(_reference, model, processor, labels, activation, top_k, arguments),
         notes=needless_frame(options.frame, size),
     )
 
@@ -98,13 +134,13 @@ def _reference(
     labels: tuple[str, ...],
     activation: Activation,
     top_k: int,
-    interpolate: bool,
+    arguments: dict[str, Any],
     frame: Array,
 ) -> Classification:
     """The processor, the model and softmax (or sigmoid), as transformers' image classification pipeline has it."""
     with torch.no_grad():
         inputs = reference_inputs(processor, [frame])
-        logits = model(pixel_values=inputs["pixel_values"], interpolate_pos_encoding=interpolate).logits
+        logits = model(pixel_values=inputs["pixel_values"], **arguments).logits
         scores, class_ids = activate(logits, activation)[0].topk(top_k)
     ids = class_ids.numpy()
     return Classification(ids.astype(np.int64), scores.numpy(), tuple(labels[index] for index in ids))
@@ -118,6 +154,24 @@ def _model_class(checkpoint: Checkpoint) -> Any:
     if checkpoint.architecture == "DeiTForImageClassificationWithTeacher":
         return transformers.DeiTForImageClassificationWithTeacher
     return transformers.DeiTForImageClassification
+
+
+def _load_hybrid(checkpoint: Checkpoint) -> Any:
+    try:
+        config = in_pixels(checkpoint.config)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{checkpoint.path / 'config.json'} is not a usable config: {error}; mend it") from error
+    return checkpoint.load(HybridViTForImageClassification, config=config, unused=UNUSED)
+
+
+def _check_map(checkpoint: Checkpoint, config: Any, size: tuple[int, int]) -> None:
+    """Raise `CheckpointError` where the feature map of an input of `size` is not cut evenly into patches."""
+    patch = pair(config.patch_size)
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise CheckpointError(
+            f"the input of {checkpoint.path} is {size[0]}x{size[1]}, but a token covers {patch[0]}x{patch[1]} px; set "
+            "the image processor's size or crop_size to a multiple"
+        )
 
 
 def _no_fixed_size(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -140,17 +194,35 @@ def _tiny_config() -> dict[str, Any]:
     return {
         "vit": {"model_type": "vit", "architectures": ["ViTForImageClassification"], **tiny},
         "deit": {"model_type": "deit", "architectures": ["DeiTForImageClassification"], **tiny},
+        "vit_hybrid": {
+            "model_type": "vit_hybrid",
+            "architectures": ["ViTHybridForImageClassification"],
+            **tiny,
+            "patch_size": 1,
+            "image_size": 64,
+            "backbone_config": {
+                "model_type": "bit",
+                "global_padding": "same",
+                "layer_type": "bottleneck",
+                "depths": [1, 1, 2],
+                "embedding_size": 16,
+                "hidden_sizes": [32, 64, 64],
+                "num_groups": 4,
+                "out_features": ["stage3"],
+                "embedding_dynamic_padding": True,
+            },
+        },
     }
 
 
 RECIPE = Recipe(
     family="vit",
-    title="ViT and DeiT image classification",
+    title="ViT, hybrid ViT and DeiT image classification",
     paper="https://arxiv.org/abs/2010.11929",
     task="classify",
     result="Classification",
-    model_types=("vit", "deit"),
-    layouts=("Hugging Face directory", "config.json alone with a seed"),
+    model_types=("vit", "deit", "vit_hybrid"),
+    layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("vit")),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize"),

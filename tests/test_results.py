@@ -166,6 +166,22 @@ def test_importing_results_loads_numpy_alone() -> None:
     assert found.stdout.strip() == "set()"
 
 
+def test_a_summary_is_one_short_line() -> None:
+    count = 7
+    found = Detections(
+        np.arange(4 * count, dtype=np.float32).reshape(count, 4),
+        np.linspace(0.9, 0.5, count, dtype=np.float32),
+        np.zeros(count, np.int64),
+        ("smoke",) * count,
+    )
+    assert found[:1].summary() == "smoke 0.90 [0 1 2 3]"
+    assert found.summary().startswith("smoke 0.90 [0 1 2 3]  smoke 0.83 ") and found.summary().endswith("  and 2 more")
+    assert Detections.empty().summary() == "nothing found"
+    assert Classification(np.array([1]), np.array([0.25], np.float32), ("cat",)).summary() == "cat 0.250"
+    assert Classification.empty().summary() == "no class"
+    assert Features(None, np.zeros((3, 4, 8), np.float32)).summary() == "features: 3x4 patches of 8"
+
+
 # -- pyramids --------------------------------------------------------------------------------------------------
 
 INPUT = Geometry((200, 300), (0, 0, 300, 200), 0, (50, 75), (0, 0), (50, 75))

@@ -18,7 +18,7 @@ import click
 from edgevtx import __version__, disk
 from edgevtx.errors import EdgevtxError, InputError, OutputError, SourceError, VerificationError
 
-VERBS = ("families", "export", "info", "verify", "compile", "run", "profile", "doctor", "cache")
+VERBS = ("families", "export", "info", "verify", "fit", "compile", "run", "profile", "doctor", "cache")
 
 FAILED, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
+from edgevtx.cli.onnx_options import check_onnx_options, onnx_options, open_graph
 from edgevtx.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -16,12 +17,25 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Export a checkpoint as a verified bundle.")
 @click.argument("family")
-@click.option("--checkpoint", metavar="PATH", help="A Hugging Face checkpoint directory.")
-@click.option("--config", metavar="PATH", help="An architecture's config.json alone; weights are seeded random.")
+@click.option(
+    "--checkpoint",
+    metavar="PATH",
+    help="A Hugging Face checkpoint directory, or a file of weights as authors publish it.",
+)
+@click.option(
+    "--config",
+    metavar="PATH",
+    help="An architecture's config.json: alone, for seeded random weights; beside a file of weights, what that lacks.",
+)
+@click.option(
+    "--allow-partial", is_flag=True, help="Export although tensors of the checkpoint are missing or left over."
+)
 @click.option("--seed", metavar="N", type=int, default=0, show_default=True, help="The seed of those random weights.")
 @click.option("--out", metavar="NAME.vtx", required=True, help="The bundle to write.")
 @click.option(
-    "--images", metavar="DIR", help="Your own photographs to verify on (recommended); one stays in the bundle."
+    "--images",
+    metavar="DIR",
+    help="Your own photographs (for models of clips, videos) to verify on (recommended); one stays in the bundle.",
 )
 @click.option(
     "--targets",
@@ -52,7 +66,7 @@ if TYPE_CHECKING:
 @click.option(
     "--top-k", metavar="N", type=click.IntRange(1), help="Rows that the graph keeps; default: the family's own."
 )
-@click.option("--labels", metavar="FILE", help="Class names, one a line, in place of the checkpoint's.")
+@click.option("--labels", metavar="FILE", help="Class names, one a line, in place of the checkpoint's; or: coco.")
 @click.option("--task", metavar="NAME", help="Of a family with several tasks; default: what the checkpoint is for.")
 @click.option("--attention", is_flag=True, help="Also give the last layer's attention (dino).")
 @click.option(
@@ -61,6 +75,17 @@ if TYPE_CHECKING:
     default="pillow",
     show_default=True,
     help="pillow equals the checkpoint's own processor; opencv is faster and gated by verification.",
+)
+@click.option(
+    "--clip-fps",
+    metavar="X",
+    type=click.FloatRange(0, min_open=True),
+    help="Frames a second that a model of clips was trained at (vivit); default: what its config says.",
+)
+@click.option(
+    "--denoise",
+    metavar="NAME[:P=V,...]",
+    help="Denoise the resized frames: bilateral, nlmeans or lark, such as lark:smoothing=1.8,window=5.",
 )
 @click.option("--keep-failed", is_flag=True, help="Pack what failed verification too, marked; load refuses it.")
 @click.option("--all-or-nothing", is_flag=True, help="Pack nothing if anything requested failed.")
@@ -71,6 +96,7 @@ if TYPE_CHECKING:
 @click.option("--licence", metavar="TEXT", default="", help="The weights' licence; default: what the checkpoint says.")
 @click.option("--source", metavar="TEXT", default="", help="Where the weights come from.")
 @click.option("--intended-use", metavar="TEXT", default="", help="What the model is for.")
+@onnx_options
 @common.json_option
 def command(**options: Any) -> None:
     """Export a checkpoint as a bundle, verified against its reference on every target and precision.
@@ -78,13 +104,18 @@ def command(**options: Any) -> None:
     \b
     Example:
       edgevtx export vit --checkpoint vit-base-patch16-224 --images photos --out vit.vtx
+      edgevtx export detr --checkpoint detr-r50-e632da11.pth --images photos --out detr.vtx
       edgevtx export rtdetr --config config.json --out trial.vtx --precisions fp32,bf16
+      edgevtx export onnx --graph yolox_nano.onnx --decode yolox --labels coco --out yolox.vtx
 
     What fails verification is not packed, and the exit code is 3.
     """
     checkpoint, config = options["checkpoint"], options["config"]
-    if (checkpoint is None) == (config is None):
-        raise click.UsageError("give either --checkpoint (weights) or --config (architecture alone, random weights)")
+    check_onnx_options(options)
+    if options["graph"] is None and checkpoint is None and config is None:
+        raise click.UsageError("give --checkpoint (weights) or --config (architecture alone, random weights)")
+    if checkpoint is None and options["allow_partial"]:
+        raise click.UsageError("--allow-partial speaks of the tensors of a --checkpoint; leave it out")
     if options["dynamic_batch"] and options["batch"] != 1:
         raise click.UsageError("give either --batch or --dynamic-batch")
     from edgevtx.cli.families import missing_export_extra
@@ -107,13 +138,19 @@ def command(**options: Any) -> None:
 
 def _export(options: dict[str, Any]) -> ExportReport:
     with common.stages("import torch") as progress:
+        from edgevtx.denoise import parse_denoise
         from edgevtx.export.checkpoint import Checkpoint
         from edgevtx.export.pipeline import ExportOptions, export
-        from edgevtx.export.recipe import BuildOptions, get_recipe
+        from edgevtx.export.recipe import BuildOptions, Source, get_recipe
 
         get_recipe(options["family"])  # an unknown family is reported before the checkpoint is read
-        if options["checkpoint"] is not None:
-            checkpoint = Checkpoint.open(options["checkpoint"])
+        checkpoint: Source
+        if options["graph"] is not None:
+            checkpoint = open_graph(options)
+        elif options["checkpoint"] is not None:
+            checkpoint = Checkpoint.open(
+                options["checkpoint"], config=options["config"], allow_partial=options["allow_partial"]
+            )
         else:
             checkpoint = Checkpoint.open(options["config"], seed=options["seed"])
         build = BuildOptions(
@@ -121,24 +158,33 @@ def _export(options: dict[str, Any]) -> ExportReport:
             frame=options["frame"],
             top_k=options["top_k"],
             attention=options["attention"],
-            labels=None if options["labels"] is None else read_labels(Path(options["labels"])),
+            labels=None if options["labels"] is None else read_labels(options["labels"]),
             resize=options["resize"],
+            clip_fps=options["clip_fps"],
             task=options["task"],
         )
         direct = ("targets", "precisions", "name", "licence", "source", "intended_use")
         flags = ("keep_failed", "all_or_nothing", "overwrite")
         asked = ExportOptions(
             build=build,
+            denoise=None if options["denoise"] is None else parse_denoise(options["denoise"]),
             images=None if options["images"] is None else Path(options["images"]),
             **{key: options[key] for key in (*direct, *flags)},
         )
         return export(options["family"], checkpoint, Path(options["out"]), asked, progress=progress)
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, in the order of the class ids. Raises `InputError`."""
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line, in the order of the class ids; "coco" are COCO's 80.
+
+    Raises `InputError`.
+    """
+    if path == "coco":
+        from edgevtx.export.labels import COCO
+
+        return COCO
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the labels of {path} ({error}); give a UTF-8 text file, a name a line") from None
     labels = tuple(line.strip() for line in lines)

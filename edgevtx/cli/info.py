@@ -82,7 +82,12 @@ def preprocessing(rule: Preprocess) -> str:
     else:
         words = f"longest edge {names['longest']}"
     crop = f", centre crop {rule.crop[1]}x{rule.crop[0]}" if rule.crop else ""
-    return f"{words}{crop}, {rule.interpolation}, by {rule.resize}"
+    clip = f"{rule.clip.frames} frames at {rule.clip.fps:g} a second, each " if rule.clip else ""
+    denoised = ""
+    if rule.denoise is not None:
+        values = (f"{name} {getattr(rule.denoise, name):g}" for name in rule.denoise.__struct_fields__)
+        denoised = f", denoised by {rule.denoise.__struct_config__.tag} ({', '.join(values)})"
+    return f"{clip}{words}{crop}, {rule.interpolation}, by {rule.resize}{denoised}"
 
 
 def _tensors(tensors: tuple[TensorInfo, ...]) -> str:

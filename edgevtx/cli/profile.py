@@ -61,6 +61,7 @@ def command(
     Without SOURCE, rendered frames are used. An image or folder is repeated; a video or camera is read, and
     reading is a stage of its own.
     """
+    from edgevtx.clip import ClipPredictor
     from edgevtx.predictor import load
     from edgevtx.profile import profile
 
@@ -69,6 +70,8 @@ def command(
     with common.stages("prepare frames") as progress, _frames(source, size, warmup + frames) as (given, name, read):
         progress("load the model")
         with load(bundle, progress=progress, **common.engine_arguments(options)) as model:
+            if isinstance(model, ClipPredictor):
+                given = _in_clips(given, model.clip.frames)
             progress(f"measure {frames} frames")
             found = profile(model, given, count=frames, warmup=warmup, source=name, read=read)
     text = json.dumps(found.to_dict(), indent=2)
@@ -81,6 +84,12 @@ def command(
         click.echo(text)
     else:
         _print(found)
+
+
+def _in_clips(frames: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """Lists of `count` frames, which a model of clips takes as one; a shorter rest is left out."""
+    while len(clip := list(itertools.islice(frames, count))) == count:
+        yield clip
 
 
 def _refuse_unwritable(path: Path) -> None:

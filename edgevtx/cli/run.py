@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
+from edgevtx.cli.prompts import apply_prompts, prompt_options
 
 if TYPE_CHECKING:
-    from edgevtx.predictor import ModelInfo
+    from edgevtx.predictor import ModelInfo, Predictor
     from edgevtx.stream.pipeline import Record, Summary
     from edgevtx.stream.sinks import Sink
     from edgevtx.stream.sources import Source
@@ -41,6 +42,13 @@ LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate i
     help="Degrees clockwise that make the frames upright.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Stop after so many frames.")
+@click.option(
+    "--stride",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Of a model of clips: its frames from one answer to the next; default: the bundle's.",
+)
+@prompt_options
 @common.engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a frame.")
 def command(
@@ -53,6 +61,7 @@ def command(
       edgevtx run fire.vtx photo.jpg
       edgevtx run fire.vtx clip.mp4 --out results
       edgevtx run fire.vtx 0 --json | jq .result
+      edgevtx run sam.vtx photo.jpg --points "320,240;100,80,0" --out results
 
     Without --out, results are printed. Ctrl-C ends the run with complete files. A file of a folder that cannot be
     used is skipped, and named at the end.
@@ -68,6 +77,8 @@ def command(
         with common.stages("load the model") as progress:
             model = stack.enter_context(load(bundle, progress=progress, **common.engine_arguments(options)))
         click.echo(engine_words(model.info), err=True)
+        set_stride(model, options["stride"])
+        apply_prompts(model, options)
         sinks = open_sinks(targets, opened, overwrite)
         if as_json:
             sinks.append(_json_sink())
@@ -96,6 +107,18 @@ def command(
     report(summary, [path for path in targets.values() if path.exists()])
     if summary.stopped:
         raise KeyboardInterrupt
+
+
+def set_stride(model: Predictor, stride: int | None) -> None:
+    """How often a model of clips answers; `InputError` where another model is given a stride."""
+    from edgevtx.clip import ClipPredictor
+    from edgevtx.errors import InputError
+
+    if stride is None:
+        return
+    if not isinstance(model, ClipPredictor):
+        raise InputError(f"{model.info.name} answers every frame by itself; leave --stride out")
+    model.stride = stride
 
 
 def plan_outputs(folder: Path, source: Source, jsonl_only: bool, overwrite: bool) -> dict[str, Path]:

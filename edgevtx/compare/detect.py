@@ -8,14 +8,16 @@ import numpy as np
 
 from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import Tolerance, round_error, values_check
-from edgevtx.manifest import Check, DetectDecode
+from edgevtx.manifest import Check, DetectDecode, PanopticDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 
-def compare_detections(reference: Arrays, outputs: Arrays, rule: DetectDecode, tolerance: Tolerance) -> list[Check]:
+def compare_detections(
+    reference: Arrays, outputs: Arrays, rule: DetectDecode | PanopticDecode, tolerance: Tolerance
+) -> list[Check]:
     """Queries are a set: rows are matched one to one before their values are compared."""
     rows = [
-        _match_rows(
+        match_rows(
             {name: reference[name][n] for name in reference}, {name: outputs[name][n] for name in reference}, tolerance
         )
         for n in range(len(reference["scores"]))
@@ -43,20 +45,22 @@ def compare_detections(reference: Arrays, outputs: Arrays, rule: DetectDecode, t
     return checks
 
 
-def count_detections(outputs: Arrays, rule: DetectDecode) -> int:
+def count_detections(outputs: Arrays, rule: DetectDecode | PanopticDecode) -> int:
     """Rows above the threshold."""
     return int((outputs["scores"] > rule.threshold).sum())
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
+    """Which rows have a partner, its row on the other side, and how many of the others are ties or lost."""
+
     matched: Array
     partners: Array
     ties: int
     lost: int
 
 
-def _match_rows(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -> _Rows:
+def match_rows(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -> Rows:
     """Match the K rows of one image by class, box and score; count the rest as ties or as lost."""
     gap = np.abs(reference["boxes"][:, None].astype(np.float64) - outputs["boxes"][None]).max(axis=2)
     gap = gap + np.abs(reference["scores"][:, None].astype(np.float64) - outputs["scores"][None])
@@ -68,7 +72,7 @@ def _match_rows(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -> _Ro
     margin = tolerance.tie * float(errors.max(initial=0.0))
     left = reference["scores"][partners < 0]
     ties = int((left - reference["scores"].min(initial=np.inf) <= margin).sum())
-    return _Rows(matched, partners[matched], ties, len(left) - ties)
+    return Rows(matched, partners[matched], ties, len(left) - ties)
 
 
 def _boxes_check(reference: Arrays, outputs: Arrays, threshold: float, tolerance: Tolerance) -> Check:

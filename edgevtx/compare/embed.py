@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from edgevtx.compare.tolerance import Tolerance, compare_values, round_error
-from edgevtx.manifest import Check, EmbedDecode, PyramidDecode
+from edgevtx.manifest import Check, EmbedDecode, KnnDecode, PyramidDecode
 from edgevtx.runtimes.base import Arrays
 
 
 def compare_features(
-    reference: Arrays, outputs: Arrays, rule: EmbedDecode | PyramidDecode, tolerance: Tolerance
+    reference: Arrays, outputs: Arrays, rule: EmbedDecode | KnnDecode | PyramidDecode, tolerance: Tolerance
 ) -> list[Check]:
     checks = compare_values(reference, outputs, rule, tolerance)
     for name in reference:

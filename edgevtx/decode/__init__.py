@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,20 +10,39 @@ import numpy as np
 from edgevtx.decode.classify import decode_classification
 from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.embed import decode_features, decode_pyramid
+from edgevtx.decode.knn import Bank, decode_knn
+from edgevtx.decode.panoptic import decode_panoptic
+from edgevtx.decode.prompt import no_prompt
+from edgevtx.decode.segment import decode_segmentation, merge_windows
 from edgevtx.errors import InputError, VerificationError
-from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, EmbedDecode, Manifest, PyramidDecode
+from edgevtx.manifest import (
+    ClassifyDecode,
+    Decode,
+    DetectDecode,
+    EmbedDecode,
+    KnnDecode,
+    Manifest,
+    PanopticDecode,
+    PromptDecode,
+    PyramidDecode,
+    SegmentDecode,
+)
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
     from edgevtx.results import Result
     from edgevtx.runtimes.base import Arrays
 
-# the rule -> its decoder, and which of `threshold` and `top_k` that takes
+# the rule -> its decoder, and which of `threshold`, `top_k` and `bank` that takes
 _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     ClassifyDecode: (decode_classification, ("threshold", "top_k")),
     DetectDecode: (decode_detections, ("threshold", "top_k")),
     EmbedDecode: (decode_features, ()),
+    KnnDecode: (decode_knn, ("threshold", "top_k", "bank")),
+    PanopticDecode: (decode_panoptic, ("threshold",)),
     PyramidDecode: (decode_pyramid, ()),
+    SegmentDecode: (decode_segmentation, ("threshold",)),
+    PromptDecode: (no_prompt, ("threshold", "top_k")),  # what is found without a prompt
 }
 
 
@@ -34,27 +53,34 @@ def decode(
     *,
     threshold: float | None = None,
     top_k: int | None = None,
+    bank: Bank | None = None,
 ) -> list[Result]:
     """Named outputs of a batch -> one result for each geometry; further rows (padding of the batch) are ignored.
 
+    Where the graph sees windows, the rows are those of all windows of all frames, and are merged first.
     `threshold` keeps what scores above it (None: the manifest's for detection, none for classification); `top_k`
-    keeps that many at most (None: all that the graph gives). Raises `InputError` for a threshold outside 0..1, a
-    `top_k` that the export does not give, or either where the task has no scores; `VerificationError` where the
-    engine gave NaN or infinity, since nothing found must never mean nothing computed.
+    keeps that many at most (None: all that the graph gives); `bank` has the vectors of a fitted bundle. Raises
+    `InputError` for a threshold outside 0..1, a `top_k` that the export does not give, or either where the task has no
+    scores; `VerificationError` where the engine gave NaN or infinity, since nothing found must never mean nothing
+    computed.
     """
     rule = manifest.decode
+    windows = manifest.preprocess.windows if isinstance(rule, SegmentDecode) else None
     check_options(rule, threshold, top_k)
     for name, array in outputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array[: len(geometries)]).all():
+        if array.dtype.kind == "f" and not np.isfinite(array[: None if windows else len(geometries)]).all():
             raise VerificationError(
                 f"the engine gave NaN or infinity in {name!r}, which means that its precision overflows or that it is "
                 "damaged; choose fp32, or run edgevtx verify on the bundle"
             )
+    given = (("threshold", threshold), ("top_k", top_k), ("bank", bank))
     row, accepted = _DECODERS[type(rule)]
-    options = {name: value for name, value in (("threshold", threshold), ("top_k", top_k)) if name in accepted}
+    options = {name: value for name, value in given if name in accepted}
+    rows: Iterator[Arrays] = ({name: array[i] for name, array in outputs.items()} for i in range(len(geometries)))
+    if isinstance(rule, SegmentDecode) and windows is not None:
+        rows, rule = merge_windows(outputs, geometries, rule, windows)
     return [
-        row({name: array[i] for name, array in outputs.items()}, geometry, rule, manifest.labels, **options)
-        for i, geometry in enumerate(geometries)
+        row(one, geometry, rule, manifest.labels, **options) for one, geometry in zip(rows, geometries, strict=True)
     ]
 
 

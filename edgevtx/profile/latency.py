@@ -96,6 +96,8 @@ def profile(
 ) -> Profile:
     """Time `predictor` on `warmup` + `count` frames (H,W,3) uint8 BGR, fewer where `frames` ends before.
 
+    A model of clips is given lists of frames instead, each counted as one.
+
     `read=True` counts the time that `frames` takes to give a frame as the stage "read". The first call is reported
     under `cold_start` and is one of the warm-up frames. Raises `InputError` if no frame is left to measure.
     """
@@ -117,7 +119,7 @@ def profile(
         done = time.perf_counter()
         stages = {"read": 1e3 * (got - begin)} if read else {}
         rows.append({**stages, **predictor.stages, _TOTAL: 1e3 * (done - (begin if read else got))})
-        size = frame.shape[:2]
+        size = (frame[-1] if isinstance(frame, list) else frame).shape[:2]
     seconds = time.perf_counter() - start
     measured = rows[warmup:]
     if not measured:

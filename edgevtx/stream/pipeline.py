@@ -5,6 +5,10 @@
 
 Reading, decoding and the sinks fill the gaps that the engine's parallel sections leave. Preprocessing overlaps with an
 engine on another device, and takes turns with one on the CPU.
+
+A model of clips keeps each frame when it is preprocessed, and has its engine run where a clip is due. Every frame still
+has its record, with the last clip's answer. Frames of a live source are taken while the engine runs, for a clip with
+a gap would be none: of the clips that become due meanwhile the newest is answered, and few of the frames keep a record.
 """
 
 from __future__ import annotations
@@ -14,19 +18,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgevtx.clip import ClipPredictor
 from edgevtx.errors import InputError
-from edgevtx.stream.sources import Frame, Skipped, Source
+from edgevtx.stream.sources import Frame, ImageFile, ImageFolder, Skipped, Source
 
 if TYPE_CHECKING:
     from edgevtx.results import Result
     from edgevtx.runtimes.base import Arrays
     from edgevtx.stream.sinks import Sink
 
-STAGES = ("read", "preprocess", "engine", "decode", "write")
+STAGES = ("read", "preprocess", "engine", "decode", "write")  # and "denoise" after "preprocess", where a bundle does
 _GRACE_SECONDS = 2.0  # how long a stopped run waits for a camera that has fallen silent
+_WAITING = 4  # records of a live clip's frames that may wait for the engine, each with its image
+_VIDEO_FPS = 25.0  # of a video file that states neither positions nor a rate
 _CAPTURE_SECONDS = 1.0  # how long a camera's last read is waited for: less than the grace, which includes it
 
 
@@ -91,8 +98,9 @@ def run(
 
     Of a live source the newest frame is taken, and older ones are dropped. Of a folder, what cannot be read and
     what `predictor.prepare` refuses is skipped, told to the sinks and listed in the summary; `limit` does not count
-    it, and `InputError` is raised where nothing else was there. `on_record` is called on the writer thread, after
-    the sinks.
+    it, and `InputError` is raised where nothing else was there. A model of clips reads the frames' own times, and
+    `InputError` is raised for a source of single images, which have none. `on_record` is called on the writer
+    thread, after the sinks.
 
     Setting `stop` ends the run after the frames that were already read; they are written. The sinks are closed in
     any case, KeyboardInterrupt included, so that their files are complete; a second KeyboardInterrupt meanwhile
@@ -124,14 +132,19 @@ class _Run:
         # An engine on the CPU uses every core, and each of its parallel sections waits for its slowest thread, so that
         # resizing beside it costs more than its own time: they take turns there. bench/throughput.py, on 2 cores,
         # gave 0.88 of the bare engine's rate before, and 1.05 (0.91 to 1.18) since.
+        # Only a live clip waits for nothing: its frames are not to be missed.
+        self.clips = isinstance(predictor, ClipPredictor)
+        self.live_clips = self.clips and source.live
         self.cores: contextlib.AbstractContextManager[Any] = (
-            threading.Lock() if predictor.info.device == "CPU" else contextlib.nullcontext()
+            threading.Lock() if predictor.info.device == "CPU" and not self.live_clips else contextlib.nullcontext()
         )
+        self.due: _Item | None = None  # the live clip that waits for the engine
+        self.choosing = threading.Lock()
         self.prepared: queue.SimpleQueue[_Item | Skipped | None] = queue.SimpleQueue()
         self.inferred: queue.Queue[_Item | Skipped | None] = queue.Queue(maxsize=2)
         # A live frame is taken only when the engine starts on the one before: one waits, not two.
         self.slots = threading.Semaphore(1 if source.live else 2)
-        self.totals = dict.fromkeys(STAGES, 0.0)
+        self.totals: dict[str, float] = {}
         self.summary = Summary()
 
     def go(self, prepare: dict[str, Any], decode: dict[str, Any], limit: int | None) -> Summary:
@@ -140,6 +153,7 @@ class _Run:
         writer = threading.Thread(target=self._write, args=(decode,), name="edgevtx-write", daemon=True)
         try:
             try:
+                self._check_source()
                 writer.start()
                 reader.start()
                 self._infer()
@@ -158,6 +172,13 @@ class _Run:
         if self.failure is not None:
             raise self.failure
         return self._summarise(begin)
+
+    def _check_source(self) -> None:
+        if self.clips and isinstance(self.source, ImageFile | ImageFolder):
+            raise InputError(
+                f"{self.source.name} holds single images, and {self.predictor.info.name} takes clips of "
+                f"{self.predictor.clip.frames} frames; give it a video, a camera or a stream"
+            )
 
     def _join(self, reader: threading.Thread, writer: threading.Thread) -> None:
         """Have both threads come to their end; where it was interrupted it may be called again."""
@@ -186,7 +207,8 @@ class _Run:
                     frames = stack.enter_context(contextlib.closing(newest(frames, self.finished)))
                 given = told = 0
                 while limit is None or given < limit:
-                    self.slots.acquire()
+                    if not self.live_clips:
+                        self.slots.acquire()
                     if self.stop.is_set() or self.finished.is_set():
                         break
                     begin = time.perf_counter()
@@ -204,6 +226,8 @@ class _Run:
     def _prepare(self, frame: Frame, options: dict[str, Any], begin: float) -> bool:
         """Hand a frame on to the engine; False where it was refused, and skipped."""
         read = time.perf_counter()
+        if self.clips:
+            options = {**options, "time": self._time(frame)}
         try:
             with self.cores:
                 start = time.perf_counter()
@@ -216,7 +240,29 @@ class _Run:
             self.slots.release()
             return False
         stages = {"read": _ms(begin, read), "preprocess": _ms(start, stop)}
-        self.prepared.put(_Item(frame, prepared, stages))
+        if (denoised := getattr(prepared, "denoise_ms", None)) is not None:
+            stages["preprocess"] -= denoised
+            stages["denoise"] = denoised
+        item = _Item(frame, prepared, stages)
+        if self.live_clips and not self._choose(item):
+            return False
+        self.prepared.put(item)
+        return True
+
+    def _time(self, frame: Frame) -> float:
+        """When a frame was taken, in seconds: by the clock, or its place in the video (without one, by its rate)."""
+        if self.source.live:
+            return frame.monotonic
+        return frame.position or frame.index / (self.source.fps or _VIDEO_FPS)
+
+    def _choose(self, item: _Item) -> bool:
+        """Whether a live clip's frame gets a record. A clip that is due takes the turn of one that still waits."""
+        if item.prepared.pending:
+            return self.prepared.qsize() < _WAITING
+        with self.choosing:
+            if self.due is not None:
+                self.due.prepared = replace(self.due.prepared, inputs={})
+            self.due = item
         return True
 
     def _next(self) -> _Item | Skipped | None:
@@ -234,6 +280,9 @@ class _Run:
         while (item := self._next()) is not None and not self.finished.is_set():
             if isinstance(item, _Item):
                 self.slots.release()
+                with self.choosing:
+                    if self.due is item:
+                        self.due = None
                 with self.cores:
                     begin = time.perf_counter()
                     item.outputs = self.predictor.infer(item.prepared)
@@ -271,8 +320,8 @@ class _Run:
         for sink in self.sinks:
             sink.write(record)
         item.stages["write"] = _ms(decoded, time.perf_counter())
-        for stage in STAGES:
-            self.totals[stage] += item.stages[stage]
+        for stage, spent in item.stages.items():
+            self.totals[stage] = self.totals.get(stage, 0.0) + spent
         self.summary.frames += 1
         self.summary.dropped = item.frame.index + 1 - self.summary.frames if self.source.live else 0
         if self.on_record is not None:
@@ -290,7 +339,8 @@ class _Run:
         found = self.summary
         found.seconds = time.perf_counter() - begin
         found.stopped = self.stop.is_set()
-        found.stage_ms = {stage: self.totals[stage] / max(1, found.frames) for stage in STAGES}
+        totals = self.totals or dict.fromkeys(STAGES, 0.0)
+        found.stage_ms = {stage: total / max(1, found.frames) for stage, total in totals.items()}
         found.notes = [*self.source.notes]
         for sink in self.sinks:
             found.notes += sink.notes

@@ -23,11 +23,13 @@ from edgevtx.export.rewrite.attention import (
 from edgevtx.export.rewrite.attention_scale import fold_attention_scale
 from edgevtx.export.rewrite.cast_first import cast_first
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
+from edgevtx.export.rewrite.group_normalization import spell_out_group_normalization
 from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.norm_affine import fold_norm_affine
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
 from edgevtx.export.rewrite.pointwise import use_pointwise_convolutions
+from edgevtx.export.rewrite.reshapes import fix_reshapes
 
 Rewrite = Callable[[ir.Model], int]
 
@@ -61,6 +63,7 @@ class Variant:
 # before any target's own: what these change in the weights, all graphs share
 COMMON: dict[str, Rewrite] = {
     "cast-first": cast_first,
+    "fix-reshapes": fix_reshapes,
     "drop-true-masks": drop_true_masks,
     "fold-constant-attention": fold_constant_attention,
     "drop-neutral": drop_neutral,
@@ -73,6 +76,7 @@ OPENVINO: dict[str, Rewrite] = {
     **COMMON,
     "spell-out-attention": spell_out_attention,
     "drop-default-grid-mode": drop_default_grid_mode,
+    "spell-out-group-normalization": spell_out_group_normalization,
 }
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "onnxruntime": (

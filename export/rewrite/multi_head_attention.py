@@ -39,9 +39,10 @@ def _use(node: ir.Node) -> bool:
         or ints(behind, "perm", ()) != (0, 2, 1, 3)
     ):
         return False
-    query = heads[0]
+    query, _, mixed_value = heads
     assert query is not None
-    count, width = _sizes(query) or (0, 0)
+    assert mixed_value is not None
+    count, width = _sizes(query)[0], _sizes(mixed_value)[1]  # type: ignore[index]
     flat = [_flatten(node, value, name) for value, name in zip(heads, ("query", "key", "value"), strict=True) if value]
     inputs = flat if mask is None else [*flat, None, None, mask]  # no projection bias, no padding
     mixed = insert(node, "MultiHeadAttention", inputs, domain=DOMAIN, num_heads=count, scale=scale_of(node))
@@ -52,7 +53,7 @@ def _use(node: ir.Node) -> bool:
 
 
 def _is_bias(mask: ir.Value, heads: list[ir.Value | None]) -> bool:
-    """Whether a mask is a constant (1 or N, 1 or heads, T, S) float32 for queries (N,T,heads,d) and keys (N,S,heads,d)."""
+    """Whether a mask is a float32 constant (1 or N, 1 or heads, T, S) for queries (N,T,heads,d), keys (N,S,heads,d)."""
     tensor, query, key = tensor_of(mask), heads[0], heads[1]
     if tensor is None or tensor.dtype != ir.DataType.FLOAT or query is None or key is None:
         return False

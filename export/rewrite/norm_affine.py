@@ -24,7 +24,9 @@ def _fold(node: ir.Node) -> bool:
         return False
     if (gain.numpy() == 1).all() and not shift.numpy().any():
         return False
-    layers = [(use.node, bias_behind(use.node) if use.node.op_type == "MatMul" and use.idx == 0 else None) for use in uses]
+    layers = [
+        (use.node, bias_behind(use.node) if use.node.op_type == "MatMul" and use.idx == 0 else None) for use in uses
+    ]
     if any(bias is None or tuple(gain.shape) != bias.weight.shape[:1] for _, bias in layers):
         return False
     gains, shifts = gain.numpy().astype(np.float64), shift.numpy().astype(np.float64)

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from edgevtx.export.rewrite.affine import bias_behind
 from edgevtx.export.rewrite.edit import constant, insert, ints, made_by, nodes, only_user, remove, replace, tensor_of
 
-# What was measured: OpenVINO's bf16 convolutions (AMX) run ViT-B's and late Swin stages' layers in half to two thirds of
-# the time of its fully connected ones; over many tokens or with small weights there is no difference.
+# What was measured: OpenVINO's bf16 convolutions (AMX) run ViT-B's and late Swin stages' layers in half to two thirds
+# of the time of its fully connected ones; over many tokens or with small weights there is no difference.
 MOST_TOKENS = 700
 FEWEST_WEIGHTS = 1 << 17
 TURN = (0, 2, 1)
@@ -18,8 +18,8 @@ TURN = (0, 2, 1)
 def use_pointwise_convolutions(model: ir.Model) -> int:
     """x (N,L,K) W + b, and the Gelu behind it, become a convolution over (N,K,L) between two transposes.
 
-    Compilers keep such a tensor as it lies in memory and only read it otherwise. The weights stay the shared ones: their
-    turn to (out, in, 1) is a constant that the compiler folds.
+    Compilers keep such a tensor as it lies in memory and only read it otherwise. The weights stay the shared ones:
+    their turn to (out, in, 1) is a constant that the compiler folds.
     """
     return sum(_use(node) for node in nodes(model, "MatMul"))
 
@@ -39,7 +39,9 @@ def _use(node: ir.Node) -> bool:
     end = gelu or end
 
     axis = constant(end, "axis", np.array([2], np.int64))
-    kernel = insert(end, "Unsqueeze", [insert(end, "Transpose", [weight], "turned_weight", perm=(1, 0)), axis], "kernel")
+    kernel = insert(
+        end, "Unsqueeze", [insert(end, "Transpose", [weight], "turned_weight", perm=(1, 0)), axis], "kernel"
+    )
     before = made_by(tokens, "Transpose")
     if before is not None and ints(before, "perm", ()) == TURN:  # of another such layer
         turned = before.inputs[0]
@@ -48,7 +50,7 @@ def _use(node: ir.Node) -> bool:
     made = insert(end, "Conv", [turned, kernel, *([] if bias is None else [bias.value])], "conv")
     if gelu is not None:
         made = insert(end, "Gelu", [made], "gelu", approximate=_approximation(gelu))
-    chain = [item for item in (node, bias and bias.add, gelu) if item is not None]
+    chain = [item for item in (node, None if bias is None else bias.add, gelu) if item is not None]
     replace(end, insert(end, "Transpose", [made], "back", perm=TURN))
     for old in reversed(chain[:-1]):
         remove(old)

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from .scenes import LABELS, Scene, render_dense, render_scene
+from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
 
 HELD_OUT = 10_000_000  # training seeds lie below
 SIZES: tuple[tuple[int, int], ...] = ((384, 384), (360, 640), (480, 640))
@@ -29,6 +29,7 @@ DENSE_SIZES: tuple[tuple[int, int], ...] = ((192, 256), (256, 192), (240, 320))
 RENDERERS: dict[str, tuple[Callable[[int, tuple[int, int]], Scene], tuple[tuple[int, int], ...]]] = {
     "forest": (render_scene, SIZES),
     "dense": (render_dense, DENSE_SIZES),
+    "mixed": (render_mixed, SIZES),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -15,11 +16,15 @@ from transformers import (
     RTDetrForObjectDetection,
     RTDetrImageProcessorPil,
     RTDetrResNetConfig,
+    SamImageProcessorPil,
 )
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
-from .scenes import LABELS, render_dense, render_scene
+from .panoptic import PanopticDetr, mask_targets, panoptic_quality, see_attention, take_detector
+from .prompter import REMEMBERED, SIDE, Prompter, prompt_targets, remembered_iou
+from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
+from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
 
 Size = tuple[int, int]
 _NAMES: dict[str, Any] = {
@@ -51,6 +56,11 @@ class Family:
     hand_over_share: float = 0.0
     rest_share: float = 1.0  # of the run, after which the parts named by rest are kept and denoising stops
     rest: tuple[str, ...] = ()
+    warm_up: int = 200  # steps
+    by_heart: bool = False  # no augmentation: what the model must show is a few scenes, and no knowledge of others
+    # of scenes and processor: what the model is given and asked for, and how a checkpoint is judged; None: detection
+    targets: Callable[[list[Scene], Any], tuple[Any, Any]] | None = None
+    judge: Callable[[Path, Iterable[Scene]], dict[str, float]] | None = None
 
 
 def rtdetr() -> RTDetrForObjectDetection:
@@ -149,5 +159,63 @@ FAMILIES: dict[str, Family] = {
         half=True,
         prepare=anchor_queries,
         extra_loss=dense_loss,
+    ),
+    "setr": Family(
+        build=Segmenter,
+        processor=segmenter_processor,
+        render=render_mixed,
+        kind="mixed",
+        stored=((256, 256), (288, 384)),
+        scenes=800,
+        phases=((0.0, ((192, 192),)), (0.5, ((256, 256),))),
+        batch=12,
+        steps=1600,
+        rate=1.5e-3,
+        half=True,
+        targets=class_targets,
+        judge=mean_iou,
+    ),
+    "detr_panoptic": Family(
+        build=PanopticDetr,
+        processor=lambda: DetrImageProcessorPil(size={"shortest_edge": 208, "longest_edge": 374}),
+        render=render_mixed,
+        kind="mixed",
+        stored=((192, 256), (256, 192), (208, 320)),
+        scenes=600,
+        phases=((0.0, ((192, 192), (160, 240), (240, 160))), (0.6, ((208, 208), (208, 288), (288, 208), (208, 336)))),
+        batch=8,
+        steps=1500,
+        rate=4e-4,
+        half=True,
+        prepare=take_detector,
+        # by then the detector has got used to its eight heads, and only the mask head goes on
+        hand_over=see_attention,
+        hand_over_share=1 / 3,
+        rest_share=1 / 3,
+        rest=("model.net.detr",),
+        targets=mask_targets,
+        judge=panoptic_quality,
+    ),
+    "sam": Family(
+        build=Prompter,
+        processor=lambda: SamImageProcessorPil(
+            size={"longest_edge": SIDE},
+            mask_size={"longest_edge": SIDE // 2},
+            pad_size={"height": SIDE, "width": SIDE},
+            mask_pad_size={"height": SIDE // 2, "width": SIDE // 2},
+        ),
+        render=render_mixed,
+        kind="mixed",
+        stored=((SIDE, SIDE),),
+        scenes=REMEMBERED,
+        phases=((0.0, ((SIDE, SIDE),)),),
+        batch=5,
+        steps=900,
+        rate=2e-3,
+        warm_up=20,
+        by_heart=True,
+        half=True,
+        targets=prompt_targets,
+        judge=remembered_iou,
     ),
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from .noise import Array, Noise, smoothstep
 
@@ -61,25 +63,34 @@ class Region:
         return self.bottom - self.top, self.right - self.left
 
 
+class Mark(NamedTuple):
+    """What a viewer can see of an object: its tight ``box``, and where in its ``region`` it is ``seen`` (h,w) bool."""
+
+    box: Box
+    region: Region
+    seen: NDArray[np.bool_]
+
+
 def _clip(canvas: Array, left: float, top: float, right: float, bottom: float) -> Region | None:
     height, width = canvas.shape[:2]
     region = Region(max(int(left), 0), max(int(top), 0), min(int(right) + 1, width), min(int(bottom) + 1, height))
     return region if min(region.shape) >= 3 else None
 
 
-def extent(mask: np.ndarray, region: Region) -> Box | None:
-    """Tight xyxy box in canvas pixels around a boolean mask of the region; None when too little is left."""
+def extent(mask: NDArray[np.bool_], region: Region) -> Mark | None:
+    """The mark with a tight xyxy box around a boolean mask of the region; None when too little is left."""
     least = 2 + min(mask.shape) // 40  # a stray wisp of a few pixels must not stretch the box
     cols = np.flatnonzero(mask.sum(0) >= least)
     rows = np.flatnonzero(mask.sum(1) >= least)
     if len(cols) < 3 or len(rows) < 3:
         return None
-    return (
+    box = (
         float(region.left + cols[0]),
         float(region.top + rows[0]),
         float(region.left + cols[-1] + 1),
         float(region.top + rows[-1] + 1),
     )
+    return Mark(box, region, mask)
 
 
 def _plume_alpha(plume: Plume, region: Region, noise: Noise, time: float, step: int) -> tuple[Array, Array]:
@@ -110,10 +121,10 @@ def _plume_alpha(plume: Plume, region: Region, noise: Noise, time: float, step: 
     return np.asarray(alpha, np.float32), np.asarray(shade, np.float32)
 
 
-def paint_plume(canvas: Array, plume: Plume, noise: Noise, time: float, free: Array | None) -> Box | None:
+def paint_plume(canvas: Array, plume: Plume, noise: Noise, time: float, free: Array | None) -> Mark | None:
     """Blend a plume into ``canvas`` in place; ``free`` (H,W) in [0,1] is where nothing nearer hides it.
 
-    Returns the xyxy box of what a viewer can see of it, or None when that is nothing.
+    Returns what a viewer can see of it, or None when that is nothing.
     """
     reach = plume.spread * 1.7
     left, right = sorted((plume.x, plume.x + plume.drift * 1.1))
@@ -157,7 +168,7 @@ def _flame_heat(flame: Flame, region: Region, noise: Noise, time: float) -> Arra
 
 def paint_flame(
     canvas: Array, flame: Flame, noise: Noise, time: float, free: Array | None, swap: bool = False
-) -> Box | None:
+) -> Mark | None:
     """Paint a flame and its glow in place; arguments and return value as :func:`paint_plume`.
 
     ``swap`` exchanges blue and red: a shape that is no flame, for teaching a detector to look at colour.

@@ -14,26 +14,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backdrop import Landscape, finish, landscape, texture
-from .fire import Box, Flame, Plume, paint_flame, paint_plume
+from .fire import Flame, Mark, Plume, paint_flame, paint_plume
 from .noise import Array, Noise
 
 LABELS = ("smoke", "flame")
 SMOKE, FLAME = 0, 1
+UNKNOWN = 255
 _MIN_SIDE = 5.0  # pixels; what is smaller is no use as a label
 
 
 class Scene(NamedTuple):
-    """``frame`` (H,W,3) uint8 BGR, ``boxes`` (N,4) float32 xyxy pixels, ``class_ids`` (N,) int64 into LABELS."""
+    """``frame`` (H,W,3) uint8 BGR, ``boxes`` (N,4) float32 xyxy pixels, ``class_ids`` (N,) int64 into LABELS.
+
+    ``segments`` (H,W) uint8 says which object is seen in a pixel: i + 1 for row i, 0 for none, UNKNOWN for one
+    without a row.
+    """
 
     frame: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    segments: NDArray[np.uint8]
+
+    def class_map(self) -> NDArray[np.uint8]:
+        """(H,W) uint8: 0 for the background, 1 + the class id of what is seen elsewhere, UNKNOWN where that is."""
+        table = np.full(256, UNKNOWN, np.uint8)
+        table[: 1 + len(self.class_ids)] = [0, *(1 + self.class_ids)]
+        return table[self.segments]
 
 
-def _pack(frame: NDArray[np.uint8], found: list[tuple[Box, int]]) -> Scene:
-    kept = [(b, c) for b, c in found if min(b[2] - b[0], b[3] - b[1]) >= _MIN_SIDE]
-    boxes = np.array([b for b, _ in kept], np.float32).reshape(-1, 4)
-    return Scene(frame, boxes, np.array([c for _, c in kept], np.int64))
+def _pack(frame: NDArray[np.uint8], found: list[tuple[Mark, int]], left: int = 0) -> Scene:
+    """The scene of a frame that shows the canvas from column ``left`` on, and of the marks painted on the canvas."""
+    height, width = frame.shape[:2]
+    segments = np.zeros((height, left + width), np.uint8)
+    boxes, class_ids = [], []
+    for mark, kind in found:  # in the order of painting: what came later hides what came before
+        x0, y0, x1, y1 = mark.box
+        x0, x1 = (x0, x1) if left == 0 else (max(x0 - left, 0.0), min(x1 - left, float(width)))
+        if min(x1 - x0, y1 - y0) >= _MIN_SIDE:
+            boxes.append((x0, y0, x1, y1))
+            class_ids.append(kind)
+            area = mark.region
+            view = segments[area.top : area.bottom, area.left : area.right]
+            view[mark.seen[:, : view.shape[1]]] = len(boxes)
+    rows = np.array(boxes, np.float32).reshape(-1, 4)
+    return Scene(frame, rows, np.array(class_ids, np.int64), segments[:, left:])
 
 
 def _smoke_colour(
@@ -117,17 +141,17 @@ def _ignite(land: Landscape, scale: float = 1.0) -> _Fire:
 
 def _burn(
     canvas: Array, depth: NDArray[np.uint8], fires: list[_Fire], noise: Noise, time: float
-) -> list[tuple[Box, int]]:
+) -> list[tuple[Mark, int]]:
     """Paint fires far to near, each behind the ridges in front of it."""
-    found: list[tuple[Box, int]] = []
+    found: list[tuple[Mark, int]] = []
     for fire in sorted(fires, key=lambda f: f.layer):
         free = (depth <= fire.layer).astype(np.float32)
         if fire.plume is not None:
-            box = paint_plume(canvas, fire.plume, noise, time, free)
-            found += [(box, SMOKE)] if box else []
+            mark = paint_plume(canvas, fire.plume, noise, time, free)
+            found += [(mark, SMOKE)] if mark else []
         if fire.flame is not None:
-            box = paint_flame(canvas, fire.flame, noise, time, free)
-            found += [(box, FLAME)] if box else []
+            mark = paint_flame(canvas, fire.flame, noise, time, free)
+            found += [(mark, FLAME)] if mark else []
     return found
 
 
@@ -165,10 +189,7 @@ def render_clip(seed: int, frames: int, size: tuple[int, int] = (384, 384), fps:
         found = _burn(canvas, land.depth, lit, land.noise, index / fps * 2.0)
         left = round(travel * done)
         camera, grain = np.random.default_rng((seed, 3)), np.random.default_rng((seed, 3, index))
-        frame = finish(canvas[:, left : left + width], camera, grain)
-        shifted = [((b[0] - left, b[1], b[2] - left, b[3]), c) for b, c in found]
-        clipped = [((max(b[0], 0.0), b[1], min(b[2], float(width)), b[3]), c) for b, c in shifted]
-        yield _pack(frame, clipped)
+        yield _pack(finish(canvas[:, left : left + width], camera, grain), found, left)
 
 
 def _grown(fire: _Fire, age: float) -> _Fire:
@@ -210,11 +231,16 @@ def render_dense(seed: int, size: tuple[int, int] = (192, 256)) -> Scene:
     return _pack(finish(canvas, rng), found)
 
 
-def _scatter(canvas: Array, rng: np.random.Generator, noise: Noise, count: int, decoys: int) -> list[tuple[Box, int]]:
+def render_mixed(seed: int, size: tuple[int, int] = (256, 256)) -> Scene:
+    """A scene with a few fires where the seed is even, and one full of objects where it is odd."""
+    return (render_dense if seed % 2 else render_scene)(seed, size)
+
+
+def _scatter(canvas: Array, rng: np.random.Generator, noise: Noise, count: int, decoys: int) -> list[tuple[Mark, int]]:
     height, width = canvas.shape[:2]
     side = min(height, width)
     taken: list[tuple[float, float, float]] = []
-    found: list[tuple[Box, int]] = []
+    found: list[tuple[Mark, int]] = []
     kinds = [FLAME] * (count // 2) + [SMOKE] * (count - count // 2) + [-1] * decoys
     for kind in rng.permutation(kinds):
         tall = side * (rng.uniform(0.12, 0.3) if kind == SMOKE else rng.uniform(0.07, 0.18))
@@ -222,12 +248,12 @@ def _scatter(canvas: Array, rng: np.random.Generator, noise: Noise, count: int, 
         if kind == SMOKE:
             colour = _smoke_colour(rng, canvas, x, y, tall, 1.0)
             plume = replace(random_plume(rng, x, y, tall, colour), opacity=rng.uniform(0.75, 1.0))
-            box = paint_plume(canvas, plume, noise, rng.uniform(0, 40), None)
+            mark = paint_plume(canvas, plume, noise, rng.uniform(0, 40), None)
         else:
             flame = random_flame(rng, x, y, tall, rng.uniform(0.1, 0.5))
-            box = paint_flame(canvas, flame, noise, rng.uniform(0, 40), None, swap=kind < 0)
-        if box and kind >= 0:
-            found.append((box, int(kind)))
+            mark = paint_flame(canvas, flame, noise, rng.uniform(0, 40), None, swap=kind < 0)
+        if mark and kind >= 0:
+            found.append((mark, int(kind)))
     return found
 
 

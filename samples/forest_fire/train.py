@@ -1,7 +1,9 @@
-"""Train one of the small detectors on rendered scenes, on a CPU.
+"""Train one of the small models on rendered scenes, on a CPU.
 
     python -m samples.forest_fire.train --model rtdetr --out samples/forest_fire/checkpoint
     python -m samples.forest_fire.train --model detr --out tests/assets/tiny_detr
+    python -m samples.forest_fire.train --model setr --out tests/assets/tiny_setr
+    python -m samples.forest_fire.train --model detr_panoptic --out tests/assets/tiny_detr_panoptic
 
 The committed checkpoints come from such runs; README.md says what differed. A run can be stopped at any time and
 taken up again with --resume; what it needs for that lies in --work.
@@ -26,14 +28,13 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from .convergence import thaw
-from .data import Shard, cached_shard, sample
+from .data import Shard, cached_shard, pick, sample
 from .evaluate import evaluate, held_out
 from .families import FAMILIES, Family
 from .scenes import Scene
 
 log = logging.getLogger("train")
 Weights = dict[str, torch.Tensor]
-_WARM_UP = 200
 _DECAY = 0.998  # of the weight average
 
 
@@ -119,7 +120,7 @@ class Trainer:
 
     def _rate(self) -> float:
         cosine = 0.5 + 0.5 * math.cos(math.pi * min(self.step / self.steps, 1))
-        return self.family.rate * min((self.step + 1) / _WARM_UP, 1) * max(cosine, 0.01)
+        return self.family.rate * min((self.step + 1) / self.family.warm_up, 1) * max(cosine, 0.01)
 
     def _rest(self) -> None:
         for name in self.family.rest:
@@ -146,7 +147,11 @@ class Trainer:
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         sizes = [s for start, s in self.family.phases if self.step >= start * self.steps][-1]
         size = sizes[int(rng.integers(len(sizes)))]
-        pixels, labels = batch_of(sample(self.shards, size, self.family.batch, rng), self.family, self.processor)
+        scenes = (pick if self.family.by_heart else sample)(self.shards, size, self.family.batch, rng)
+        if self.family.targets is None:
+            pixels, labels = batch_of(scenes, self.family, self.processor)
+        else:
+            pixels, labels = self.family.targets(scenes, self.processor)
         if self.step >= self.family.rest_share * self.steps:
             self._rest()
         for group in self.optimizer.param_groups:
@@ -167,7 +172,7 @@ class Trainer:
         return float(loss.detach())
 
     def run(self, every: int, judged: int) -> None:
-        """Train to the end; log the loss, and the averaged weights' AP50 on ``judged`` scenes."""
+        """Train to the end; log the loss, and how the averaged weights do on ``judged`` scenes."""
         losses: list[float] = []
         start, first = time.monotonic(), self.step
         while self.step < self.steps:
@@ -179,7 +184,8 @@ class Trainer:
                 self.save()
                 store(self.family, self.average, self.work / "checkpoint")
                 scenes = islice(held_out(self.family.kind, judged), judged)
-                log.info("step %d %s", self.step, evaluate(self.work / "checkpoint", scenes))
+                judge = self.family.judge or evaluate
+                log.info("step %d %s", self.step, judge(self.work / "checkpoint", scenes))
 
 
 def main() -> None:

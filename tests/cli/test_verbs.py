@@ -52,7 +52,7 @@ def test_the_help_lists_every_verb_with_a_whole_line(edgevtx_cli: Any) -> None:
         ["info", "a.vtx", "--nonsense"],
         ["export", "vit"],
         ["export", "vit", "--out", "a.vtx"],
-        ["export", "vit", "--out", "a.vtx", "--checkpoint", "a", "--config", "b"],
+        ["export", "vit", "--out", "a.vtx", "--config", "b", "--allow-partial"],
         ["export", "vit", "--out", "a.vtx", "--config", "b", "--batch", "2", "--dynamic-batch"],
         ["export", "vit", "--out", "a.vtx", "--config", "b", "--frame", "1920"],
         ["export", "vit", "--out", "a.vtx", "--config", "b", "--batch", "0"],
@@ -281,6 +281,22 @@ def test_run_prints_the_answer(edgevtx_cli: Any, bundle: Path, photo: Path) -> N
     assert "1 frame in" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["--points", "5,5"], "takes no prompts; leave them out", 2),
+        (["--points", "5"], "'5' is no point; write it as X,Y or X,Y,LABEL", 2),
+        (["--boxes", "1,2,3"], "'1,2,3' is no box; write it as X0,Y0,X1,Y1", 2),
+    ],
+)
+def test_run_refuses_prompts_that_it_cannot_use(
+    edgevtx_cli: Any, bundle: Path, photo: Path, arguments: list[str], words: str, code: int
+) -> None:
+    found = edgevtx_cli("run", bundle, photo, *arguments)
+    assert found.exit_code == code
+    assert words in " ".join(found.stderr.replace("│", " ").split())
+
+
 def test_run_says_what_it_runs_on(edgevtx_cli: Any, bundle: Path, photo: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     found = edgevtx_cli("run", bundle, photo, "--runtime", "onnxruntime", "--json")
@@ -370,24 +386,6 @@ def test_a_run_that_fails_to_load_leaves_nothing_in_the_way(
     assert again.exit_code == 0, again.stderr
 
 
-def test_a_result_is_printed_on_one_short_line() -> None:
-    from edgevtx.cli.run import words
-    from edgevtx.results import Classification, Detections, Features
-
-    count = 7
-    found = Detections(
-        np.arange(4 * count, dtype=np.float32).reshape(count, 4),
-        np.linspace(0.9, 0.5, count, dtype=np.float32),
-        np.zeros(count, np.int64),
-        ("smoke",) * count,
-    )
-    assert words(found[:1]) == "smoke 0.90 [0 1 2 3]"
-    assert words(found).startswith("smoke 0.90 [0 1 2 3]  smoke 0.83 ") and words(found).endswith("  and 2 more")
-    assert words(Detections.empty()) == "nothing found"
-    assert words(Classification(np.array([1]), np.array([0.25], np.float32), ("cat",))) == "cat 0.250"
-    assert words(Features(None, np.zeros((3, 4, 8), np.float32))) == "features: 3x4 patches of 8"
-
-
 # -- profile, doctor, families, export -------------------------------------------------------------------------
 
 
@@ -473,7 +471,8 @@ def test_families(edgevtx_cli: Any) -> None:
     assert text.exit_code == 0, text.stderr
     facts = json.loads(edgevtx_cli("families", "--json").stdout)
     assert [row["family"] for row in facts] == list(FAMILIES)
-    assert all(row["family"] in text.stdout and row["paper"] and row["model_types"] for row in facts)
+    assert all(row["family"] in text.stdout and row["paper"] and row["layouts"] for row in facts)
+    assert "facebookresearch DETR" in edgevtx_cli("families", "detr").stdout
     assert all(row["results"] and row["layouts"] for row in facts)
     swin = next(row for row in facts if row["family"] == "swin")
     assert swin["results"] == {"classify": "Classification", "embed": "Features"}
@@ -507,6 +506,31 @@ def test_export_to_run(edgevtx_cli: Any, tmp_path: Path, photo: Path) -> None:
     assert edgevtx_cli("run", out, photo).exit_code == 0
 
 
+def test_export_of_a_file_as_its_authors_publish_it(edgevtx_cli: Any, tmp_path: Path, photo: Path) -> None:
+    import hashlib
+
+    import torch
+
+    from tests.export.replicas.vit import ViT
+    from tests.export.replicas.weights import randomise
+
+    tensors = randomise(ViT(width=192, heads=3, classes=5)).state_dict()
+    file, out, labels = tmp_path / "vit.pth", tmp_path / "vit.vtx", tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\nd\ne\n")
+    torch.save({"model": {**tensors, "adapter.weight": tensors["cls_token"]}}, file)
+    arguments = ["export", "vit", "--checkpoint", file, "--out", out, "--targets", "onnxruntime", "--labels", labels]
+    refused = edgevtx_cli(*arguments)
+    assert refused.exit_code == 1 and "adapter.weight" in sentence(refused.stderr)
+    found = edgevtx_cli(*arguments, "--allow-partial")
+    assert found.exit_code == 0, found.stderr
+    facts = json.loads(edgevtx_cli("info", out, "--json").stdout)
+    assert facts["provenance"]["checkpoint"] == "vit.pth"
+    assert facts["provenance"]["checkpoint_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert any("read as timm ViT and DeiT, from model" in note for note in facts["notes"])
+    assert any("left out: adapter.weight" in note for note in facts["notes"])
+    assert edgevtx_cli("run", out, photo).exit_code == 0
+
+
 def test_an_export_that_is_refused_is_exit_code_3(
     edgevtx_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,6 +552,73 @@ def test_an_export_that_is_refused_is_exit_code_3(
     assert report["refused"] == ["onnxruntime fp32"] and report["seconds"]
 
 
+@pytest.fixture
+def onnx_graph(tmp_path: Path) -> Path:
+    """A classifier of three classes by mean colour, as others publish theirs: float32 in, logits out."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+    ]
+    # unlike for every colour, or swapped ones could not be told
+    weights = numpy_helper.from_array(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 1]], np.float32), "weights")
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("images", (1, 3, 32, 48)), ("logits", (1, 3)))
+    ]
+    graph = helper.make_graph(nodes, "colours", infos[:1], infos[1:], [weights])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "x.onnx")
+    return tmp_path / "x.onnx"
+
+
+def test_an_onnx_graph_is_exported_and_denoised(
+    edgevtx_cli: Any, tmp_path: Path, photo: Path, onnx_graph: Path
+) -> None:
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    out = tmp_path / "x.vtx"
+    arguments = ["export", "onnx", "--graph", onnx_graph, "--decode", "classify", "--out", out, "--denoise", "lark"]
+    numbers = ["--mean", "0", "--std", "0.3,0.3,0.3", "--scale", 1 / 255, "--labels", tmp_path / "labels.txt"]
+    found = edgevtx_cli(*arguments, *numbers, "--targets", "onnxruntime")
+    assert found.exit_code == 0, found.stdout
+    facts = json.loads(edgevtx_cli("info", out, "--json").stdout)
+    assert facts["preprocess"]["denoise"]["type"] == "lark" and facts["preprocess"]["std"] == [0.3, 0.3, 0.3]
+    assert "denoised by lark (smoothing 1.8, window 5" in edgevtx_cli("info", out).stdout.replace("\n", " ")
+    ran = edgevtx_cli("run", out, photo)
+    assert ran.exit_code == 0 and "green" in ran.stdout.split()
+    assert "denoise" in ran.stderr  # among the mean times of the stages
+    assert "denoise" in edgevtx_cli("profile", out, "--frames", 2, "--warmup", 1).stdout
+    record = json.loads(edgevtx_cli("run", out, photo, "--json").stdout)
+    assert list(record["stages_ms"])[:4] == ["read", "preprocess", "denoise", "engine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["onnx"], 2, "needs --graph FILE and --decode yolox|yolov5"),
+        (["onnx", "--graph", "x.onnx"], 2, "needs --graph FILE and --decode"),
+        (["onnx", "--graph", "x.onnx", "--decode", "detr", "--config", "c.json"], 2, "in place of --checkpoint"),
+        (["vit", "--graph", "x.onnx", "--config", "c.json"], 2, "--graph belongs to the family onnx"),
+        (["vit", "--shortest-edge", "9", "--config", "c.json"], 2, "--shortest-edge belongs to the family onnx"),
+        (["onnx", "--graph", "absent.onnx", "--decode", "detr"], 1, "absent.onnx is no file"),
+        (["onnx", "--graph", "x.onnx", "--decode", "detr", "--mean", "1,2"], 2, "neither one number nor three"),
+        (["onnx", "--graph", "x.onnx", "--decode", "detr", "--size", "9"], 2, "is no size"),
+        (["onnx", "--graph", "GRAPH", "--decode", "yolox"], 1, "gives logits [1, 3]; expected one output"),
+        (["onnx", "--graph", "GRAPH", "--decode", "classify", "--labels", "coco"], 2, "80 labels were given"),
+        (["onnx", "--graph", "GRAPH", "--decode", "classify", "--denoise", "blur"], 2, "unknown denoising 'blur'"),
+        (["onnx", "--graph", "GRAPH", "--decode", "classify", "--denoise", "lark:window=2"], 2, "odd number of px"),
+    ],
+)
+def test_wrong_options_of_an_onnx_graph(
+    options: list[str], code: int, words: str, edgevtx_cli: Any, tmp_path: Path, onnx_graph: Path
+) -> None:
+    options = [str(onnx_graph) if item == "GRAPH" else item for item in options]
+    found = edgevtx_cli("export", *options, "--out", tmp_path / "x.vtx")
+    assert found.exit_code == code
+    assert words in found.stderr and "Traceback" not in found.stderr
+    assert not (tmp_path / "x.vtx").exists()
+
+
 def test_labels_file(tmp_path: Path) -> None:
     from edgevtx.cli.export import read_labels
     from edgevtx.errors import InputError
@@ -535,6 +626,7 @@ def test_labels_file(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("fire\nsmoke \n\n", encoding="utf-8")
     assert read_labels(path) == ("fire", "smoke")
+    assert read_labels("coco")[5] == "bus" and len(set(read_labels("coco"))) == 80
     for text in ("", "a\n\nb\n"):
         path.write_text(text)
         with pytest.raises(InputError, match="one class name a line"):

@@ -20,6 +20,7 @@ from edgevtx.manifest import (
     Preprocess,
     PyramidDecode,
     ShortestEdge,
+    Suppress,
 )
 from edgevtx.results import Classification, Detections, Features
 
@@ -138,6 +139,57 @@ def test_each_frame_of_a_batch_has_its_own_geometry() -> None:
     assert len(decode(outputs, [EXACT], manifest(DETECT))) == 1
 
 
+def test_boxes_in_units_of_the_input_count_its_padding() -> None:
+    """A frame of 240 x 320 in the upper half of 64 x 64: 48 rows of it are the frame's."""
+    geometry = plan((240, 320), preprocess(Letterbox(height=64, width=64, centered=False)))
+    outputs = {
+        "boxes": np.array([[[0.25, 0.25, 0.5, 0.75]]], np.float32),
+        "scores": np.array([[0.9]], np.float32),
+        "class_ids": np.array([[1]]),
+    }
+    for units, box in (("input", [80, 80, 160, 240]), ("frame", [80, 60, 160, 180])):
+        (found,) = decode(outputs, [geometry], manifest(DetectDecode(top_k=1, threshold=0.3, units=units)))
+        np.testing.assert_allclose(found.boxes, [box], atol=1e-4)
+
+
+def suppressed(boxes: np.ndarray, class_ids: np.ndarray, iou: float) -> list[int]:
+    """Greedy suppression by its definition, one pair of rows at a time, boxes best first."""
+    kept: list[int] = []
+    for row, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        for other in kept:
+            u0, v0, u1, v1 = boxes[other].tolist()
+            shared = max(0.0, min(x1, u1) - max(x0, u0)) * max(0.0, min(y1, v1) - max(y0, v0))
+            union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - shared
+            if class_ids[other] == class_ids[row] and union > 0 and shared / union > iou:
+                break
+        else:
+            kept.append(row)
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("iou", [0.0, 0.2, 0.45, 1.0])
+def test_of_overlapping_boxes_of_a_class_the_best_stays(seed: int, iou: float) -> None:
+    outputs = detection_outputs(seed=seed)
+    rule = DetectDecode(top_k=50, threshold=0.3, suppress=Suppress(iou=iou))
+    (found,) = decode(outputs, [EXACT], manifest(rule))
+    (everything,) = decode(outputs, [EXACT], manifest(DETECT))
+    kept = suppressed(everything.boxes, everything.class_ids, iou)
+    np.testing.assert_array_equal(found.boxes, everything.boxes[kept])
+    np.testing.assert_array_equal(found.scores, everything.scores[kept])
+    assert 0 < len(kept) <= len(everything)
+    assert iou > 0.2 or len(kept) < len(everything)
+    (few,) = decode(outputs, [EXACT], manifest(rule), top_k=3)
+    np.testing.assert_array_equal(few.boxes, found.boxes[:3])  # the best three of what is left, not of all
+    most = DetectDecode(top_k=50, threshold=0.3, suppress=Suppress(iou=iou, keep=2))
+    assert len(decode(outputs, [EXACT], manifest(most))[0]) == 2
+
+
+def test_nothing_above_the_threshold_leaves_nothing_to_suppress() -> None:
+    rule = DetectDecode(top_k=50, threshold=1.0, suppress=Suppress(iou=0.5))
+    assert len(decode(detection_outputs(), [EXACT], manifest(rule))[0]) == 0
+
+
 # -- classification and features ---------------------------------------------------------------------------------
 
 SCORES = {"scores": np.array([[0.6, 0.3, 0.1]], np.float32), "class_ids": np.array([[1, 2, 0]])}
@@ -220,5 +272,5 @@ def test_a_pyramid_keeps_the_order_of_its_rule() -> None:
     np.testing.assert_array_equal(found.maps[0], outputs["fine"][0])
     assert found.cls is not None and not np.shares_memory(found.maps[0], outputs["fine"])
     assert found.scale(0).geometry.input_size == (52, 76) and found.geometry.input_size == (56, 80)
-    with pytest.raises(InputError, match="pyramid.* take no top_k"):
+    with pytest.raises(InputError, match="take no top_k"):
         decode(outputs, [EXACT], manifest(rule), top_k=1)

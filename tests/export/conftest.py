@@ -16,6 +16,7 @@ from edgevtx.runtimes.base import Array
 # processors small enough for tests; families that are not named use their default, which is as small as the config
 SMALL = {
     "detr": {"size": {"shortest_edge": 128, "longest_edge": 213}},
+    "detr_panoptic": {"size": {"shortest_edge": 128, "longest_edge": 213}},
     "rtdetr": {"size": {"height": 128, "width": 192}},
 }
 
@@ -126,3 +127,9 @@ def run_graph(model: Any, runtime: str, feeds: dict[str, Array]) -> dict[str, Ar
     compiled = openvino.compile_model(openvino.Core().read_model(data, b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled([feeds[port.any_name] for port in compiled.inputs])
     return {name: results[index] for index, name in enumerate(names)}
+
+
+@pytest.fixture
+def graph_runner() -> Callable[..., dict[str, Array]]:
+    """See `run_graph`."""
+    return run_graph

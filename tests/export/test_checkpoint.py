@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -196,18 +197,98 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(saved, damage, sentence
 def test_what_is_no_checkpoint_is_refused(tmp_path, saved):
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoint.open(tmp_path / "nowhere")
-    (tmp_path / "weights.pth").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "weights.dat").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(CheckpointError, match="is no JSON"):
-        Checkpoint.open(tmp_path / "weights.pth")
+        Checkpoint.open(tmp_path / "weights.dat")
     with pytest.raises(InputError, match="leave the seed out"):
         Checkpoint.open(saved, seed=0)
 
 
 def test_another_family_is_named(config_folder, tmp_path):
     checkpoint = Checkpoint.open(config_folder("detr"), seed=0)
-    with pytest.raises(CheckpointError, match="of type detr, family vit reads vit, deit; export it as family detr"):
+    with pytest.raises(CheckpointError, match=r"of type detr, family vit reads vit, deit.*; export it as family detr"):
         get_recipe("vit").build(checkpoint, BuildOptions())
     (config_folder("vit") / "config.json").write_text('{"model_type": "bert"}')
     checkpoint = Checkpoint.open(next(tmp_path.glob("vit-*")), seed=0)
     with pytest.raises(CheckpointError, match="no family of edgevtx reads it"):
         get_recipe("vit").build(checkpoint, BuildOptions())
+
+
+# -- modules of ours ---------------------------------------------------------------------------------------------
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.BatchNorm2d(width))
+        self.head = torch.nn.Linear(width, 2)
+
+
+class TinySettings(msgspec.Struct, kw_only=True):
+    width: int
+    names: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A folder of `Tiny` as an author with other names for its layers and one more tensor would publish it."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "tiny", "width": 4}))
+    tensors = Checkpoint.open(folder / "config.json", seed=7).load_module(Tiny).state_dict()
+    renamed = {f"net.{name}".replace("net.head", "net.classifier"): tensor for name, tensor in tensors.items()}
+    save_file({**renamed, "aux.weight": torch.zeros(2)}, folder / "model.safetensors")
+    return folder
+
+
+RENAME = {r"^net\.": "", r"^classifier\.": "head."}
+
+
+def test_a_module_of_ours_takes_its_weights_from_seed_safetensors_shards_and_bin(published, tmp_path):
+    expected = weights_of(Checkpoint.open(published / "config.json", seed=7).load_module(Tiny))
+    loaded = Checkpoint.open(published).load_module(Tiny, rename=RENAME, unused=("aux.",))
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert_same(weights_of(loaded), expected)
+
+    tensors = load_file(published / "model.safetensors")
+    for form in ("shards", "bin"):
+        shutil.copytree(published, tmp_path / form)
+        (tmp_path / form / "model.safetensors").unlink()
+    names = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(tensors)}
+    for file in set(names.values()):
+        save_file({name: tensors[name] for name in names if names[name] == file}, tmp_path / "shards" / file)
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    torch.save({name: tensor.double() for name, tensor in tensors.items()}, tmp_path / "bin" / "pytorch_model.bin")
+    for form in ("shards", "bin"):
+        module = Checkpoint.open(tmp_path / form).load_module(Tiny, rename=RENAME, unused=("aux.",))
+        assert_same(weights_of(module), expected)
+
+
+def test_a_module_of_ours_has_every_tensor_accounted_for(published):
+    def load(factory=Tiny, rename=RENAME, unused=("aux.",)):
+        return Checkpoint.open(published).load_module(factory, rename=rename, unused=unused)
+
+    with pytest.raises(CheckpointError, match=r"has 1 unknown tensor for Tiny: aux.weight"):
+        load(unused=())
+    with pytest.raises(CheckpointError, match=r"has 2 missing tensors for Tiny: head.bias, head.weight"):
+        load(rename={r"^net\.": ""}, unused=("aux.", "classifier."))
+    with pytest.raises(CheckpointError, match=r"misshapen .* net.body.0.bias \[4\] instead of \[5\]"):
+        load(lambda: Tiny(5))
+    with pytest.raises(CheckpointError, match=r"is not a usable config: .*; mend it"):
+        load(lambda: Tiny(-1))
+    tensors = load_file(published / "model.safetensors")
+    save_file({**tensors, "head.bias": torch.zeros(2)}, published / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has 1 repeated tensor for Tiny: head.bias"):
+        load()
+    (published / "model.safetensors").unlink()
+    torch.save({"net": tensors}, published / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        load()
+
+
+def test_a_config_of_ours_is_checked_field_by_field(published):
+    assert Checkpoint.open(published).settings(TinySettings) == TinySettings(width=4)
+    (published / "config.json").write_text(json.dumps({"model_type": "tiny", "width": "wide"}))
+    with pytest.raises(CheckpointError, match=r"not a usable config: Expected `int`, got `str` - at `\$.width`"):
+        Checkpoint.open(published).settings(TinySettings)

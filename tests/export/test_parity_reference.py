@@ -72,7 +72,7 @@ def test_host_and_graph_together_are_the_processor(name, config_folder, photos):
     [
         ({"image_processor_type": "PoolFormerImageProcessor"}, "asks for the image processor PoolFormer"),
         ({"do_resize": False}, "does not resize"),
-        ({"size": {"longest_edge": 224}}, "expected height and width, or edges"),
+        ({"size": {"max_height": 224, "max_width": 224}}, "expected height and width, or edges"),
         ({"size": {"wide": 224}}, "is not usable"),
         ({"resample": 9}, r"resample 9 is unknown; expected .*2 \(bilinear\)"),
         ({"resample": "bicubic"}, "resample 'bicubic' is unknown|is not usable"),

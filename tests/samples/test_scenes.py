@@ -9,10 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from samples.forest_fire.data import augment
 from samples.forest_fire.scenes import (
     FLAME,
     LABELS,
     SMOKE,
+    UNKNOWN,
     Scene,
     paste_onto,
     render_clip,
@@ -125,3 +127,48 @@ def test_clip_coherence(seed: int) -> None:
 def test_rendering_needs_no_torch() -> None:
     code = "import sys, samples.forest_fire.scenes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("render", [render_scene, render_dense])
+def test_segments_lie_in_their_boxes_and_fill_them(render: object) -> None:
+    filled = []
+    for seed in range(6):
+        scene = render(seed, (180, 240))  # type: ignore[operator]
+        assert scene.segments.shape == (180, 240) and scene.segments.dtype == np.uint8
+        assert set(np.unique(scene.segments)) <= set(range(len(scene.boxes) + 1))
+        for index, (x0, y0, x1, y1) in enumerate(scene.boxes.astype(int)):
+            rows, columns = np.nonzero(scene.segments == index + 1)
+            if len(rows):  # what came later may hide it
+                inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+                assert inside.mean() > 0.9  # but for stray wisps
+                filled.append(len(rows) / ((x1 - x0) * (y1 - y0)))
+        classes = scene.class_map()
+        for class_id in (SMOKE, FLAME):
+            rows_of = 1 + np.flatnonzero(scene.class_ids == class_id)
+            np.testing.assert_array_equal(classes == class_id + 1, np.isin(scene.segments, rows_of))
+    assert np.median(filled) > 0.2
+
+
+def test_the_segments_of_a_clip_follow_its_camera() -> None:
+    for scene in list(render_clip(14, 8, (180, 240)))[4:]:
+        assert scene.segments.shape == scene.frame.shape[:2]
+        for index, (x0, _, x1, _) in enumerate(scene.boxes):
+            columns = np.flatnonzero((scene.segments == index + 1).any(0))
+            assert not len(columns) or (columns.mean() > x0 and columns.mean() < x1)
+
+
+def test_augmentation_keeps_segments_under_their_objects_and_marks_what_lost_its_box() -> None:
+    scene = render_dense(3, (192, 256))
+    unknown = 0
+    for seed in range(12):
+        cut = augment(scene, (96, 128), np.random.default_rng(seed))
+        assert cut.segments.shape == (96, 128)
+        kept = np.unique(cut.segments[cut.segments != UNKNOWN])
+        assert kept.max() <= len(cut.boxes)
+        unknown += int((cut.segments == UNKNOWN).sum())
+        np.testing.assert_array_equal(cut.class_map() == UNKNOWN, cut.segments == UNKNOWN)
+        for index, (x0, y0, x1, y1) in enumerate(cut.boxes):
+            rows, columns = np.nonzero(cut.segments == index + 1)
+            if len(rows) > 30:
+                assert x0 - 2 <= columns.mean() <= x1 + 2 and y0 - 2 <= rows.mean() <= y1 + 2
+    assert unknown > 0

@@ -25,7 +25,8 @@ def test_steps_of_training_change_every_part_and_resume_where_they_stopped(name,
     before = {key: value.clone() for key, value in trainer.model.named_parameters()}
     assert all(math.isfinite(trainer.advance()) for _ in range(3))
     same = {key for key, value in trainer.model.named_parameters() if torch.equal(value, before[key])}
-    same.discard("model.decoder.layers.0.self_attn.v_proj.weight")  # DETR's first layer attends to zeros
+    # DETR's first layer attends to zeros
+    same = {key for key in same if not key.endswith("decoder.layers.0.self_attn.v_proj.weight")}
     assert not [key for key in same if "decoder" in key or "backbone" in key], same
     trainer.save()
     resumed = Trainer(family, 0, 10, tmp_path / "work", [shard])

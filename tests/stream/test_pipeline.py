@@ -114,6 +114,26 @@ def test_every_record_has_its_age_and_stage_times(predictor: Any) -> None:
     assert summary.stage_ms["engine"] == pytest.approx(np.mean([r.stages["engine"] for r in sink.records]))
 
 
+def test_denoising_is_a_stage_of_its_own_where_a_bundle_does_it(predictor: Any, monkeypatch: Any) -> None:
+    prepare = predictor.prepare
+
+    class Denoised(int):
+        denoise_ms = 7.5
+
+    def denoised(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.01)
+        return Denoised(prepare(*arguments, **options))
+
+    monkeypatch.setattr(predictor, "prepare", denoised)
+    sink = Memory()
+    summary = run(Numbers(5), predictor, [sink])
+    for record in sink.records:
+        assert tuple(record.stages) == ("read", "preprocess", "denoise", "engine", "decode", "write")
+        assert record.stages["denoise"] == 7.5 and record.stages["preprocess"] >= 2.4
+    assert list(summary.stage_ms) == ["read", "preprocess", "denoise", "engine", "decode", "write"]
+    assert summary.stage_ms["denoise"] == pytest.approx(7.5)
+
+
 def test_limit_reads_no_more_than_asked(predictor: Any) -> None:
     source, sink = Numbers(100), Memory()
     assert run(source, predictor, [sink], limit=7).frames == 7

@@ -1,0 +1,205 @@
+"""Models that look at clips: whole ones, or a stream that is pushed frame by frame and comes at a rate of its own.
+
+model = edgevtx.load("vivit.vtx")
+found = model(clip)                              # (T, H, W, 3) or a list of frames, sampled uniformly
+for frame in camera:
+    found = model.push(frame)                    # None until a clip is full, then every `stride` model frames
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time as clock
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from edgevtx.decode import check_options
+from edgevtx.errors import InputError
+from edgevtx.manifest import Clip
+from edgevtx.predictor import Predictor, Prepared, collate
+from edgevtx.preprocess import prepare
+from edgevtx.results import Classification, Result
+from edgevtx.runtimes.base import Array, Arrays
+
+log = logging.getLogger(__name__)
+
+GAP = 0.25
+"""A stream that is silent for longer than this share of a clip starts a new clip: what was missed is not made up."""
+
+_SAME = 1e-9  # seconds: times that differ by less do so by rounding
+
+
+class ClipBuffer:
+    """The last frames of a stream, resampled to a model's rate.
+
+    The model's frames lie 1 / `clip.fps` s apart, the first one at the first frame of the stream. Each is the pushed
+    frame whose time is nearest (of two equally near ones the earlier), so it is known once a frame at or after it has
+    come; a slow or jittering stream repeats frames, a fast one leaves some out. A frame that comes more than `gap`
+    seconds after the one before, or before it, begins a new stream; `gap` is `GAP` of the clip, and at least two model
+    frames. A frame that is late by less, or has the time of the one before, is left out.
+
+    `first` says whether the frame that was pushed last began a stream.
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        self.frames, self.period, self.stride = clip.frames, 1 / clip.fps, clip.stride
+        self.gap = max(GAP * clip.frames, 2) * self.period
+        self._rows: deque[Array] = deque(maxlen=clip.frames)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every frame; the next one is the first of a stream."""
+        self._rows.clear()
+        self._last: tuple[float, Array] | None = None
+        self._origin = 0.0
+        self._count = 0  # model frames since the stream's first
+        self.first = False
+
+    def push(self, row: Array, time: float) -> list[Array] | None:
+        """Add a frame's `row` (any array, kept and not copied) at `time` (s).
+
+        Returns the `frames` rows of a clip, oldest first, where one became full that an answer is due for: the first
+        one, and then one every `stride` model frames. Raises `InputError` for a time that is no finite number.
+        """
+        if not isinstance(time, int | float | np.integer | np.floating) or not math.isfinite(time):
+            raise InputError(f"a frame's time must be a finite number of seconds, but got {time!r}")
+        if self._last is not None and abs(time - self._last[0]) > self.gap + _SAME:
+            log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", time - self._last[0], self.gap)
+            self.clear()
+        self.first = self._last is None
+        if self.first:
+            self._origin = time
+        before, row_before = self._last or (time - self.period, row)
+        if time <= before:
+            return None
+        self._last = time, row
+        due = None
+        while (moment := self._origin + self._count * self.period) <= time + _SAME:
+            self._rows.append(row_before if moment - before <= time - moment + _SAME else row)
+            self._count += 1
+            if self._count >= self.frames and (self._count - self.frames) % self.stride == 0:
+                due = list(self._rows)
+        return due
+
+
+@dataclass(frozen=True)
+class Moment(Prepared):
+    """A pushed frame: its clip where one is due, no inputs where not. `first`: it started a new stream."""
+
+    first: bool = False
+
+
+class ClipPredictor(Predictor):
+    """A loaded model of clips: `model(clip)` answers a whole clip, `model.push(frame)` a stream."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._buffer = ClipBuffer(self.clip)
+        self._timed: bool | None = None  # whether the stream's frames come with their times
+        self._latest: list[Result] = [Classification.empty()]
+
+    @property
+    def clip(self) -> Clip:
+        """How many frames the model takes, at which rate, and the bundle's stride."""
+        assert self.manifest.preprocess.clip is not None
+        return self.manifest.preprocess.clip
+
+    @property
+    def stride(self) -> int:
+        """Model frames between two answers about a stream; the bundle's unless it is set."""
+        return self._buffer.stride
+
+    @stride.setter
+    def stride(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"stride must be a whole number of at least 1, but got {value!r}")
+        self._buffer.stride = int(value)
+
+    def __call__(
+        self,
+        frame: Array | Sequence[Array],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+    ) -> Result:
+        """Answer one clip (T,H,W,3) uint8 or a list of T frames, T no less than the model's, sampled uniformly.
+
+        The other arguments are as those of `Predictor`. Raises `InputError` for a single frame or a shorter clip.
+        """
+        prepared = self._prepare_many([frame], color, roi=roi, rotation=rotation)
+        return self.decode(self.infer(prepared), prepared, threshold=threshold, top_k=top_k)[0]
+
+    def push(self, frame: Array, time: float | None = None, **options: Any) -> Result | None:
+        """Add the next frame (H,W,3) uint8 of a stream; the answer where one is due, else None.
+
+        `time` is when the frame was taken, in seconds from any start; None takes the clock, which is right for a live
+        camera and wrong for a file: give a video's frames their positions. Frames are resampled to the model's rate
+        (see `ClipBuffer`) and resized once. The first answer comes when a clip is full, the next ones every `stride`
+        model frames; a gap in the stream starts a new clip. `options`: threshold, top_k, color, roi, rotation, as
+        those of `Predictor`. Raises `InputError`, also where some frames have times and others none.
+        """
+        limits = {key: options.pop(key) for key in ("threshold", "top_k") if key in options}
+        prepared = self.prepare(frame, time=time, **options)
+        if prepared.pending:
+            return None
+        return self.decode(self.infer(prepared), prepared, **limits)[0]
+
+    def clear(self) -> None:
+        """Forget the stream's frames and its last answer; the next frame pushed is the first of another stream."""
+        self._buffer.clear()
+        self._timed = None
+        self._latest = [Classification.empty()]
+
+    def prepare(
+        self,
+        frame: Array,
+        *,
+        color: Literal["bgr", "rgb"] = "bgr",
+        roi: tuple[int, int, int, int] | None = None,
+        rotation: int = 0,
+        time: float | None = None,
+    ) -> Prepared:
+        """Push one frame: what is due for the engine, or a pending `Prepared`. Touches no engine."""
+        start = perf_counter()
+        if self._timed not in (None, time is not None):
+            raise InputError(
+                "some frames of this stream have a time and others none; give all of them one, or call clear() between "
+                "two streams"
+            )
+        times: dict[str, float] = {}
+        rule = self.manifest.preprocess
+        row, geometry = prepare(frame, rule, color=color, roi=roi, rotation=rotation, times=times)
+        rows = self._buffer.push(row, clock.monotonic() if time is None else time)
+        self._timed = time is not None
+        inputs = {} if rows is None else collate([np.stack(rows)], self.manifest.inputs)
+        spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
+        return Moment(inputs, (geometry,), spent - (denoised or 0.0), denoised, first=self._buffer.first)
+
+    def infer(self, prepared: Prepared) -> Arrays:
+        """Run the engine on a full clip; nothing is run, and no output given, where none is due."""
+        if prepared.pending:
+            self.stages = {**prepared.stages, "engine": 0.0, "decode": 0.0}
+            return {}
+        return super().infer(prepared)
+
+    def decode(
+        self, outputs: Arrays, prepared: Prepared, *, threshold: float | None = None, top_k: int | None = None
+    ) -> list[Result]:
+        """The answers; for a pushed frame that no answer was due for the stream's last one, at first an empty one."""
+        if not isinstance(prepared, Moment):
+            return super().decode(outputs, prepared, threshold=threshold, top_k=top_k)
+        check_options(self.manifest.decode, threshold, top_k)
+        if prepared.first:
+            self._latest = [Classification.empty()]
+        if not prepared.pending:
+            self._latest = super().decode(outputs, prepared, threshold=threshold, top_k=top_k)
+        return self._latest

@@ -1,0 +1,154 @@
+"""Segmenting everything: grids of points over the frame and crops of it, and what is kept of their masks.
+
+As the automatic mask generators of SAM and of transformers (`SamImageProcessor.generate_crop_boxes`, `filter_masks`,
+`post_process_for_mask_generation`); Kirillov et al., "Segment Anything", 2023, appendix B.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevtx.errors import InputError
+from edgevtx.masks import MaskSet
+
+Array = NDArray[Any]
+Box = tuple[int, int, int, int]
+OVERLAP = 512 / 1500  # of neighbouring crops, in the shorter side of the frame
+NEAR = 20.0  # px between a mask's box and a crop's edge that count as touching it
+
+
+@dataclass(frozen=True)
+class Everything:
+    """How everything is looked for.
+
+    A grid of `points_per_side` points a side over the frame; with `crop_layers`, once more over 4, 16, ... overlapping
+    crops, on grids that are `crop_downscale` times as coarse for each layer. Masks are kept that have a predicted IoU
+    above `iou_threshold` and a stability above `stability_threshold`, that do not touch the edge of a crop, and whose
+    box overlaps no better mask's by more than `overlap` (IoU). `min_region_area`: holes and islands of fewer px are
+    filled and removed, which needs OpenCV; 0 leaves them. `batch`: points that the decoder takes at once.
+    """
+
+    points_per_side: int = 32
+    crop_layers: int = 0
+    crop_downscale: int = 1
+    iou_threshold: float = 0.88
+    stability_threshold: float = 0.95
+    overlap: float = 0.7
+    min_region_area: int = 0
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        for name, least in (("points_per_side", 1), ("crop_layers", 0), ("crop_downscale", 1), ("batch", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}, but got {value!r}")
+        for name in ("iou_threshold", "stability_threshold", "overlap"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} must lie in 0..1, but got {value!r}")
+        if self.min_region_area < 0:
+            raise InputError(f"min_region_area must be 0 px or more, but got {self.min_region_area!r}")
+        if self.points_per_side // self.crop_downscale**self.crop_layers < 1:
+            raise InputError(
+                f"{self.points_per_side} points a side leave none in crop layer {self.crop_layers} at a downscale of "
+                f"{self.crop_downscale}; give more points or fewer layers"
+            )
+
+
+def point_grid(per_side: int, box: Box) -> NDArray[np.float64]:
+    """(per_side squared, 2) x, y in px of the frame, evenly spaced in a box xyxy, row by row."""
+    offset = 1 / (2 * per_side)
+    line = np.linspace(offset, 1 - offset, per_side)
+    x, y = np.meshgrid(line, line)
+    x0, y0, x1, y1 = box
+    return np.stack([x.ravel() * (x1 - x0) + x0, y.ravel() * (y1 - y0) + y0], 1)
+
+
+def crop_boxes(size: tuple[int, int], layers: int) -> list[tuple[Box, int]]:
+    """The crops xyxy of a frame of (H,W) and the layer of each: the frame itself, then 4, 16, ... overlapping ones."""
+    height, width = size
+    boxes: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
+    for layer in range(1, layers + 1):
+        count = 2**layer
+        overlap = int(OVERLAP * min(height, width) * (2 / count))
+        wide, tall = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
+        lefts, tops = ([(length - overlap) * i for i in range(count)] for length in (wide, tall))
+        boxes += [
+            ((left, top, min(left + wide, width), min(top + tall, height)), layer) for left in lefts for top in tops
+        ]
+    return boxes
+
+
+def last_pixels(masks: MaskSet) -> NDArray[np.float64]:
+    """(N,4) boxes xyxy whose right and bottom are the last px that belong to the mask, as the reference counts."""
+    boxes = masks.boxes.astype(np.float64)
+    boxes[:, 2:] -= (masks.areas > 0)[:, None]
+    return boxes
+
+
+def touches_crop(boxes: Array, crop: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which boxes (N,4) xyxy in px of the frame end at an edge of the crop that is not an edge of the frame (H,W)."""
+    frame = np.array([0, 0, size[1], size[0]], np.float64)
+    near_crop = np.abs(boxes - np.array(crop, np.float64)) <= NEAR
+    near_frame = np.abs(boxes - frame) <= NEAR
+    return np.asarray((near_crop & ~near_frame).any(1))
+
+
+def suppress(boxes: Array, scores: Array, overlap: float) -> NDArray[np.intp]:
+    """Non-maximum suppression: which boxes (N,4) xyxy stay, best first, none overlapping a better one by more (IoU)."""
+    order = np.argsort(-scores, kind="stable")
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept: list[int] = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        shared = np.clip(high - low, 0, None).prod(1)
+        union = areas[best] + areas[rest] - shared
+        order = rest[shared <= overlap * union]
+    return np.array(kept, np.intp)
+
+
+def remove_small_regions(masks: MaskSet, area: int) -> tuple[MaskSet, NDArray[np.bool_]]:
+    """Fill holes and remove islands of fewer than `area` px; also which masks (N,) bool were left as they are.
+
+    The largest island stays whatever its size. Without OpenCV nothing is changed.
+    """
+    if area <= 0 or not _has_opencv():
+        return masks, np.ones(len(masks), np.bool_)
+    changed, same = [], []
+    for mask in masks.dense():
+        filled, holes = _without(mask, area, "holes")
+        whole, islands = _without(filled, area, "islands")
+        changed.append(MaskSet.from_dense(whole[None]))
+        same.append(not (holes or islands))
+    return MaskSet.concatenate([MaskSet.empty(masks.size), *changed]), np.array(same, np.bool_)
+
+
+def _without(mask: Array, area: int, kind: Literal["holes", "islands"]) -> tuple[Array, bool]:
+    """The mask (H,W) without small holes or islands, and whether it had any."""
+    import cv2
+
+    work = (mask ^ (kind == "holes")).astype(np.uint8)
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(work, connectivity=8)
+    sizes = stats[1:, cv2.CC_STAT_AREA]
+    small = 1 + np.flatnonzero(sizes < area)
+    if not len(small):
+        return mask, False
+    if kind == "holes":
+        return mask | np.isin(regions, small), True
+    kept = np.setdiff1d(np.arange(1, count), small)
+    kept = kept if len(kept) else np.array([1 + int(sizes.argmax())])
+    return np.isin(regions, kept), True
+
+
+def _has_opencv() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("cv2") is not None

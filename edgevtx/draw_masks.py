@@ -1,0 +1,45 @@
+"""Masks over a frame: a veil of colour and an outline each, the smallest on top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevtx.draw import PALETTE
+from edgevtx.errors import InputError
+from edgevtx.masks import MaskSet
+from edgevtx.preprocess import check_frame
+
+VEIL = 0.5  # weight of a mask's colour over the frame
+
+
+def draw_masks(frame: NDArray[Any], masks: MaskSet) -> NDArray[np.uint8]:
+    """A copy of `frame` (H,W,3) uint8 BGR under the masks, each in a colour of the palette, with outlines.
+
+    Raises `InputError` for masks of another frame's size.
+    """
+    image = check_frame(frame)
+    canvas = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2))
+    if masks.size != canvas.shape[:2]:
+        raise InputError(
+            f"these masks are of a frame of {masks.size}, but got one of {canvas.shape[:2]} (height, width); draw on "
+            "the frame that the model was given"
+        )
+    for item in np.argsort(-masks.areas, kind="stable"):
+        crop, (x, y) = masks.crops[item], masks.offsets[item]
+        if not crop.size:
+            continue
+        view = canvas[y : y + crop.shape[0], x : x + crop.shape[1]]
+        colour = np.array(PALETTE[int(item) % len(PALETTE)], np.float32)
+        view[crop] = np.rint((1 - VEIL) * view[crop] + VEIL * colour)
+        view[crop & ~_inside(crop)] = colour
+    return canvas
+
+
+def _inside(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h,w) -> where the neighbours above, below, left and right belong to the mask too; beyond the crop none does."""
+    inside = np.zeros_like(mask)
+    inside[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return inside

@@ -1,0 +1,81 @@
+"""Sliding windows: a large image is answered in overlapping windows of one size, and their maps are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevtx.errors import InputError
+from edgevtx.manifest import Windows
+from edgevtx.runtimes.base import Arrays
+
+Array = NDArray[Any]
+Size = tuple[int, int]
+
+
+def window_corners(size: Size, windows: Windows) -> list[tuple[int, int]]:
+    """(top, left) of every window over an image of `size` (h,w), row by row.
+
+    Windows lie `stride` apart; the last ones of a row and of a column are moved back into the image, as
+    MMSegmentation's slide inference does. Raises `InputError` where the image is smaller than a window.
+    """
+    if any(side < window for side, window in zip(size, windows.size, strict=True)):
+        raise InputError(
+            f"this frame scales to {size[1]}x{size[0]} px, which holds no window of {windows.size[1]}x"
+            f"{windows.size[0]} px; use frames or a roi that are less narrow, or export with smaller windows"
+        )
+    tops, lefts = (
+        [min(i * stride, side - window) for i in range(1 + -(-(side - window) // stride))]
+        for side, window, stride in zip(size, windows.size, windows.stride, strict=True)
+    )
+    return [(top, left) for top in tops for left in lefts]
+
+
+def cut_windows(image: Array, windows: Windows | None) -> list[Array]:
+    """(H,W,C) -> views (h,w,C), in the order of `window_corners`; the whole image where there are no windows."""
+    if windows is None:
+        return [image]
+    height, width = windows.size
+    corners = window_corners((image.shape[0], image.shape[1]), windows)
+    return [image[top : top + height, left : left + width] for top, left in corners]
+
+
+def middle_window(image: Array, windows: Windows | None) -> Array:
+    """What a graph is given of an image, as a sample of it: its middle window, or the whole image."""
+    views = cut_windows(image, windows)
+    return views[len(views) // 2]
+
+
+def run_in_turns(run: Callable[[Arrays], Arrays], inputs: Arrays, batch: int | None) -> Arrays:
+    """Run the rows of `inputs`, `batch` at a time (None: all at once), and put the outputs together.
+
+    A last turn that is short repeats its last row, whose further answers are dropped.
+    """
+    count = len(inputs["pixels"])
+    if batch is None or batch == count:
+        return run(inputs)
+    turns = []
+    for start in range(0, count, batch):
+        rows = np.minimum(np.arange(start, start + batch), count - 1)
+        outputs = run({name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()})
+        # copies, since a runtime may reuse its output buffers
+        turns.append({name: array[: count - start].copy() for name, array in outputs.items()})
+    return {name: np.concatenate([turn[name] for turn in turns]) for name in turns[0]}
+
+
+def average_windows(maps: Iterator[Array], size: Size, windows: Windows) -> NDArray[np.float32]:
+    """Each window's maps (C,h,w) float32, of the window's size -> (C,H,W): their mean where windows overlap."""
+    height, width = windows.size
+    total: NDArray[np.float32] | None = None
+    count = np.zeros(size, np.float32)
+    for (top, left), one in zip(window_corners(size, windows), maps, strict=True):
+        if total is None:
+            total = np.zeros((len(one), *size), np.float32)
+        total[:, top : top + height, left : left + width] += one
+        count[top : top + height, left : left + width] += 1
+    assert total is not None  # window_corners gives at least one
+    total /= count
+    return total

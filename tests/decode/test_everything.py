@@ -1,0 +1,130 @@
+"""Segmenting everything, piece by piece, against transformers' own mask generation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgevtx.decode.everything import (
+    Everything,
+    crop_boxes,
+    last_pixels,
+    point_grid,
+    remove_small_regions,
+    suppress,
+    touches_crop,
+)
+from edgevtx.errors import InputError
+from edgevtx.masks import MaskSet
+
+
+@pytest.fixture
+def processor():
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    return transformers.SamImageProcessorPil()
+
+
+@pytest.mark.parametrize("size", [(427, 640), (640, 427), (301, 301)])
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_crops_and_their_grids_are_the_references(processor, size, layers):
+    image = np.zeros((*size, 3), np.uint8)
+    boxes, points, _, _ = processor.generate_crop_boxes(
+        image, 1024, crop_n_layers=layers, points_per_crop=8, crop_n_points_downscale_factor=1
+    )
+    ours = crop_boxes(size, layers)
+    assert [list(box) for box, _ in ours] == boxes.int().tolist()
+    for (box, _), wanted in zip(ours, points[0].permute(1, 0, 2).numpy(), strict=True):
+        x0, y0, x1, y1 = box
+        scale = 1024 / max(x1 - x0, y1 - y0)
+        new = [int((x1 - x0) * scale + 0.5) / (x1 - x0), int((y1 - y0) * scale + 0.5) / (y1 - y0)]
+        np.testing.assert_allclose((point_grid(8, box) - (x0, y0)) * new, wanted, atol=1e-4)
+
+
+def blobs(count, size, seed=0):
+    """Smooth random logits, whose masks are of all sizes and places."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]]
+    centres, radii = random.uniform(0, 1, (count, 2)) * size, random.uniform(0.03, 0.25, count) * min(size)
+    return np.stack(
+        [12 * (1 - np.hypot(y - cy, x - cx) / r) for (cy, cx), r in zip(centres, radii, strict=True)]
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 160, 120), (20, 15, 160, 110)])
+def test_what_is_kept_of_a_crops_masks_is_what_the_reference_keeps(processor, crop):
+    import torch
+
+    size = (120, 160)
+    x0, y0, x1, y1 = crop
+    logits = blobs(90, (y1 - y0, x1 - x0))
+    scores = np.random.default_rng(1).uniform(0.8, 1, 90).astype(np.float32)
+    runs, kept_scores, boxes = processor.filter_masks(
+        torch.from_numpy(logits)[None], torch.from_numpy(scores)[None], size, list(crop), stability_score_thresh=0.5
+    )
+    areas = [(logits > value).sum((1, 2)) for value in (1, -1)]
+    stable = (scores > 0.88) & (areas[0] / np.maximum(areas[1], 1) > 0.5)
+    whole = np.zeros((stable.sum(), *size), np.bool_)
+    whole[:, y0:y1, x0:x1] = logits[stable] > 0
+    masks = MaskSet.from_dense(whole)
+    free = ~touches_crop(last_pixels(masks), crop, size)
+    assert 0 < free.sum() <= stable.sum()
+    np.testing.assert_array_equal(last_pixels(masks[free]), boxes.numpy())
+    np.testing.assert_array_equal(scores[stable][free], kept_scores.numpy())
+    for ours, theirs in zip(masks[free].dense(), runs, strict=True):
+        flat = np.repeat(np.arange(len(theirs["counts"])) % 2 == 1, theirs["counts"])
+        np.testing.assert_array_equal(ours, flat.reshape(size[1], size[0]).T)
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.5, 0.7])
+def test_suppression_keeps_what_no_better_box_covers(overlap):
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 100, (60, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(5, 60, (60, 2))], 1)
+    scores = random.permutation(60) / 60
+    kept = suppress(boxes, scores, overlap)
+
+    def iou(a, b):
+        low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+        shared = np.prod(np.clip(high - low, 0, None))
+        return shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
+
+    expected: list[int] = []
+    for index in np.argsort(-scores):
+        if all(iou(boxes[index], boxes[other]) <= overlap for other in expected):
+            expected.append(index)
+    assert kept.tolist() == expected
+    assert len(kept) < 60
+    assert len(suppress(np.zeros((0, 4)), np.zeros(0), overlap)) == 0
+
+
+def test_small_holes_are_filled_and_small_islands_removed():
+    pytest.importorskip("cv2")
+    mask = np.zeros((40, 60), np.bool_)
+    mask[5:30, 5:30] = True
+    whole = mask.copy()
+    mask[10:12, 10:12] = False
+    mask[35:37, 50:53] = True
+    dot = np.zeros_like(mask)
+    dot[3, 3] = True
+    given = MaskSet.from_dense(np.stack([mask, whole, dot]))
+    found, same = remove_small_regions(given, 10)
+    np.testing.assert_array_equal(found.dense(), np.stack([whole, whole, dot]))  # the largest island stays
+    assert same.tolist() == [False, True, False]
+    assert remove_small_regions(given, 0)[0] is given
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"points_per_side": 0},
+        {"crop_layers": -1},
+        {"iou_threshold": 2.0},
+        {"min_region_area": -1},
+        {"batch": 0},
+        {"points_per_side": 2, "crop_layers": 3, "crop_downscale": 2},
+    ],
+)
+def test_settings_that_make_no_sense(wrong):
+    with pytest.raises(InputError, match=r"must|leave none"):
+        Everything(**wrong)

@@ -1,0 +1,78 @@
+"""The trained tiny panoptic DETR on photographs with fires painted in: masks and segments with something to compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevtx.decode.panoptic import decode_panoptic
+from edgevtx.export import detr_panoptic
+from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.parity import CONFIDENT, compare_results
+from edgevtx.export.recipe import BuildOptions
+from edgevtx.export.verify import run_module
+from edgevtx.masks import MaskSet
+from edgevtx.predictor import collate
+from edgevtx.preprocess import prepare
+from samples.forest_fire.scenes import paste_onto
+
+CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "tiny_detr_panoptic"
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+THRESHOLDS = (0.5, 0.7)
+LEAST_IOU = 0.2
+
+
+@pytest.fixture(scope="module")
+def traceable():
+    return detr_panoptic.build(Checkpoint.open(CHECKPOINT), BuildOptions())
+
+
+def burning(name):
+    from skimage import data
+
+    return paste_onto(np.ascontiguousarray(getattr(data, name)()[..., ::-1]), seed=1, count=30)
+
+
+def answer(traceable, frame, threshold):
+    image, geometry = prepare(frame, traceable.preprocess)
+    outputs = run_module(traceable, collate([image], traceable.inputs))
+    row = {name: array[0] for name, array in outputs.items()}
+    return decode_panoptic(row, geometry, traceable.decode, traceable.labels, threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_map_segments_and_masks_on_a_photograph_are_the_references(traceable, name, threshold):
+    frame = burning(name).frame
+    reference, found = traceable.reference(frame, threshold), answer(traceable, frame, threshold)
+    assert (reference.detections.scores > CONFIDENT).sum() >= 10, "too little to compare"
+    assert len(reference.segments) >= 3
+    check = compare_results(reference, found)
+    assert check.passed, check.note
+    equal = reference.segment_map == found.segment_map
+    assert equal.mean() > 0.999
+    masks, wanted = found.detections.masks.dense(), reference.detections.masks.dense()
+    assert masks.any(axis=(1, 2)).sum() >= 10
+    assert (masks == wanted).mean() > 0.999
+
+
+def test_masks_lie_on_the_smoke_and_the_flames(traceable):
+    """By the renderer's own account of what it painted: far better than a mask of the same size elsewhere."""
+    overlaps = []
+    for name in PHOTOGRAPHS:
+        scene = burning(name)
+        found = answer(traceable, scene.frame, 0.5).detections
+        true = MaskSet.from_dense(scene.segments[None] == np.arange(1, 1 + len(scene.boxes))[:, None, None])
+        same = scene.class_ids[:, None] == found.class_ids[None]
+        overlaps.append((true.iou(found.masks) * same).max(1))
+    best = np.concatenate(overlaps)
+    assert np.median(best) > LEAST_IOU, best
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_a_swapped_colour_order_is_noticed(traceable, name):
+    frame = burning(name).frame
+    swapped = answer(traceable, np.ascontiguousarray(frame[..., ::-1]), 0.5)
+    assert not compare_results(traceable.reference(frame, 0.5), swapped).passed

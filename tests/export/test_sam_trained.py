@@ -1,0 +1,107 @@
+"""A small SAM that has learned a few rendered scenes by heart: masks that have an inside, as transformers makes them.
+
+Random weights give masks whose borders run everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+cv2 = pytest.importorskip("cv2")
+
+from edgevtx.decode.prompt import decode_prompts, stability_scores  # noqa: E402
+from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
+from edgevtx.export.verify import run_module  # noqa: E402
+from edgevtx.preprocess import prepare  # noqa: E402
+from edgevtx.prompts import encode_prompts, read_prompts  # noqa: E402
+from samples.forest_fire.scenes import render_mixed  # noqa: E402
+
+ASSET = Path(__file__).parents[1] / "assets" / "tiny_sam"
+SIDE, SEEDS = 128, range(5)
+SIZES = [(128, 128), (301, 301), (1080, 1080)]
+PAD = {"height": SIDE, "width": SIDE}
+
+
+@pytest.fixture(scope="module")
+def traceable():
+    return get_recipe("sam").build(Checkpoint.open(ASSET), BuildOptions())
+
+
+def scene(seed, size):
+    """A scene enlarged to `size`, and its larger objects: boxes (N,4) and masks (N,H,W)."""
+    rendered = render_mixed(seed, (SIDE, SIDE))
+    owners = cv2.resize(rendered.segments, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    rows = [row for row in range(len(rendered.boxes)) if (rendered.segments == row + 1).sum() >= 60]
+    frame = cv2.resize(rendered.frame, size[::-1], interpolation=cv2.INTER_CUBIC)
+    return frame, rendered.boxes[rows] * (size[0] / SIDE), np.array([owners == row + 1 for row in rows])
+
+
+def ask(traceable, frame, **prompts):
+    """Our answer with the torch modules: the first mask of each prompt."""
+    image, geometry = prepare(frame, traceable.preprocess)
+    valid = np.array([geometry.valid_size], np.int32)
+    embedding = run_module(traceable, {"pixels": image[None], "valid_size": valid})
+    found = read_prompts(**prompts, rule=traceable.decode)
+    (batch,) = encode_prompts(found, geometry, traceable.decode)
+    outputs = run_module(traceable.parts["decoder"], {**embedding, **batch.inputs})
+    return decode_prompts(outputs, geometry, traceable.decode, multimask=False)
+
+
+@torch.no_grad()
+def reference(traceable, frame, boxes):
+    """Transformers' answer: masks (N,H,W), iou (N,), and the logits (N,H,W) that were thresholded."""
+    from transformers import SamProcessor
+
+    model, image_processor = traceable.reference.args
+    processor = SamProcessor(image_processor)
+    asked = processor(images=frame[..., ::-1].copy(), input_boxes=[boxes.tolist()], return_tensors="pt")
+    found = model(pixel_values=asked["pixel_values"], input_boxes=asked["input_boxes"].float(), multimask_output=False)
+    sizes = asked["original_sizes"], asked["reshaped_input_sizes"]
+    logits = processor.post_process_masks(found.pred_masks, *sizes, pad_size=PAD, binarize=False)[0][:, 0]
+    return (logits > 0).numpy(), found.iou_scores[0, :, 0].numpy(), logits.numpy()
+
+
+def iou(first, second):
+    return (first & second).sum((1, 2)) / np.maximum((first | second).sum((1, 2)), 1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_masks_are_the_references_and_show_the_objects(size, traceable):
+    overlaps = []
+    for seed in SEEDS:
+        frame, boxes, truth = scene(seed, size)
+        if not len(boxes):
+            continue
+        found = ask(traceable, frame, boxes=boxes)
+        masks, scores, logits = reference(traceable, frame, boxes)
+        mine = found.dense()[:, 0]
+        assert (mine != masks).mean((1, 2)).max() < 1e-3
+        np.testing.assert_allclose(found.iou[:, 0], scores, atol=1e-3)
+        inner, outer = (logits > 1).sum((1, 2)), (logits > -1).sum((1, 2))
+        np.testing.assert_allclose(found.stability[:, 0], inner / np.maximum(outer, 1), atol=2e-3)
+        overlaps += iou(mine, truth).tolist()
+    assert len(overlaps) >= 5
+    assert np.mean(overlaps) > 0.5
+
+
+def test_a_mask_given_back_keeps_what_it_shows(traceable):
+    frame, boxes, _ = scene(1, (301, 301))
+    first = ask(traceable, frame, boxes=boxes)
+    again = ask(traceable, frame, boxes=boxes, mask=first.low_res_logits[:, 0])
+    assert np.mean(iou(first.dense()[:, 0], again.dense()[:, 0])) > 0.5
+
+
+def test_stability_of_nothing_is_zero(traceable):
+    frame, _, _ = scene(1, (128, 128))
+    _, geometry = prepare(frame, traceable.preprocess)
+    nothing = np.full((2, *traceable.decode.mask_size), -9.0, np.float32)
+    nothing[1, 10:20, 10:20] = 9
+    scores = stability_scores(nothing, geometry, traceable.decode)
+    assert scores[0] == 0
+    assert scores[1] > 0.8

@@ -1,0 +1,120 @@
+"""Sets of masks: crops and dense masks, COCO's run lengths, polygons, overlaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgevtx.errors import InputError
+from edgevtx.masks import MaskSet
+
+
+def blobs(count: int = 6, size: tuple[int, int] = (37, 53), seed: int = 0) -> np.ndarray:
+    """Smooth random masks (N,H,W) bool; the second one is empty, the third full, the fourth reaches every edge."""
+    rng = np.random.default_rng(seed)
+    field = rng.normal(size=(count, size[0] + 8, size[1] + 8)).cumsum(1).cumsum(2)
+    field = field[:, 8:, 8:] - field[:, :-8, 8:] - field[:, 8:, :-8] + field[:, :-8, :-8]
+    masks = field > 4
+    masks[1] = False
+    masks[2] = True
+    masks[3] |= np.arange(size[1]) % 3 == 0
+    return masks
+
+
+def test_dense_masks_come_back() -> None:
+    masks = blobs()
+    found = MaskSet.from_dense(masks)
+    assert (found.dense() == masks).all() and len(found) == 6 and found.size == (37, 53)
+    assert (found.areas == masks.sum((1, 2))).all()
+    ys, xs = np.nonzero(masks[0])
+    assert found.boxes[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    assert found.boxes[1].tolist() == [0, 0, 0, 0] and found.boxes.dtype == np.float32
+
+
+@pytest.mark.parametrize("index", [2, -1, slice(1, 4), [3, 0], np.array([True, False] * 3), []])
+def test_indexing_gives_masks(index: object) -> None:
+    masks = blobs()
+    chosen = np.arange(6)[np.asarray(index, int) if isinstance(index, list) else index]  # type: ignore[index]
+    wanted = masks[np.atleast_1d(chosen)]
+    assert (MaskSet.from_dense(masks)[index].dense() == wanted).all()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (1, 200), (300, 1), (480, 640)])
+def test_run_lengths_equal_pycocotools(size: tuple[int, int]) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    masks = blobs(size=size)
+    ours = MaskSet.from_dense(masks).rle()
+    theirs = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    assert [one["counts"] for one in ours] == [one["counts"].decode() for one in theirs]
+    assert all(one["size"] == list(size) for one in ours)
+    assert (MaskSet.from_rle(theirs).dense() == masks).all()
+
+
+def test_run_lengths_do_not_ask_for_tight_crops() -> None:
+    masks = blobs()
+    loose = MaskSet((37, 53), tuple(masks), np.zeros((6, 2), np.int64))
+    assert loose.rle() == MaskSet.from_dense(masks).rle()
+    assert (loose.boxes == MaskSet.from_dense(masks).boxes).all()
+
+
+def test_long_runs_and_plain_counts() -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    mask = np.zeros((1, 4000, 3000), bool)
+    mask[0, 3999, 2999] = mask[0, 10:2000, 5] = True
+    assert MaskSet.from_dense(mask).rle()[0]["counts"] == coco.encode(np.asfortranarray(mask[0]))["counts"].decode()
+    assert MaskSet.from_rle([{"size": [2, 2], "counts": [1, 2, 1]}]).dense().tolist() == [[[0, 1], [1, 0]]]
+
+
+def test_overlaps_equal_dense_arithmetic() -> None:
+    first, second = blobs(seed=1), blobs(4, seed=2)
+    shared = (first[:, None] & second[None]).sum((2, 3))
+    union = (first[:, None] | second[None]).sum((2, 3))
+    ours = MaskSet.from_dense(first).iou(MaskSet.from_dense(second))
+    np.testing.assert_allclose(ours, shared / np.maximum(union, 1))
+
+
+def test_polygons_fill_the_mask_again() -> None:
+    cv2 = pytest.importorskip("cv2")
+    mask = np.zeros((1, 40, 50), bool)
+    mask[0, 5:20, 7:30] = mask[0, 25:38, 2:9] = True
+    found = MaskSet.from_dense(mask).polygons()
+    assert len(found) == 1 and len(found[0]) == 2
+    drawn = cv2.fillPoly(np.zeros((40, 50), np.uint8), found[0], 1)
+    assert (drawn == mask[0]).all()
+    assert MaskSet.from_dense(np.zeros((1, 4, 4), bool)).polygons() == [[]]
+
+
+@pytest.mark.parametrize(
+    ("crop", "offset", "message"),
+    [
+        (np.ones((4, 4), bool), (8, 0), "leaves the frame of 10x10 px"),
+        (np.ones((4, 4), bool), (-1, 0), "leaves the frame"),
+        (np.ones((4, 4)), (0, 0), "must be .h, w. bool, but got .4, 4. float64"),
+        ([[True]], (0, 0), "but got list"),
+    ],
+)
+def test_wrong_crops_are_refused(crop: object, offset: tuple[int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MaskSet((10, 10), (crop,), np.array([offset], np.int64))  # type: ignore[arg-type]
+
+
+def test_wrong_offsets_sizes_and_run_lengths_are_refused() -> None:
+    with pytest.raises(InputError, match="offsets must be"):
+        MaskSet((10, 10), (np.ones((1, 1), bool),), np.zeros((2, 2), np.int64))
+    with pytest.raises(InputError, match="int64"):
+        MaskSet((10, 10), (np.ones((1, 1), bool),), np.zeros((1, 2)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one frame"):
+        MaskSet.empty((1, 2)).iou(MaskSet.empty((2, 1)))
+    for counts in ("", "o", [1, 2], [-1, 5]):
+        with pytest.raises(InputError, match=r"run.length"):
+            MaskSet.from_rle([{"size": [2, 2], "counts": counts}])
+    with pytest.raises(InputError, match="size"):
+        MaskSet.from_rle([])
+    with pytest.raises(InputError, match="N, H, W"):
+        MaskSet.from_dense(np.ones((2, 2), bool))
+
+
+def test_no_masks() -> None:
+    none = MaskSet.empty((4, 5))
+    assert none.dense().shape == (0, 4, 5) and none.boxes.shape == (0, 4) and none.rle() == []
+    assert len(MaskSet.from_rle([], size=(4, 5))) == 0 and none.iou(none).shape == (0, 0)
