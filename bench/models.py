@@ -154,6 +154,30 @@ MODELS = {
             },
         ),
         Model(
+            "swin_t_224",
+            "swin",
+            {
+                "model_type": "swin",
+                "architectures": ["SwinForImageClassification"],
+                "image_size": 224,
+                "window_size": 7,
+                **_names(1000),
+            },
+            {"image_processor_type": "ViTImageProcessor", "size": 224, "resample": 3, **IMAGENET},
+        ),
+        Model(
+            "swinv2_t_256",
+            "swin",
+            {
+                "model_type": "swinv2",
+                "architectures": ["Swinv2ForImageClassification"],
+                "image_size": 256,
+                "window_size": 8,
+                **_names(1000),
+            },
+            {"image_processor_type": "ViTImageProcessor", "size": 256, "resample": 3, **IMAGENET},
+        ),
+        Model(
             "vivit_b_32x224",
             "vivit",
             {

@@ -32,6 +32,8 @@ SIZES = {
     "dinov2_s14_518": (518, 518),
     "rtdetr_r18_640": (640, 640),
     "detr_r50_800": (800, 1066),
+    "swin_t_224": (224, 224),
+    "swinv2_t_256": (256, 256),
     "vivit_b_32x224": (224, 224),
     "sam_b_enc_1024": (1024, 1024),
 }
@@ -100,8 +102,9 @@ def bare(name: str) -> Any:
     if MODELS[name].family == "sam":
         model = model.vision_encoder
     embedded = ("last_hidden_state",)
-    logits = {"vit": ("logits",), "vivit": ("logits",), "dino": embedded, "sam": embedded}
-    keys = logits.get(MODELS[name].family, ("logits", "pred_boxes"))
+    alone = ("logits",)
+    outputs = {"vit": alone, "vivit": alone, "swin": alone, "dino": embedded, "sam": embedded}
+    keys = outputs.get(MODELS[name].family, ("logits", "pred_boxes"))
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:
@@ -145,8 +148,8 @@ def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
 # -- ours ------------------------------------------------------------------------------------------------------
 
 
-def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
-    """The preferred lowered graph of each target, made once for each state of the exporter's sources."""
+def our_graph(name: str, target: str, precision: str, *, dynamic: bool = False) -> Path:
+    """The lowered graph for a target and precision, made once for each state of the exporter's sources."""
     from edgevtx.export.pack import write_graphs
     from edgevtx.export.recipe import get_recipe
     from edgevtx.export.rewrite import lower
@@ -163,9 +166,8 @@ def our_graphs(name: str, *, dynamic: bool = False) -> dict[str, Path]:
         traced = trace(get_recipe(model.family).build(open_checkpoint(model), build_options(model)))
         write_graphs({"": [graph for target in TARGETS for graph in lower(traced, target)]}, folder)
         mark.write_text(stamp, encoding="utf-8")
-    return {
-        target: sorted(folder.glob(f"graph.{target}*.onnx"), key=lambda path: len(path.name))[0] for target in TARGETS
-    }
+    special = folder / f"graph.{target}.{precision}.onnx"
+    return special if special.is_file() else folder / f"graph.{target}.onnx"
 
 
 # -- engines ---------------------------------------------------------------------------------------------------
@@ -220,9 +222,9 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
         except Exception as error:
             calls.pop(route, None)
             failed[route] = str(error).strip().splitlines()[0]
-    calls[OURS] = our_engine(our_graphs(name)[target], target, precision, frames)
+    calls[OURS] = our_engine(our_graph(name, target, precision), target, precision, frames)
     if name == "detr_r50_800":
-        calls[DYNAMIC] = our_engine(our_graphs(name, dynamic=True)[target], target, precision, frames)
+        calls[DYNAMIC] = our_engine(our_graph(name, target, precision, dynamic=True), target, precision, frames)
     return calls, failed
 
 

@@ -152,7 +152,8 @@ class WindowAttention(nn.Module):
             query, key, value = (part.reshape(many) for part in (query, key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
             mixed = mixed.reshape(-1, heads, length, channels // heads)
-        return self.output(mixed.transpose(1, 2).reshape(tokens.shape))
+        output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(tokens.shape))
+        return output
 
 
 def window_attention(layer: Any, grid: Grid, window: int, shift: int) -> WindowAttention:
@@ -218,11 +219,14 @@ class Block(nn.Module):
             self.mlp = nn.Sequential(layer.mlp.fc1, layer.mlp.activation_fn, layer.mlp.fc2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        before, after = self.norms
         if self.post_norm:  # v2
-            tokens = tokens + self.norms[0](self.attend(tokens))
-            return tokens + self.norms[1](self.mlp(tokens))
-        tokens = tokens + self.attend(self.norms[0](tokens))
-        return tokens + self.mlp(self.norms[1](tokens))
+            tokens = tokens + before(self.attend(tokens))
+            out: torch.Tensor = tokens + after(self.mlp(tokens))
+            return out
+        tokens = tokens + self.attend(before(tokens))
+        out = tokens + self.mlp(after(tokens))
+        return out
 
     def attend(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self.leave(self.attention(self.enter(tokens)))
@@ -313,8 +317,8 @@ def _positions(embeddings: Any, size: Grid, grid: Grid) -> torch.Tensor | None:
         table: torch.Tensor = embeddings.interpolate_pos_encoding(tokens, *size)
     if table.shape[1] != tokens.shape[1]:
         raise CheckpointError(
-            f"this Swin has absolute positions, which do not fit an input of {size[0]}x{size[1]}; choose a size of whole "
-            "patches"
+            f"this Swin has absolute positions, which do not fit an input of {size[0]}x{size[1]}; choose a size of "
+            "whole patches"
         )
     return table
 
@@ -560,7 +564,7 @@ def _any_size(model: Any) -> dict[str, bool]:
 
 def _tiny_config() -> dict[str, Any]:
     tiny = {
-        "image_size": 64,
+        "image_size": 96,
         "embed_dim": 16,
         "depths": [2, 2, 2, 2],
         "num_heads": [1, 2, 2, 4],
@@ -568,7 +572,7 @@ def _tiny_config() -> dict[str, Any]:
         "id2label": {str(index): f"class {index}" for index in range(10)},
     }
     return {
-        "swin": {"model_type": "swin", "architectures": ["SwinForImageClassification"], "window_size": 2, **tiny},
+        "swin": {"model_type": "swin", "architectures": ["SwinForImageClassification"], "window_size": 3, **tiny},
         "swinv2": {"model_type": "swinv2", "architectures": ["Swinv2ForImageClassification"], "window_size": 4, **tiny},
     }
 

@@ -8,7 +8,7 @@ import pytest
 from edgevtx.compare import compare, find_empty
 from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import SENSITIVE, TOLERANCES, error_of, sensitivity
-from edgevtx.manifest import ClassifyDecode, DetectDecode, EmbedDecode
+from edgevtx.manifest import ClassifyDecode, DetectDecode, EmbedDecode, PyramidDecode
 
 DETECT = DetectDecode(top_k=40, threshold=0.3)
 CLASSIFY = ClassifyDecode(top_k=5)
@@ -203,6 +203,16 @@ def test_rotated_features_fail_at_every_precision():
     found = features()
     found["patches"] = found["patches"][..., ::-1].copy()
     assert "task: cosine of patches" in failed(features(), found, EMBED, "bf16")
+
+
+def test_every_map_of_a_pyramid_is_compared():
+    random = np.random.default_rng(0)
+    maps = {"fine": random.standard_normal((2, 6, 8, 16)), "coarse": random.standard_normal((2, 3, 4, 32))}
+    rule = PyramidDecode(maps=("fine", "coarse"), strides=(8, 16))
+    assert not failed(maps, maps, rule)
+    for name in maps:
+        found = {**maps, name: maps[name][..., ::-1].copy()}
+        assert f"task: cosine of {name}" in failed(maps, found, rule, "bf16")
 
 
 def test_error_is_in_standard_deviations_of_the_reference():

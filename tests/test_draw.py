@@ -161,3 +161,32 @@ def test_the_attention_picture_is_a_row_of_heads() -> None:
     np.testing.assert_array_equal(picture[30, 81 + 75], draw.heat(np.float32(1)))
     with pytest.raises(InputError, match="heads, h, w"):
         draw.attention_picture(np.zeros((0, 6, 8), np.float32))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 9), (480, 641)])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_pyramid_is_drawn_as_tiles_on_any_frame(size: tuple[int, int], count: int) -> None:
+    rng = np.random.default_rng(0)
+    strides = (4, 8, 16, 32)[:count]
+    maps = [rng.standard_normal((64 // stride, 96 // stride, 8)).astype(np.float32) for stride in strides]
+    geometry = Geometry(size, (0, 0, size[1], size[0]), 0, (64, 96), (0, 0), (64, 96))
+    frame = np.full((*size, 3), 128, np.uint8)
+    picture = Features.pyramid(maps, strides, geometry).draw(frame)
+    assert picture.shape == frame.shape and (frame == 128).all()
+
+
+def test_each_tile_of_a_pyramid_shows_its_own_scale_of_the_whole_frame() -> None:
+    # left half one vector, right half another: at every scale, so every tile is split in the middle
+    maps = []
+    for stride in (4, 8, 16, 32):
+        one = np.zeros((64 // stride, 96 // stride, 8), np.float32)
+        one[:, one.shape[1] // 2 :] = 1
+        maps.append(one)
+    geometry = Geometry((400, 600), (0, 0, 600, 400), 0, (64, 96), (0, 0), (64, 96))
+    frame = np.full((400, 600, 3), 128, np.uint8)
+    picture = Features.pyramid(maps, (4, 8, 16, 32), geometry).draw(frame).astype(int)
+    for top in (0, 200):
+        for left in (0, 300):
+            tile = picture[top + 40 : top + 200, left : left + 300]  # below the label
+            assert np.abs(tile[:, 40:60].mean((0, 1)) - tile[:, 240:260].mean((0, 1))).max() > 100
+            assert tile[:, 40:60].std((0, 1)).max() < 30

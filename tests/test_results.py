@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgevtx.errors import InputError
+from edgevtx.geometry import Geometry
 from edgevtx.results import Classification, Detections, Features, names_of
 
 
@@ -178,3 +180,56 @@ def test_a_summary_is_one_short_line() -> None:
     assert Classification(np.array([1]), np.array([0.25], np.float32), ("cat",)).summary() == "cat 0.250"
     assert Classification.empty().summary() == "no class"
     assert Features(None, np.zeros((3, 4, 8), np.float32)).summary() == "features: 3x4 patches of 8"
+
+
+# -- pyramids --------------------------------------------------------------------------------------------------
+
+INPUT = Geometry((200, 300), (0, 0, 300, 200), 0, (50, 75), (0, 0), (50, 75))
+
+
+def pyramid() -> Features:
+    rng = np.random.default_rng(0)
+    maps = [rng.random((-(-50 // stride), -(-75 // stride), 2 * stride), np.float32) for stride in (4, 8, 16)]
+    return Features.pyramid(maps, (4, 8, 16), INPUT)
+
+
+def test_a_pyramid_gives_each_scale_with_its_own_geometry() -> None:
+    found = pyramid()
+    assert [one.shape for one in found.maps] == [(13, 19, 8), (7, 10, 16), (4, 5, 32)]
+    assert found.patches is found.maps[-1]
+    for index, stride in enumerate(found.strides):
+        scale = found.scale(index)
+        assert scale.patches is found.maps[index] and not scale.maps
+        # a map's cells cover whole strides, so the frame's last pixels lie inside the last cells
+        ramp = (np.arange(scale.patches.shape[1], dtype=np.float32) + 0.5) * stride
+        assert scale.geometry is not None
+        row = scale.geometry.masks_to_frame(np.tile(ramp, (1, scale.patches.shape[0], 1)))[0, 100]
+        inner = slice(4 * stride, 300 - 4 * stride)  # beyond the centres of the first and last cells values are held
+        np.testing.assert_allclose(row[inner], ((np.arange(300) + 0.5) / 4)[inner], atol=1e-3)
+    assert found.scale(-1).patches is found.patches
+    with pytest.raises(InputError, match="have 3 scales, but scale 3"):
+        found.scale(3)
+
+
+def test_a_pyramid_says_its_sizes() -> None:
+    found = pyramid()
+    assert found.summary() == "features: 13x19 patches of 8, 7x10 patches of 16, 4x5 patches of 32"
+    facts = json.loads(json.dumps(found.to_dict()))["features"]
+    assert facts["maps"][0] == {"shape": [13, 19, 8], "stride": 4} and facts["patches_shape"] == [4, 5, 32]
+    assert "maps" not in features().to_dict()["features"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"strides": (4, 8)}, "strides must be 3 numbers, one a map, but got 2"),
+        ({"patches": np.zeros((4, 5, 32), F)}, "patches must be the last of the maps"),
+        ({"maps": (np.zeros((4, 5)), np.zeros((4, 5)), np.zeros((4, 5)))}, r"maps\[0\] must be \(h, w, D\) float32"),
+        ({"cls": np.zeros(31, F)}, r"cls must be \(32,\) float32"),
+    ],
+)
+def test_a_pyramid_that_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        replace(pyramid(), **change)
+    with pytest.raises(InputError, match="at least one map"):
+        Features.pyramid([], (), INPUT)

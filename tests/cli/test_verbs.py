@@ -473,6 +473,9 @@ def test_families(edgevtx_cli: Any) -> None:
     assert [row["family"] for row in facts] == list(FAMILIES)
     assert all(row["family"] in text.stdout and row["paper"] and row["layouts"] for row in facts)
     assert "facebookresearch DETR" in edgevtx_cli("families", "detr").stdout
+    assert all(row["results"] and row["layouts"] for row in facts)
+    swin = next(row for row in facts if row["family"] == "swin")
+    assert swin["results"] == {"classify": "Classification", "embed": "Features"}
     assert facts[0]["paper"] in edgevtx_cli("families", facts[0]["family"]).stdout.replace("\n", " ")
 
 

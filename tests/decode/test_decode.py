@@ -18,6 +18,7 @@ from edgevtx.manifest import (
     Exact,
     Letterbox,
     Preprocess,
+    PyramidDecode,
     ShortestEdge,
     Suppress,
 )
@@ -258,3 +259,18 @@ def test_an_engine_that_overflows_never_means_nothing_found(name: str, value: fl
     outputs[name][0, 7] = value
     with pytest.raises(VerificationError, match=f"NaN or infinity in '{name}'"):
         decode(outputs, [EXACT], manifest(DETECT))
+
+
+def test_a_pyramid_keeps_the_order_of_its_rule() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"fine": (13, 19, 8), "coarse": (7, 10, 16)}
+    outputs = {name: rng.random((1, *size), np.float32) for name, size in reversed(sizes.items())}
+    outputs["cls"] = rng.random((1, 16), np.float32)
+    rule = PyramidDecode(maps=("fine", "coarse"), strides=(4, 8))
+    (found,) = decode(outputs, [plan((100, 150), preprocess(Exact(height=50, width=75)))], manifest(rule))
+    assert [one.shape for one in found.maps] == list(sizes.values()) and found.strides == (4, 8)
+    np.testing.assert_array_equal(found.maps[0], outputs["fine"][0])
+    assert found.cls is not None and not np.shares_memory(found.maps[0], outputs["fine"])
+    assert found.scale(0).geometry.input_size == (52, 76) and found.geometry.input_size == (56, 80)
+    with pytest.raises(InputError, match="take no top_k"):
+        decode(outputs, [EXACT], manifest(rule), top_k=1)
