@@ -225,8 +225,8 @@ class Block(nn.Module):
             out: torch.Tensor = tokens + after(self.mlp(tokens))
             return out
         tokens = tokens + self.attend(before(tokens))
-        out = tokens + self.mlp(after(tokens))
-        return out
+        mixed: torch.Tensor = tokens + self.mlp(after(tokens))
+        return mixed
 
     def attend(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self.leave(self.attention(self.enter(tokens)))
