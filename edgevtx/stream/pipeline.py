@@ -154,6 +154,8 @@ class _Run:
         try:
             try:
                 self._check_source()
+                if self.clips:
+                    self.predictor.clear()  # what another source left in the buffer is no part of this one
                 writer.start()
                 reader.start()
                 self._infer()

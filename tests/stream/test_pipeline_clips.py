@@ -95,6 +95,16 @@ def test_every_frame_of_a_video_has_the_last_clips_answer(fps, make_video):
     assert waits == [True] * full + [False] * (30 - full)
 
 
+def test_a_second_source_begins_a_clip_of_its_own(make_video):
+    model = clip_model(fps=4.0)
+    for time_, level in ((0.0, 200), (0.25, 210), (0.5, 220)):  # another source's, a quarter of a second apart
+        assert model.push(np.full((*SIZE, 3), level, np.uint8), time_) is None
+    with open_source(make_video(frames=20)) as source:  # from 0 to 0.76 s
+        records_of(source, model)
+    assert len(model.engine.seen) == 1
+    assert model.engine.seen[0].mean((1, 2, 3)).max() < 195
+
+
 def test_only_a_due_clip_costs_the_engine(make_video):
     model = clip_model(stride=4)
     with open_source(make_video(frames=12)) as source:
