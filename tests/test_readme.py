@@ -121,7 +121,7 @@ def test_links_and_pictures_are_there(page):
 
 
 def test_pictures_are_small():
-    pictures = list((ROOT / "docs" / "images").iterdir())
+    pictures = list((ROOT / "docs" / "images").rglob("*.jpg"))
     assert pictures and all(path.stat().st_size <= 150_000 for path in pictures)
 
 
