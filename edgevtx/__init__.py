@@ -18,8 +18,10 @@ from edgevtx.errors import EdgevtxError as EdgevtxError
 from edgevtx.results import Classification as Classification
 from edgevtx.results import Detections as Detections
 from edgevtx.results import Features as Features
+from edgevtx.results import Masks as Masks
 from edgevtx.results import PanopticSegmentation as PanopticSegmentation
 from edgevtx.results import Result as Result
+from edgevtx.results import SemanticSegmentation as SemanticSegmentation
 
 if TYPE_CHECKING:
     from edgevtx.images import read_image as read_image
@@ -33,10 +35,12 @@ __all__ = [
     "Detections",
     "EdgevtxError",
     "Features",
+    "Masks",
     "ModelInfo",
     "PanopticSegmentation",
     "Predictor",
     "Result",
+    "SemanticSegmentation",
     "load",
     "read_image",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.results import Index, _positions
+from edgevtx.results.base import Index, positions
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -107,7 +107,7 @@ class MaskSet:
         return (self[item] for item in range(len(self)))
 
     def __getitem__(self, index: Index) -> MaskSet:
-        chosen = _positions(index, len(self))
+        chosen = positions(index, len(self))
         return MaskSet(self.size, tuple(self.crops[i] for i in chosen), self.offsets[chosen])
 
     # -- what they are -----------------------------------------------------------------------------------------

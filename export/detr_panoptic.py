@@ -244,7 +244,7 @@ def _reference(
 def _tiny_config() -> dict[str, Any]:
     config = detr._tiny_config()["detr"]
     backbone = {**config["backbone_config"], "out_features": list(STAGES)}
-    small = {"num_queries": 48, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    small = {"num_queries": 44, "d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     named = {"architectures": ["DetrForSegmentation"], "backbone_config": backbone}
     return {"detr": {**config, **small, **named}}  # a mask head counts channels and heads by eights
 

@@ -162,16 +162,15 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
         return _check(0, float("inf"), f"{len(found.maps)} maps, reference {len(reference.maps)}")
     pairs = [(reference.cls, found.cls), (reference.patches, found.patches)]
     pairs += zip(reference.maps[:-1], found.maps[:-1], strict=True)  # the last one is `patches`
-    if reference.attention is not None and found.attention is not None:  # a head's map as one vector
-        pairs.append(
-            (
-                reference.attention.reshape(len(reference.attention), -1),
-                found.attention.reshape(len(found.attention), -1),
-            )
-        )
+    looks = [
+        None if one.attention is None else one.attention.reshape(len(one.attention), -1) for one in (reference, found)
+    ]
+    pairs.append((looks[0], looks[1]))  # a head's map as one vector
     for want, got in pairs:
-        if want is None or got is None:
+        if want is None and got is None:
             continue
+        if want is None or got is None:
+            return _check(0, float("inf"), "a vector that one side lacks")
         want, got = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])
         if want.shape != got.shape:
             return _check(0, float("inf"), f"features {got.shape}, reference {want.shape}")

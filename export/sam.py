@@ -94,6 +94,11 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
             f"the image processor of {checkpoint.path} gives {preprocess.size}, but this model was trained for a "
             f"longest edge of {side} px; make size and image_size equal"
         )
+    if dict(processor.pad_size) != {**dict(processor.pad_size), "height": side, "width": side}:
+        raise CheckpointError(
+            f"the image processor of {checkpoint.path} pads to {dict(processor.pad_size)}, but this model sees "
+            f"{side}x{side} px; make pad_size and image_size equal"
+        )
 
     size = (side, side)
     texts = _text_part(checkpoint, vision.output_channels)

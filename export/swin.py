@@ -222,11 +222,11 @@ class Block(nn.Module):
         before, after = self.norms
         if self.post_norm:  # v2
             tokens = tokens + before(self.attend(tokens))
-            tokens = tokens + after(self.mlp(tokens))
-        else:
-            tokens = tokens + self.attend(before(tokens))
-            tokens = tokens + self.mlp(after(tokens))
-        return tokens
+            out: torch.Tensor = tokens + after(self.mlp(tokens))
+            return out
+        tokens = tokens + self.attend(before(tokens))
+        mixed: torch.Tensor = tokens + self.mlp(after(tokens))
+        return mixed
 
     def attend(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self.leave(self.attention(self.enter(tokens)))

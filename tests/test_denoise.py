@@ -233,7 +233,8 @@ def test_its_time_is_a_stage_of_its_own(
         assert list(model.stages) == names
         if how is not None:
             assert prepared.denoise_ms is not None
-            assert prepared.denoise_ms > prepared.milliseconds > 0
+            assert prepared.denoise_ms > 0
+            assert prepared.milliseconds > 0
 
 
 # -- parameters ------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def content(outputs: Arrays, decode: Decode | None) -> int:
 
 
 def find_empty(checks: Sequence[Check], precision: str) -> Check | None:
-    """A check that compared nothing and is missed: all, but for boxes where every one of the K best was compared."""
+    """A check that compared nothing and is missed: all but the task's answer where every value is judged (fp32)."""
     rows = TOLERANCES[precision].rows
     return next((check for check in checks if check.compared == 0 and not (rows and "task: " in check.name)), None)
 

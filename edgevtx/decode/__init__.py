@@ -39,7 +39,7 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     DetectDecode: (decode_detections, ("threshold", "top_k")),
     EmbedDecode: (decode_features, ()),
     KnnDecode: (decode_knn, ("threshold", "top_k", "bank")),
-    PanopticDecode: (decode_panoptic, ("threshold",)),
+    PanopticDecode: (decode_panoptic, ("threshold", "top_k")),
     PyramidDecode: (decode_pyramid, ()),
     SegmentDecode: (decode_segmentation, ("threshold",)),
     PromptDecode: (no_prompt, ("threshold", "top_k")),  # what is found without a prompt

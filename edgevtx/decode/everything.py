@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevtx.errors import InputError
+from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.masks import MaskSet
 
 Array = NDArray[Any]
@@ -118,9 +118,9 @@ def suppress(boxes: Array, scores: Array, overlap: float) -> NDArray[np.intp]:
 def remove_small_regions(masks: MaskSet, area: int) -> tuple[MaskSet, NDArray[np.bool_]]:
     """Fill holes and remove islands of fewer than `area` px; also which masks (N,) bool were left as they are.
 
-    The largest island stays whatever its size. Without OpenCV nothing is changed.
+    The largest island stays whatever its size. Raises `RuntimeUnavailableError` where OpenCV is missing.
     """
-    if area <= 0 or not _has_opencv():
+    if area <= 0:
         return masks, np.ones(len(masks), np.bool_)
     changed, same = [], []
     for mask in masks.dense():
@@ -133,8 +133,12 @@ def remove_small_regions(masks: MaskSet, area: int) -> tuple[MaskSet, NDArray[np
 
 def _without(mask: Array, area: int, kind: Literal["holes", "islands"]) -> tuple[Array, bool]:
     """The mask (H,W) without small holes or islands, and whether it had any."""
-    import cv2
-
+    try:
+        import cv2
+    except ImportError:
+        raise RuntimeUnavailableError(
+            'min_region_area needs OpenCV, which is not installed; pip install "edgevtx[opencv]", or leave it 0'
+        ) from None
     work = (mask ^ (kind == "holes")).astype(np.uint8)
     count, regions, stats, _ = cv2.connectedComponentsWithStats(work, connectivity=8)
     sizes = stats[1:, cv2.CC_STAT_AREA]
@@ -146,9 +150,3 @@ def _without(mask: Array, area: int, kind: Literal["holes", "islands"]) -> tuple
     kept = np.setdiff1d(np.arange(1, count), small)
     kept = kept if len(kept) else np.array([1 + int(sizes.argmax())])
     return np.isin(regions, kept), True
-
-
-def _has_opencv() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("cv2") is not None

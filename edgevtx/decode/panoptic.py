@@ -30,14 +30,16 @@ def decode_panoptic(
     labels: tuple[str, ...],
     *,
     threshold: float | None = None,
+    top_k: int | None = None,
 ) -> PanopticSegmentation:
     """One frame's outputs (see `PanopticDecode`) -> the segments of the frame, and the detections with their masks.
 
-    Queries that score strictly above `threshold` (None: the rule's) are detections; those of them for which "no
-    object" is not the likeliest class take part in the map.
+    Queries that score strictly above `threshold` (None: the rule's), and of those the `top_k` best, are detections;
+    those of them for which "no object" is not the likeliest class take part in the map.
     """
     limit = rule.threshold if threshold is None else threshold
     chosen = np.flatnonzero(outputs["scores"] > limit)
+    chosen = np.sort(chosen[np.argsort(-outputs["scores"][chosen], kind="stable")][:top_k])  # in the queries' order
     scores, class_ids = outputs["scores"][chosen], outputs["class_ids"][chosen].astype(np.int64)
     # of a padded batch only what shows the frame
     height, width = (-(-side // rule.stride) for side in geometry.input_size)
@@ -49,7 +51,7 @@ def decode_panoptic(
         order = np.argsort(-scores, kind="stable")  # as decode_detections sorts
         masks = threshold_maps(maps[order], resampling, np.float32(rule.mask_threshold) * scores[order])
         rule_of_boxes = DetectDecode(top_k=rule.top_k, threshold=limit)
-        found = decode_detections(boxes, geometry, rule_of_boxes, labels)
+        found = decode_detections(boxes, geometry, rule_of_boxes, labels, top_k=top_k)
         return dataclasses.replace(found, masks=masks)
 
     taking_part = np.flatnonzero(scores >= outputs["no_object"][chosen])

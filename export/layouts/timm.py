@@ -20,6 +20,21 @@ BILINEAR, BICUBIC = 2, 3
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": BILINEAR, "bicubic": BICUBIC, "box": 4, "hamming": 5}
 
 
+def refuse_changes(config: Mapping[str, Any], file: object) -> None:
+    """Raise `CheckpointError` where a ViT classifier differs from its architecture in what no tensor shows.
+
+    That is another pooling than the class token, or arguments of the model such as another activation.
+    """
+    pool = config.get("global_pool") or "token"
+    changed = sorted(set(config.get("model_args") or {}) - {"img_size", "num_classes"})
+    if pool != "token" or changed:
+        what = f"global_pool {pool!r}" if pool != "token" else f"model_args {', '.join(changed)}"
+        raise CheckpointError(
+            f"the config.json of {file} asks for {what}, which this family does not have; export a model that pools by "
+            "its class token and keeps its architecture's arguments"
+        )
+
+
 def shortest_then_crop(
     size: int, shortest: int, mean: Sequence[float], std: Sequence[float], resample: int = BICUBIC
 ) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def _classifier(source: Source) -> Reading:
     table = rules("deit.", _TEACHER_HEADS) if distilled else rules("vit.", _HEADS)
     size = int(config["image_size"])
     if source.timm:
+        timm.refuse_changes(source.timm, source.file)
         return Reading(config, timm.processor(source.timm, size), table)
     if distilled or source.wrapper:
         note = "images are prepared as DeiT's authors do: ImageNet's mean and deviation, the middle 7/8"

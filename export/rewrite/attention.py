@@ -87,7 +87,7 @@ def scale_of(node: ir.Node) -> float:
 def _spell_out(node: ir.Node) -> None:
     query, key, value = node.inputs[:3]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
-    asked = [name for name in ("is_causal", "softcap", "q_num_heads") if _is_set(node, name)]
+    asked = [name for name in ("is_causal", "softcap", "q_num_heads") if is_set(node, name)]
     asked += ["a key-value cache"] if any(node.inputs[4:]) or len(node.outputs) > 1 else []
     if asked:
         raise ExportError(f"{node.name}: attention with {' and '.join(asked)} cannot be lowered; export without it")
@@ -107,5 +107,6 @@ def _spell_out(node: ir.Node) -> None:
     replace(node, insert(node, "MatMul", [weights, value], "mix"))
 
 
-def _is_set(node: ir.Node, name: str) -> bool:
+def is_set(node: ir.Node, name: str) -> bool:
+    """Whether an attribute is there and not zero."""
     return name in node.attributes and bool(node.attributes[name].value)

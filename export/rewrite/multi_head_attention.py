@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevtx.export.rewrite.attention import scale_of
+from edgevtx.export.rewrite.attention import is_set, scale_of
 from edgevtx.export.rewrite.edit import constant, insert, ints, made_by, nodes, only_user, remove, replace, tensor_of
 
 DOMAIN = "com.microsoft"
@@ -31,6 +31,8 @@ def _use(node: ir.Node) -> bool:
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if (
         any(node.inputs[4:])
+        or is_set(node, "is_causal")
+        or is_set(node, "softcap")
         or (mask is not None and not _is_bias(mask, heads))
         or len(node.outputs) > 1
         or any(value is None or _sizes(value) is None for value in heads)
@@ -53,7 +55,7 @@ def _use(node: ir.Node) -> bool:
 
 
 def _is_bias(mask: ir.Value, heads: list[ir.Value | None]) -> bool:
-    """Whether a mask is a float32 constant (1 or N, 1 or heads, T, S) for queries (N,T,heads,d), keys (N,S,heads,d)."""
+    """Whether a mask is a float32 constant (1 or N, 1 or heads, T, S); queries (N,T,heads,d), keys (N,S,heads,d)."""
     tensor, query, key = tensor_of(mask), heads[0], heads[1]
     if tensor is None or tensor.dtype != ir.DataType.FLOAT or query is None or key is None:
         return False

@@ -27,7 +27,9 @@ def _fix(node: ir.Node) -> bool:
         if isinstance(size, int):
             sizes.append(size)
         else:
-            sizes.append(0 if axis < len(before) and before[axis] == str(size) else -1)
+            # two sizes without a name are both None, which does not make them equal
+            same = size.value is not None and axis < len(before) and before[axis] == str(size)
+            sizes.append(0 if same else -1)
     if sizes.count(-1) > 1 or 0 in list(target.shape):
         return False
     shape = constant(node, "shape", np.array(sizes, np.int64))

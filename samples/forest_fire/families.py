@@ -21,7 +21,7 @@ from transformers import (
 
 from .convergence import anchor_queries, dense_loss, dense_proposals, inherit_scores, local_start
 from .data import Renderer
-from .panoptic import PanopticDetr, mask_targets, panoptic_quality, see_attention, take_detector
+from .panoptic import PanopticDetr, mask_targets, panoptic_quality, start_from_detector
 from .prompter import REMEMBERED, SIDE, Prompter, prompt_targets, remembered_iou
 from .scenes import LABELS, Scene, render_dense, render_mixed, render_scene
 from .segmenter import Segmenter, class_targets, mean_iou, segmenter_processor
@@ -178,21 +178,16 @@ FAMILIES: dict[str, Family] = {
     "detr_panoptic": Family(
         build=PanopticDetr,
         processor=lambda: DetrImageProcessorPil(size={"shortest_edge": 208, "longest_edge": 374}),
-        render=render_mixed,
-        kind="mixed",
+        render=render_dense,
+        kind="dense",
         stored=((192, 256), (256, 192), (208, 320)),
         scenes=600,
         phases=((0.0, ((192, 192), (160, 240), (240, 160))), (0.6, ((208, 208), (208, 288), (288, 208), (208, 336)))),
-        batch=8,
-        steps=1500,
+        batch=4,
+        steps=5000,
         rate=4e-4,
         half=True,
-        prepare=take_detector,
-        # by then the detector has got used to its eight heads, and only the mask head goes on
-        hand_over=see_attention,
-        hand_over_share=1 / 3,
-        rest_share=1 / 3,
-        rest=("model.net.detr",),
+        prepare=start_from_detector,
         targets=mask_targets,
         judge=panoptic_quality,
     ),

@@ -16,6 +16,8 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, 
 
 from .scenes import LABELS, Scene
 
+# every pixel goes to some query: what is neither smoke nor flame needs one of its own
+NAMES = (*LABELS, "background")
 DETECTOR = Path(__file__).resolve().parents[2] / "tests" / "assets" / "tiny_detr"
 
 
@@ -41,8 +43,9 @@ def config() -> DetrConfig:
         decoder_attention_heads=4,
         dropout=0.0,
         eos_coefficient=0.1,
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: i for i, name in enumerate(LABELS)},
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: i for i, name in enumerate(NAMES)},
+        label_ids_to_fuse=[len(LABELS)],  # one background, whichever queries show it
     )
 
 
@@ -122,19 +125,24 @@ class PanopticDetr(nn.Module):
         DetrForSegmentation(config()).save_pretrained(folder, state_dict=kept)
 
 
-def take_detector(model: Any) -> None:
-    """Start from the small detector's weights; the mask head starts as the library draws it."""
-    model.model.net.detr.load_state_dict(DetrForObjectDetection.from_pretrained(DETECTOR).state_dict())
-
-
 @torch.no_grad()
-def see_attention(model: Any) -> None:
-    """Let the mask head see where a query looks, in place: the one thing that tells queries apart for it.
+def start_from_detector(model: Any) -> None:
+    """Start from the small detector's weights, and let the mask head see where a query looks.
 
-    The attention to all cells and heads sums to one, so that a cell's share is a thousandth of a feature.
+    That is the one thing that tells queries apart for it, and the attention to all cells and heads sums to one: a
+    cell's share is a thousandth of a feature.
     """
     net = model.model.net
+    state = DetrForObjectDetection.from_pretrained(DETECTOR).state_dict()
+    for name in ("class_labels_classifier.weight", "class_labels_classifier.bias"):
+        fresh = net.detr.state_dict()[name].clone()
+        fresh[: len(LABELS)], fresh[-1] = state[name][: len(LABELS)], state[name][-1]
+        state[name] = fresh
+    net.detr.load_state_dict(state)
     net.mask_head.conv1.conv.weight[:, net.config.d_model :] *= 300
+
+
+WHOLE = torch.tensor([[0.5, 0.5, 1.0, 1.0]])  # the box of the background
 
 
 def mask_targets(scenes: list[Scene], processor: Any) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
@@ -147,11 +155,11 @@ def mask_targets(scenes: list[Scene], processor: Any) -> tuple[torch.Tensor, lis
     for scene in scenes:
         boxes = torch.from_numpy(scene.boxes)
         centred = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
-        masks = scene.segments[None] == np.arange(1, 1 + len(boxes))[:, None, None]
+        masks = scene.segments[None] == np.r_[1 : 1 + len(boxes), 0][:, None, None]
         labels.append(
             {
-                "boxes": centred.float() / torch.tensor([width, height, width, height]),
-                "class_labels": torch.from_numpy(scene.class_ids),
+                "boxes": torch.cat([centred.float() / torch.tensor([width, height, width, height]), WHOLE]),
+                "class_labels": torch.cat([torch.from_numpy(scene.class_ids), torch.tensor([len(LABELS)])]),
                 "masks": torch.from_numpy(masks).float(),
             }
         )
@@ -171,10 +179,14 @@ def panoptic_quality(folder: Path, scenes: Iterable[Scene]) -> dict[str, float]:
     for scene in scenes:
         inputs = processor(images=np.ascontiguousarray(scene.frame[..., ::-1]), return_tensors="pt")
         found = processor.post_process_panoptic_segmentation(
-            model(**inputs), label_ids_to_fuse=set(), target_sizes=[scene.frame.shape[:2]]
+            model(**inputs), label_ids_to_fuse={len(LABELS)}, target_sizes=[scene.frame.shape[:2]]
         )[0]
         segmentation = found["segmentation"].numpy()
-        said = [(segmentation == one["id"], one["label_id"]) for one in found["segments_info"]]
+        said = [
+            (segmentation == one["id"], one["label_id"])
+            for one in found["segments_info"]
+            if one["label_id"] < len(LABELS)
+        ]
         true = [(scene.segments == i + 1, int(kind)) for i, kind in enumerate(scene.class_ids)]
         ious = [
             (first & second).sum() / max((first | second).sum(), 1) if a == b else 0.0

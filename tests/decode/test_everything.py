@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from edgevtx.decode.everything import (
     suppress,
     touches_crop,
 )
-from edgevtx.errors import InputError
+from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.masks import MaskSet
 
 
@@ -128,3 +130,9 @@ def test_small_holes_are_filled_and_small_islands_removed():
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(InputError, match=r"must|leave none"):
         Everything(**wrong)
+
+
+def test_small_regions_without_opencv_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(RuntimeUnavailableError, match=r"min_region_area needs OpenCV"):
+        remove_small_regions(MaskSet.from_dense(np.ones((1, 4, 4), np.bool_)), 3)

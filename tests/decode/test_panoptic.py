@@ -139,6 +139,18 @@ def test_detections_have_their_whole_masks() -> None:
     assert [row["mask"] for row in found.to_dict()["detections"]] == found.masks.rle()
 
 
+def test_the_best_few_give_what_they_give_where_there_are_no_others() -> None:
+    logits, masks = scene(24, (32, 43), 2)
+    outputs = outputs_of(logits, masks)
+    best = np.sort(np.argsort(-outputs["scores"][0], kind="stable")[:4])
+    rule = PanopticDecode(top_k=24, threshold=0.5, stride=4)
+    manifest: Any = SimpleNamespace(decode=rule, labels=LABELS)
+    few = decode(outputs, [plan((480, 640), PREPROCESS)], manifest, top_k=4)[0]
+    alone = answer({name: array[:, best] for name, array in outputs.items()}, (480, 640))
+    np.testing.assert_array_equal(few.segment_map, alone.segment_map)
+    assert few.segments == alone.segments and len(few.detections) == len(few.detections.masks) == 4
+
+
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_a_turned_part_of_the_frame_gives_the_turned_answer(rotation: int) -> None:
     """The roi is looked at upright: its answer is that of the upright cut-out, turned back and put in its place."""

@@ -1,4 +1,4 @@
-"""DETR panoptic beyond the registry's conformance: the mask head, padding, published names, DC5, refusals."""
+"""DETR panoptic beyond the registry's conformance: the mask head's shortcut, padding, published names, DC5."""
 
 from __future__ import annotations
 

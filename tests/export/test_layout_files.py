@@ -137,6 +137,10 @@ def test_a_directory_of_timm_is_opened_by_its_path_and_by_its_weights(tensors, t
     (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**size, "crop_mode": "border"}}))
     with pytest.raises(CheckpointError, match=r"crop_mode border; expected .*center or squash"):
         Checkpoint.open(tmp_path)
+    for change in ({"global_pool": "avg"}, {"model_args": {"act_layer": "quick_gelu"}}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match=r"global_pool 'avg'|model_args act_layer"):
+            Checkpoint.open(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"timm's config.json and 0 weight files"):
         Checkpoint.open(tmp_path)

@@ -26,6 +26,12 @@ def test_attention_over_flat_tensors(attributes, sizes, graph, rewritten):
     assert model.opset_imports["com.microsoft"] == 1
 
 
+@pytest.mark.parametrize("attributes", ["<is_causal = 1>", "<softcap = 2.0>"])
+def test_attention_that_the_operator_cannot_say_stays(attributes, graph):
+    text = f"({FLAT}) => (float[n,t,24] y) {{ {HEADS} [layer] a = Attention {attributes}(qh, kh, vh) {MERGE} }}"
+    assert use_multi_head_attention(graph(text, **CONSTANTS)) == 0
+
+
 def test_attention_over_tensors_that_come_with_heads(graph, rewritten):
     turns = "".join(TURN.format(name) for name in "qkv")
     text = f"""(float[n,t,3,8] q4, float[n,s,3,8] k4, float[n,s,3,8] v4, int64[3] flat) => (float[n,t,24] y)

@@ -28,3 +28,14 @@ def test_a_shape_that_zero_and_minus_one_can_say(source, target, parts, count, g
     assert rewritten(model, fix_reshapes, n=2, t=5) == count
     reshape = next(node for node in model.graph if node.op_type == "Reshape")
     assert (reshape.inputs[1].const_value is not None) == bool(count)
+
+
+def test_sizes_without_a_name_are_not_taken_for_equal(graph):
+    text = """(float[?,4] x, int64[1] rest) => (float[?,2] y)
+        { n1 = Shape <start = 0, end = 1>(x) twice = Add(n1, n1) shape = Concat <axis = 0>(twice, rest)
+          [layer] y = Reshape(x, shape) }"""
+    model = graph(text, rest=np.array([2]))
+    fix_reshapes(model)
+    reshape = next(node for node in model.graph if node.op_type == "Reshape")
+    constant = reshape.inputs[1].const_value
+    assert constant is None or constant.numpy().tolist() == [-1, 2]
