@@ -203,6 +203,9 @@ def _decode(data: bytes) -> Manifest:
         raise BundleError(f"{MANIFEST} names the graph {absent[0]} without listing its file; export the bundle again")
     if isinstance(manifest.decode, KnnDecode) and manifest.files and BANK not in names:
         raise BundleError(f"{MANIFEST} speaks of fitted vectors without listing {BANK}; fit the bundle again")
+    text = getattr(manifest.decode, "text", None)
+    if text is not None and text.file not in names:
+        raise BundleError(f"{MANIFEST} names the tokenizer {text.file} without listing its file; export it again")
     return manifest
 
 

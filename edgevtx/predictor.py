@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edgevtx.bundle import Bundle
-from edgevtx.decode import decode
+from edgevtx.decode import check_finite, decode
 from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
@@ -214,7 +214,9 @@ class Predictor:
 
     def run_part(self, part: str, inputs: Arrays) -> Arrays:
         """Run a further network of the bundle: outputs by name, as `manifest.parts` lists them."""
-        return self._part_runtimes[part].run(inputs)
+        outputs = self._part_runtimes[part].run(inputs)
+        check_finite(outputs)
+        return outputs
 
     def decode(
         self, outputs: Arrays, prepared: Prepared, *, threshold: float | None = None, top_k: int | None = None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from edgevtx.decode import check_options
+from edgevtx.decode import check_finite, check_options
 from edgevtx.decode.everything import (
     Everything,
     crop_boxes,
@@ -23,12 +23,12 @@ from edgevtx.decode.everything import (
 )
 from edgevtx.decode.prompt import decode_prompts, resampling, stability_scores
 from edgevtx.decode.upsample import threshold_maps
-from edgevtx.errors import BundleError, InputError, VerificationError
+from edgevtx.errors import BundleError, InputError
 from edgevtx.geometry import Geometry
 from edgevtx.manifest import PromptDecode
 from edgevtx.masks import MaskSet
 from edgevtx.predictor import Predictor, Prepared
-from edgevtx.preprocess import state_valid
+from edgevtx.preprocess import check_frame, state_valid
 from edgevtx.prompts import Prompts, check_inside, encode_prompts, read_prompts
 from edgevtx.results import Masks, Result
 from edgevtx.runtimes.base import Array, Arrays
@@ -54,12 +54,15 @@ class PromptPredictor(Predictor):
     (see `ask`). Serves one thread at a time; a clone has no image yet.
     """
 
-    everything: Everything = field(default_factory=Everything)
+    everything: Everything = None  # type: ignore[assignment] # what the manifest says, unless it is set
     question: Prompts | None = None
     multimask: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if cast("Everything | None", self.everything) is None:
+            names = ("points_per_side", "iou_threshold", "stability_threshold", "overlap")
+            self.everything = Everything(**{name: getattr(self.rule, name) for name in names})
         self._scene: Scene | None = None
 
     @property
@@ -81,7 +84,8 @@ class PromptPredictor(Predictor):
         rotation: int = 0,
     ) -> None:
         """Look at a frame (H,W,3) uint8, which the next prompts are about; options as of `model(frame)`."""
-        prepared = super().prepare(frame, color=color, roi=roi, rotation=rotation)
+        self._scene = None  # a frame that cannot be used must not leave the one before it
+        prepared = self._prepare_many([frame], color, roi=roi, rotation=rotation)
         self._scene = Scene(self._embed(prepared)[:1], prepared.geometries[0])
 
     def predict(
@@ -144,10 +148,11 @@ class PromptPredictor(Predictor):
         """
         settings = settings or self.everything
         found = []
-        for box, layer in crop_boxes((frame.shape[0], frame.shape[1]), settings.crop_layers):
-            prepared = super().prepare(frame, color=color, roi=box)
+        height, width = check_frame(frame).shape[:2]
+        for box, layer in crop_boxes((height, width), settings.crop_layers):
+            prepared = self._prepare_many([frame], color, roi=box)
             scene = Scene(self._embed(prepared)[:1], prepared.geometries[0])
-            found.append(self._keep(self._search(scene, settings, layer), scene.geometry, settings))
+            found.append(self._keep(self._search(scene, settings, layer), scene.geometry, settings, crop=layer > 0))
         return _best_of(found, settings)
 
     # -- the three steps of a pipeline ---------------------------------------------------------------------------
@@ -172,12 +177,6 @@ class PromptPredictor(Predictor):
             return super().__call__(frame, threshold=threshold, top_k=top_k, **options)
         finally:
             self.everything = before
-
-    def prepare(self, frame: Array, **options: Any) -> Prepared:
-        prepared = super().prepare(frame, **options)
-        if self.question is not None:
-            check_inside(self.question, prepared.geometries[0])
-        return prepared
 
     def infer(self, prepared: Prepared) -> Arrays:
         """The embedding, and of the decoder's answers what may be kept: `low_res_logits`, `iou`, and `frame` (n,), the
@@ -214,7 +213,7 @@ class PromptPredictor(Predictor):
             if self.question is not None:
                 results.append(decode_prompts(mine, geometry, self.rule, multimask=self.multimask))
                 continue
-            found = _best_of([self._keep(mine, geometry, self.everything)], self.everything)
+            found = _best_of([self._keep(mine, geometry, self.everything, crop=False)], self.everything)
             if threshold is not None:
                 found = found[found.iou[:, 0] > threshold]
             results.append(found[:top_k])
@@ -228,17 +227,16 @@ class PromptPredictor(Predictor):
     ) -> Prepared:
         """As the parent's; outside the size that shows a letterboxed frame, normalised pixels become zero."""
         prepared = super()._prepare_many(frames, color, **options)
+        if self.question is not None:
+            for geometry in prepared.geometries:
+                check_inside(self.question, geometry)
         return dataclasses.replace(prepared, inputs=state_valid(prepared.inputs, prepared.geometries))
 
     def _embed(self, prepared: Prepared) -> Array:
         """(N,C,h,w), a copy."""
-        embedding = np.array(self._runtime.run(prepared.inputs)["embedding"], np.float32)
-        if not np.isfinite(embedding).all():
-            raise VerificationError(
-                "the engine gave NaN or infinity in 'embedding', which means that its precision overflows or that it "
-                "is damaged; choose fp32, or run edgevtx verify on the bundle"
-            )
-        return embedding
+        outputs = self._runtime.run(prepared.inputs)
+        check_finite(outputs)
+        return np.array(outputs["embedding"], np.float32)
 
     def _decode_prompts(self, scene: Scene, prompts: Prompts) -> Arrays:
         """`low_res_logits` (N,M,h,w) and `iou` (N,M) of all masks for N prompts, in their order."""
@@ -292,8 +290,8 @@ class PromptPredictor(Predictor):
             ious.append(outputs["iou"][:, 1:][keep][:, None])
         return {"low_res_logits": np.concatenate(logits), "iou": np.concatenate(ious)}
 
-    def _keep(self, found: Arrays, geometry: Geometry, settings: Everything) -> Masks:
-        """Of one crop's masks those that are stable and do not end at the crop's edge."""
+    def _keep(self, found: Arrays, geometry: Geometry, settings: Everything, *, crop: bool) -> Masks:
+        """The masks that are stable and, of a `crop` that overlaps others, do not end at its edge."""
         logits, iou = found["low_res_logits"], found["iou"]
         stability = stability_scores(logits[:, 0], geometry, self.rule)
         stable = stability > settings.stability_threshold
@@ -301,7 +299,8 @@ class PromptPredictor(Predictor):
         masks = threshold_maps(
             np.ascontiguousarray(logits[:, 0]), resampling(geometry, self.rule), self.rule.mask_threshold
         )
-        whole = ~touches_crop(last_pixels(masks), geometry.roi, geometry.frame_size)
+        cut = touches_crop(last_pixels(masks), geometry.roi, geometry.frame_size)
+        whole = ~cut if crop else np.ones(len(masks), np.bool_)
         return Masks(
             masks[whole], iou[whole], logits[whole], geometry, self.rule, known_stability=stability[whole][:, None]
         )

@@ -158,7 +158,7 @@ def _read_points(points: Any) -> tuple[Array, ...]:
         items = [_array(item, wanted) for item in points]
     else:
         array = _array(points, wanted)
-        items = [array] if array.ndim == 2 else list(array)
+        items = list(array) if array.ndim > 2 else [array]
     if not items or any(item.ndim != 2 or item.shape[1] != 2 for item in items):
         raise InputError(f"{wanted}, but got {np.shape(points) if len(items) < 2 else [item.shape for item in items]}")
     if any(len(item) == 0 for item in items):
@@ -176,7 +176,7 @@ def _read_labels(labels: Any, points: tuple[Array, ...] | None) -> tuple[Array, 
         items = [_array(item, wanted) for item in labels]
     else:
         array = _array(labels, wanted)
-        items = [array] if array.ndim == 1 else list(array)
+        items = list(array) if array.ndim > 1 else [array]
     found = [item.shape for item in items]
     if found != [(len(item),) for item in points]:
         raise InputError(f"{wanted}, but got shapes {found}; give 1 for a point on the object, 0 for one not on it")

@@ -18,6 +18,12 @@ PREPROCESS = Preprocess(
 GEOMETRY = plan((90, 200), PREPROCESS)
 
 
+@pytest.mark.parametrize("given", [{"points": 5}, {"points": [[1, 2]], "point_labels": 1}])
+def test_single_numbers_are_no_prompts(given):
+    with pytest.raises(InputError, match="must be"):
+        read_prompts(**given, rule=RULE)
+
+
 @pytest.mark.parametrize(
     ("points", "counts"),
     [

@@ -67,12 +67,7 @@ def decode(
     rule = manifest.decode
     windows = manifest.preprocess.windows if isinstance(rule, SegmentDecode) else None
     check_options(rule, threshold, top_k)
-    for name, array in outputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array[: None if windows else len(geometries)]).all():
-            raise VerificationError(
-                f"the engine gave NaN or infinity in {name!r}, which means that its precision overflows or that it is "
-                "damaged; choose fp32, or run edgevtx verify on the bundle"
-            )
+    check_finite({name: array[: None if windows else len(geometries)] for name, array in outputs.items()})
     given = (("threshold", threshold), ("top_k", top_k), ("bank", bank))
     row, accepted = _DECODERS[type(rule)]
     options = {name: value for name, value in given if name in accepted}
@@ -82,6 +77,16 @@ def decode(
     return [
         row(one, geometry, rule, manifest.labels, **options) for one, geometry in zip(rows, geometries, strict=True)
     ]
+
+
+def check_finite(outputs: Arrays) -> None:
+    """Raise `VerificationError` where an engine gave NaN or infinity."""
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise VerificationError(
+                f"the engine gave NaN or infinity in {name!r}, which means that its precision overflows or that it is "
+                "damaged; choose fp32, or run edgevtx verify on the bundle"
+            )
 
 
 def takes(rule: Decode, option: str) -> bool:
@@ -108,4 +113,4 @@ def check_options(rule: Decode, threshold: float | None, top_k: int | None) -> N
         )
 
 
-__all__ = ["check_options", "decode", "takes"]
+__all__ = ["check_finite", "check_options", "decode", "takes"]

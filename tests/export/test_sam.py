@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 import edgevtx  # noqa: E402
 from edgevtx.decode.everything import Everything  # noqa: E402
-from edgevtx.errors import CheckpointError, InputError  # noqa: E402
+from edgevtx.errors import CheckpointError, InputError, VerificationError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
@@ -238,6 +239,35 @@ def test_prompts_that_cannot_be_answered(model, photos):
 # -- everything, and pipelines ---------------------------------------------------------------------------------
 
 LOOSE = Everything(points_per_side=5, iou_threshold=0.3, stability_threshold=0.0, overlap=1.0, batch=7)
+
+
+def test_a_decoder_that_gives_nan_never_means_that_nothing_was_found(model, photos, monkeypatch):
+    run = model._part_runtimes["decoder"].run
+    broken = SimpleNamespace(run=lambda inputs: {**run(inputs), "iou": np.full((len(inputs["points"]), 4), np.nan)})
+    monkeypatch.setitem(model._part_runtimes, "decoder", broken)
+    model.set_image(photos["coffee"])
+    for ask in (lambda: model.predict(points=[[5, 5]]), lambda: model(photos["coffee"])):
+        with pytest.raises(VerificationError, match="NaN or infinity in 'iou'"):
+            ask()
+
+
+def test_a_frame_that_cannot_be_used_leaves_no_image_behind(model, photos):
+    model.set_image(photos["coffee"])
+    with pytest.raises(InputError, match="a frame must be"):
+        model.set_image(np.zeros((4, 4), np.float32))
+    with pytest.raises(InputError, match="call set_image"):
+        model.predict(points=[[5, 5]])
+    with pytest.raises(InputError, match="a frame must be"):
+        model.segment_everything(None)
+
+
+def test_a_question_outside_one_frame_of_a_batch_is_refused(model, photos):
+    model.ask(points=[[600, 10]])
+    try:
+        with pytest.raises(InputError, match="frame"):
+            model.batch([photos["coffee"], photos["coffee"][:, :300].copy()])
+    finally:
+        model.question = None
 
 
 def test_a_frame_alone_segments_everything(model, photos):
