@@ -49,10 +49,10 @@ def draw_detections(frame: Array, found: Detections) -> Frame:
 
     Colours go by class; the best detection is drawn last, over the others.
     """
-    canvas = _canvas(frame)
+    canvas = canvas_of(frame)
     height, width = canvas.shape[:2]
     if found.masks is not None:
-        _check_size(found.masks.size, canvas)
+        check_size(found.masks.size, canvas)
         for i in reversed(range(len(found))):
             x, y = found.masks.offsets[i].tolist()
             crop = found.masks.crops[i]
@@ -83,8 +83,8 @@ def draw_panoptic(frame: Array, found: PanopticSegmentation) -> Frame:
     Colours go by class, and vary a little among the segments of one. A label lies where its segment is widest; those
     of segments that have no room for a word are left out.
     """
-    canvas = _canvas(frame)
-    _check_size(found.segment_map.shape, canvas)
+    canvas = canvas_of(frame)
+    check_size(found.segment_map.shape, canvas)
     if not found.segments:
         return canvas
     best = {segment.id: segment for segment in reversed(found.segments)}
@@ -162,7 +162,8 @@ def _places(segment_map: NDArray[np.int32], ids: Iterable[int]) -> dict[int, tup
     return places
 
 
-def _check_size(size: tuple[int, ...], canvas: Frame) -> None:
+def check_size(size: tuple[int, ...], canvas: Frame) -> None:
+    """Raise `InputError` unless masks of `size` (h,w) are of the frame that is drawn on."""
     if tuple(size) != canvas.shape[:2]:
         raise InputError(
             f"these masks are of a frame of {tuple(size)}, but got one of {canvas.shape[:2]} (height, width); draw on "
@@ -172,7 +173,7 @@ def _check_size(size: tuple[int, ...], canvas: Frame) -> None:
 
 def draw_classification(frame: Array, found: Classification) -> Frame:
     """A copy of `frame` (H,W,3) uint8 BGR with the five best classes listed in its upper left corner."""
-    canvas = _canvas(frame)
+    canvas = canvas_of(frame)
     top = 0
     for i in range(min(_LISTED, len(found))):
         colour = PALETTE[int(found.class_ids[0]) % len(PALETTE)] if i == 0 else _DARK
@@ -188,8 +189,8 @@ def draw_segmentation(frame: Array, found: SemanticSegmentation) -> Frame:
     A class named "background" and pixels that were not looked at stay as they are. The legend lists the classes with
     the largest shares.
     """
-    canvas = _canvas(frame)
-    _check_size(found.class_map.shape, canvas)
+    canvas = canvas_of(frame)
+    check_size(found.class_map.shape, canvas)
     present = [item for item in found.present() if found.labels[item[0]] != _UNCOLOURED]
     colours = {i: _shade(PALETTE[i % len(PALETTE)], i // len(PALETTE)) for i, _ in present}
     # what becomes of each brightness under each class, in three channels; the first row is what was not looked at
@@ -215,7 +216,7 @@ def draw_features(frame: Array, found: Features) -> Frame:
     Where the patch grid does not reach (cut off by a centred crop, outside the roi) the frame stays as it is. Where
     there is attention, its heads lie in a row along the lower edge, a quarter of the frame high at most.
     """
-    canvas = _canvas(frame)
+    canvas = canvas_of(frame)
     if found.patches.size == 0:
         return canvas
     height, width = canvas.shape[:2]
@@ -242,7 +243,7 @@ def draw_pyramid(frame: Array, found: Features) -> Frame:
 
     Each tile is the whole frame, made smaller, under that scale's principal components, with the stride in its corner.
     """
-    canvas = _canvas(frame)
+    canvas = canvas_of(frame)
     height, width = canvas.shape[:2]
     across = math.ceil(math.sqrt(len(found.maps)))
     down = math.ceil(len(found.maps) / across)
@@ -316,7 +317,7 @@ def heat(values: NDArray[np.float32]) -> Frame:
 # -- pixels ----------------------------------------------------------------------------------------------------
 
 
-def _canvas(frame: Array) -> Frame:
+def canvas_of(frame: Array) -> Frame:
     """A copy of the frame to draw on; grey becomes three channels."""
     image = check_frame(frame)
     return image.copy(order="C") if image.ndim == 3 else np.stack([image] * 3, -1)

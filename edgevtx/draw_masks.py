@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevtx.draw import PALETTE
-from edgevtx.errors import InputError
+from edgevtx.draw import PALETTE, canvas_of, check_size
 from edgevtx.masks import MaskSet
-from edgevtx.preprocess import check_frame
 
 VEIL = 0.5  # weight of a mask's colour over the frame
 
@@ -20,13 +18,8 @@ def draw_masks(frame: NDArray[Any], masks: MaskSet) -> NDArray[np.uint8]:
 
     Raises `InputError` for masks of another frame's size.
     """
-    image = check_frame(frame)
-    canvas = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, 2))
-    if masks.size != canvas.shape[:2]:
-        raise InputError(
-            f"these masks are of a frame of {masks.size}, but got one of {canvas.shape[:2]} (height, width); draw on "
-            "the frame that the model was given"
-        )
+    canvas = canvas_of(frame)
+    check_size(masks.size, canvas)
     for item in np.argsort(-masks.areas, kind="stable"):
         crop, (x, y) = masks.crops[item], masks.offsets[item]
         if not crop.size:

@@ -17,15 +17,15 @@ from torch import nn
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.classes import Classes, choose_classes
 from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.layouts import names_for
 from edgevtx.export.patches import pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, needless_frame, pixels_spec
-from edgevtx.export.vit import TOP_K, Activation, activate
+from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
 from edgevtx.geometry import plan
-from edgevtx.manifest import ClassifyDecode, Preprocess, PyramidDecode, ShortestEdge, TensorInfo
+from edgevtx.manifest import Preprocess, PyramidDecode, ShortestEdge, TensorInfo
 from edgevtx.results import Classification, Features
 from edgevtx.runtimes.base import Array
 
@@ -329,17 +329,15 @@ def _positions(embeddings: Any, size: Grid, grid: Grid) -> torch.Tensor | None:
 class Classifier(nn.Module):
     """pixels (N,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
 
-    def __init__(self, model: Any, encoder: Encoder, frames: Frames, activation: Activation, top_k: int) -> None:
+    def __init__(self, model: Any, encoder: Encoder, frames: Frames, classes: Classes) -> None:
         super().__init__()
         self.frames, self.encoder = frames, encoder
         self.norm, self.classifier = getattr(model, model.base_model_prefix).layernorm, model.classifier
-        self.activation, self.top_k = activation, top_k
+        self.classes = classes
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = self.norm(self.encoder(self.frames(pixels))[-1])
-        scores = activate(self.classifier(tokens.mean(1)), self.activation)
-        best, class_ids = scores.topk(self.top_k, dim=-1)
-        return best, class_ids
+        return self.classes.best(self.classifier(tokens.mean(1)))
 
 
 class Pyramid(nn.Module):
@@ -400,30 +398,23 @@ def _build_classifier(checkpoint: Checkpoint, options: BuildOptions) -> Traceabl
         )
     model = _load(checkpoint, "ForImageClassification", ())
     processor, preprocess, size = _preprocess(checkpoint, model.config, replace(options, frame=None))
-    labels = class_names(model.config, options.labels)
-    top_k = min(TOP_K, len(labels)) if options.top_k is None else options.top_k
-    if not 1 <= top_k <= len(labels):
-        raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
-    activation: Activation = "sigmoid" if model.config.problem_type == "multi_label_classification" else "softmax"
+    classes = choose_classes(model.config, options)
     prefix = model.base_model_prefix
     traced = traced_copy(model, f"{prefix}.embeddings.patch_embeddings.projection", preprocess)
     encoder = Encoder(getattr(traced, prefix), size, clamp=checkpoint.model_type == "swin")
     return Traceable(
         family=RECIPE.family,
         task="classify",
-        module=Classifier(traced, encoder, Frames(preprocess), activation, top_k).eval(),
+        module=Classifier(traced, encoder, Frames(preprocess), classes).eval(),
         inputs=(pixels_spec(options.batch, size),),
-        outputs=(
-            TensorInfo(name="scores", shape=(options.batch, top_k), dtype="float32"),
-            TensorInfo(name="class_ids", shape=(options.batch, top_k), dtype="int64"),
-        ),
+        outputs=classes.outputs(options.batch),
         dynamic=batch_dimension(options.batch, "pixels"),
         trace_size=size,
         other_size=size,
         preprocess=preprocess,
-        decode=ClassifyDecode(top_k=top_k, activation=activation),
-        labels=labels,
-        reference=partial(_classify_reference, model, processor, labels, activation, top_k),
+        decode=classes.decode,
+        labels=classes.labels,
+        reference=partial(_classify_reference, model, processor, classes),
         notes=needless_frame(options.frame, size),
     )
 
@@ -522,15 +513,11 @@ def _preprocess(checkpoint: Checkpoint, config: Any, options: BuildOptions) -> t
     return processor, preprocess_of(processor, options.resize), fixed
 
 
-def _classify_reference(
-    model: Any, processor: Any, labels: tuple[str, ...], activation: Activation, top_k: int, frame: Array
-) -> Classification:
+def _classify_reference(model: Any, processor: Any, classes: Classes, frame: Array) -> Classification:
     """The processor, the model and softmax (or sigmoid), as transformers' image classification pipeline has it."""
     with torch.no_grad():
         pixels = reference_inputs(processor, [frame])["pixel_values"]
-        scores, class_ids = activate(model(pixels, **_any_size(model)).logits, activation)[0].topk(top_k)
-    ids = class_ids.numpy()
-    return Classification(ids, scores.numpy(), tuple(labels[index] for index in ids))
+        return classes.result(model(pixels, **_any_size(model)).logits)
 
 
 def _backbone_reference(

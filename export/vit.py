@@ -7,14 +7,14 @@ transformers & distillation through attention", 2021.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from edgevtx.errors import CheckpointError, InputError
+from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.classes import Classes, choose_classes
 from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.layouts import names_for
 from edgevtx.export.models.hybrid_vit import (
@@ -26,36 +26,25 @@ from edgevtx.export.models.hybrid_vit import (
 from edgevtx.export.patches import fold_positions, pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, needless_frame, pixels_spec
-from edgevtx.manifest import ClassifyDecode, Preprocess, TensorInfo
+from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
+from edgevtx.manifest import Preprocess
 from edgevtx.results import Classification
 from edgevtx.runtimes.base import Array
 
-Activation = Literal["softmax", "sigmoid"]
-
-TOP_K = 5
 UNUSED = ("pooler.", "vit.pooler.", "deit.pooler.")
 
 
 class Classifier(nn.Module):
     """pixels (N,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
 
-    def __init__(self, model: nn.Module, frames: Frames, activation: Activation, top_k: int) -> None:
+    def __init__(self, model: nn.Module, frames: Frames, classes: Classes) -> None:
         super().__init__()
         self.frames = frames
         self.model = model
-        self.activation = activation
-        self.top_k = top_k
+        self.classes = classes
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = activate(self.model(pixel_values=self.frames(pixels)).logits, self.activation)
-        best, class_ids = scores.topk(self.top_k, dim=-1)
-        return best, class_ids
-
-
-def activate(logits: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Logits (N,C) -> scores in 0..1: softmax, or sigmoid where classes do not exclude each other."""
-    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+        return self.classes.best(self.model(pixel_values=self.frames(pixels)).logits)
 
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
@@ -103,47 +92,29 @@ def classifier(
     """
     size = fixed_size(preprocess)
     assert size is not None
-    labels = class_names(config, options.labels)
-    top_k = min(TOP_K, len(labels)) if options.top_k is None else options.top_k
-    if not 1 <= top_k <= len(labels):
-        raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
-    activation: Activation = "sigmoid" if config.problem_type == "multi_label_classification" else "softmax"
+    classes = choose_classes(config, options)
     return Traceable(
         family=recipe.family,
         task=recipe.task,
-        module=Classifier(traced, Frames(preprocess), activation, top_k).eval(),
+        module=Classifier(traced, Frames(preprocess), classes).eval(),
         inputs=(pixels_spec(options.batch, size),),
-        outputs=(
-            TensorInfo(name="scores", shape=(options.batch, top_k), dtype="float32"),
-            TensorInfo(name="class_ids", shape=(options.batch, top_k), dtype="int64"),
-        ),
+        outputs=classes.outputs(options.batch),
         dynamic=batch_dimension(options.batch, "pixels"),
         trace_size=size,
         other_size=size,
         preprocess=preprocess,
-        decode=ClassifyDecode(top_k=top_k, activation=activation),
-        labels=labels,
-        reference=partial(_reference, model, processor, labels, activation, top_k, arguments),
+        decode=classes.decode,
+        labels=classes.labels,
+        reference=partial(_reference, model, processor, classes, arguments),
         notes=needless_frame(options.frame, size),
     )
 
 
-def _reference(
-    model: Any,
-    processor: Any,
-    labels: tuple[str, ...],
-    activation: Activation,
-    top_k: int,
-    arguments: dict[str, Any],
-    frame: Array,
-) -> Classification:
+def _reference(model: Any, processor: Any, classes: Classes, arguments: dict[str, Any], frame: Array) -> Classification:
     """The processor, the model and softmax (or sigmoid), as transformers' image classification pipeline has it."""
     with torch.no_grad():
         inputs = reference_inputs(processor, [frame])
-        logits = model(pixel_values=inputs["pixel_values"], **arguments).logits
-        scores, class_ids = activate(logits, activation)[0].topk(top_k)
-    ids = class_ids.numpy()
-    return Classification(ids.astype(np.int64), scores.numpy(), tuple(labels[index] for index in ids))
+        return classes.result(model(pixel_values=inputs["pixel_values"], **arguments).logits)
 
 
 def _model_class(checkpoint: Checkpoint) -> Any:

@@ -12,19 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import nn
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.classes import Classes, choose_classes
 from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.models.vivit import Settings, make
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, class_names, needless_frame, pixels_spec
-from edgevtx.export.vit import TOP_K, Activation, activate
-from edgevtx.manifest import ClassifyDecode, Clip, Preprocess, TensorInfo
+from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
+from edgevtx.manifest import Clip, Preprocess
 from edgevtx.preprocess import sample_clip
 from edgevtx.results import Classification
 from edgevtx.runtimes.base import Array
@@ -36,17 +35,14 @@ KINETICS_FPS = 12.5
 class ClipClassifier(nn.Module):
     """pixels (N,T,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
 
-    def __init__(self, model: nn.Module, frames: Frames, activation: Activation, top_k: int) -> None:
+    def __init__(self, model: nn.Module, frames: Frames, classes: Classes) -> None:
         super().__init__()
         self.frames = frames
         self.model = model
-        self.activation = activation
-        self.top_k = top_k
+        self.classes = classes
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = activate(logits_of(self.model, self.frames(pixels)), self.activation)
-        best, class_ids = scores.topk(self.top_k, dim=-1)
-        return best, class_ids
+        return self.classes.best(logits_of(self.model, self.frames(pixels)))
 
 
 def logits_of(model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
@@ -64,30 +60,23 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     model = _load(checkpoint, settings)
     processor, preprocess = _preprocess(checkpoint, settings, options)
 
-    labels = class_names(_named(model, settings), options.labels)
-    top_k = min(TOP_K, len(labels)) if options.top_k is None else options.top_k
-    if not 1 <= top_k <= len(labels):
-        raise InputError(f"top_k is {top_k}, this checkpoint has {len(labels)} classes; choose 1 to {len(labels)}")
-    activation: Activation = "sigmoid" if settings.problem_type == "multi_label_classification" else "softmax"
+    classes = choose_classes(_named(model, settings), options)
 
     prefix = "vivit.embeddings." if settings.attention == "spatio_temporal" else ""
     traced = traced_copy(model, f"{prefix}patch_embeddings.projection", preprocess)
     return Traceable(
         family=RECIPE.family,
         task=RECIPE.task,
-        module=ClipClassifier(traced, Frames(preprocess), activation, top_k).eval(),
+        module=ClipClassifier(traced, Frames(preprocess), classes).eval(),
         inputs=(pixels_spec(options.batch, settings.size, settings.num_frames),),
-        outputs=(
-            TensorInfo(name="scores", shape=(options.batch, top_k), dtype="float32"),
-            TensorInfo(name="class_ids", shape=(options.batch, top_k), dtype="int64"),
-        ),
+        outputs=classes.outputs(options.batch),
         dynamic=batch_dimension(options.batch, "pixels"),
         trace_size=settings.size,
         other_size=settings.size,
         preprocess=preprocess,
-        decode=ClassifyDecode(top_k=top_k, activation=activation),
-        labels=labels,
-        reference=partial(_reference, model, processor, labels, activation, top_k, settings.num_frames),
+        decode=classes.decode,
+        labels=classes.labels,
+        reference=partial(_reference, model, processor, classes, settings.num_frames),
         notes=(*needless_frame(options.frame, settings.size), *_assumed_rate(settings, options)),
     )
 
@@ -113,10 +102,12 @@ def _load(checkpoint: Checkpoint, settings: Settings) -> nn.Module:
 
 
 def _named(model: Any, settings: Settings) -> Any:
-    """What has the classes' names by number as `id2label`."""
+    """What has the classes' names by number as `id2label`, and `problem_type`."""
     if hasattr(model, "config"):
         return model.config
-    return SimpleNamespace(id2label={int(key): name for key, name in settings.id2label.items()})
+    return SimpleNamespace(
+        id2label={int(key): name for key, name in settings.id2label.items()}, problem_type=settings.problem_type
+    )
 
 
 def _preprocess(checkpoint: Checkpoint, settings: Settings, options: BuildOptions) -> tuple[Any, Preprocess]:
@@ -149,22 +140,13 @@ def _assumed_rate(settings: Settings, options: BuildOptions) -> tuple[str, ...]:
 
 
 def _reference(
-    model: nn.Module,
-    processor: Any,
-    labels: tuple[str, ...],
-    activation: Activation,
-    top_k: int,
-    frames: int,
-    clip: Array | Sequence[Array],
+    model: nn.Module, processor: Any, classes: Classes, frames: int, clip: Array | Sequence[Array]
 ) -> Classification:
     """Uniform sampling, the processor, the model and softmax (or sigmoid), as transformers' pipeline has it."""
     chosen = [clip[index][..., ::-1].copy() for index in sample_clip(len(clip), frames)]
     with torch.no_grad():
         batch = processor(chosen, return_tensors="np", input_data_format="channels_last")
-        logits = logits_of(model, torch.from_numpy(batch["pixel_values"]))
-        scores, class_ids = activate(logits, activation)[0].topk(top_k)
-    ids = class_ids.numpy()
-    return Classification(ids.astype(np.int64), scores.numpy(), tuple(labels[index] for index in ids))
+        return classes.result(logits_of(model, torch.from_numpy(batch["pixel_values"])))
 
 
 def _tiny_config() -> dict[str, Any]:

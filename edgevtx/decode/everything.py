@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevtx.decode.detect import suppress as suppress_classes
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.masks import MaskSet
 
@@ -102,17 +103,8 @@ def touches_crop(boxes: Array, crop: Box, size: tuple[int, int]) -> NDArray[np.b
 def suppress(boxes: Array, scores: Array, overlap: float) -> NDArray[np.intp]:
     """Non-maximum suppression: which boxes (N,4) xyxy stay, best first, none overlapping a better one by more (IoU)."""
     order = np.argsort(-scores, kind="stable")
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept: list[int] = []
-    while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(int(best))
-        low = np.maximum(boxes[best, :2], boxes[rest, :2])
-        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.clip(high - low, 0, None).prod(1)
-        union = areas[best] + areas[rest] - shared
-        order = rest[shared <= overlap * union]
-    return np.array(kept, np.intp)
+    one_class = np.zeros(len(boxes), np.int64)
+    return np.asarray(order[suppress_classes(boxes[order], one_class, overlap)], np.intp)
 
 
 def remove_small_regions(masks: MaskSet, area: int) -> tuple[MaskSet, NDArray[np.bool_]]:
