@@ -105,16 +105,27 @@ def in_fresh_process(script: Path | str, *arguments: str, code: bool = False) ->
 
 @dataclass(frozen=True)
 class Demand:
-    """A figure that the project holds itself to, and what was found. `limit` reads "<= 8" or ">= 0.93"."""
+    """A figure that the project holds itself to, and what was found. `limit` reads "<= 8" or ">= 0.93".
+
+    `interval` is the 95% interval of a figure that has one: a limit inside it is neither met nor missed.
+    """
 
     what: str
     limit: str
     found: float
+    interval: tuple[float, float] | None = None
+
+    def allows(self, value: float) -> bool:
+        """Whether a figure keeps to the limit."""
+        sign, limit = self.limit.split()
+        return value <= float(limit) if sign == "<=" else value >= float(limit)
 
     @property
-    def met(self) -> bool:
-        sign, value = self.limit.split()
-        return self.found <= float(value) if sign == "<=" else self.found >= float(value)
+    def verdict(self) -> str:
+        """ "met", "missed", or "within noise": the figure is over the limit and its interval reaches back."""
+        if self.allows(self.found):
+            return "met"
+        return "within noise" if self.interval and any(map(self.allows, self.interval)) else "missed"
 
 
 @dataclass
@@ -149,15 +160,20 @@ class Report:
         self.tables.append(Table(title, columns))
         return self.tables[-1]
 
-    def demand(self, what: str, limit: str, found: float) -> None:
+    def demand(self, what: str, limit: str, found: float | Ratio) -> None:
         """Record a demand and what was found."""
-        self.demands.append(Demand(what, limit, round(found, 4)))
+        if isinstance(found, Ratio):
+            self.demands.append(
+                Demand(what, limit, round(found.median, 4), (round(found.low, 4), round(found.high, 4)))
+            )
+        else:
+            self.demands.append(Demand(what, limit, round(found, 4)))
 
     def finish(self, folder: Path = RESULTS) -> None:
         """Print the tables; write them as NAME.json and NAME.md."""
         folder.mkdir(parents=True, exist_ok=True)
         data = {**asdict(self), "machine": machine(), "versions": versions(), "date": _today()}
-        data["demands"] = [{**asdict(item), "met": item.met} for item in self.demands]
+        data["demands"] = [{**asdict(item), "verdict": item.verdict} for item in self.demands]
         (folder / f"{self.name}.json").write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
         (folder / f"{self.name}.md").write_text(self._markdown(), encoding="utf-8")
         self._print()
@@ -175,8 +191,10 @@ class Report:
                 shown.add_row(*map(_cell, row))
             console.print(shown)
         for item in self.demands:
-            word = "[green]met[/]" if item.met else "[red]missed[/]"
-            console.print(f"{word}: {item.what}: {_cell(item.found)} ({item.limit})", highlight=False)
+            colour = {"met": "green", "missed": "red"}.get(item.verdict, "yellow")
+            console.print(
+                f"[{colour}]{item.verdict}[/]: {item.what}: {_cell(item.found)} ({item.limit})", highlight=False
+            )
         for note in self.notes:
             console.print(f"- {note}", highlight=False, markup=False)
 
@@ -189,7 +207,8 @@ class Report:
         if self.demands:
             lines += ["## Held to", "", _row(["demand", "limit", "found", ""]), _row(["---"] * 4)]
             for item in self.demands:
-                lines.append(_row([item.what, item.limit, _cell(item.found), "met" if item.met else "**missed**"]))
+                word = item.verdict if item.verdict == "met" else f"**{item.verdict}**"
+                lines.append(_row([item.what, item.limit, _cell(item.found), word]))
             lines.append("")
         lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
