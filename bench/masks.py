@@ -116,7 +116,8 @@ def sam() -> dict[str, Callable[[], Any]]:
     import torch
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-    from edgevtx.decode.upsample import Resampling, threshold_maps
+    from edgevtx.decode.resample import Resampling
+    from edgevtx.decode.upsample import threshold_maps
     from edgevtx.geometry import plan
     from edgevtx.manifest import LongestEdge, Preprocess
 
