@@ -406,6 +406,15 @@ def test_profile(edgevtx_cli: Any, bundle: Path, clip: Path, photo: Path, tmp_pa
     assert image["stages"]["total"]["n"] == 5 and image["frame_size"] == [72, 108]
 
 
+def test_profile_of_a_video_that_is_shorter_than_a_clip_says_so() -> None:
+    from edgevtx.cli.profile import _in_clips
+    from edgevtx.errors import InputError
+
+    assert list(_in_clips(iter(range(7)), 3, "a.mp4")) == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(InputError, match=r"a\.mp4 gave 2 frames, and the model takes clips of 3; give a longer video"):
+        next(_in_clips(iter(range(2)), 3, "a.mp4"))
+
+
 def test_profile_gives_its_source_back(
     edgevtx_cli: Any, bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
