@@ -153,25 +153,14 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     )
     traced = traced_copy(model, f"detr.{detr.STEM}", plan.preprocess)
     height, width = (-(-side // STRIDE) for side in plan.size) if plan.size else (None, None)
-    batch = options.batch
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=PanopticDetector(traced, Frames(plan.preprocess), top_k, plan.size).eval(),
-        inputs=plan.inputs,
-        outputs=(
-            *detect_outputs(batch, top_k),
-            TensorInfo(name="no_object", shape=(batch, top_k), dtype="float32"),
-            TensorInfo(name="masks", shape=(batch, top_k, height, width), dtype="float32"),
-        ),
-        dynamic=plan.dynamic,
-        trace_size=plan.trace_size,
-        other_size=plan.other_size,
-        preprocess=plan.preprocess,
-        decode=rule,
-        labels=labels,
-        reference=partial(_reference, model, plan.processor, labels, rule),
+    outputs = (
+        *detect_outputs(options.batch, top_k),
+        TensorInfo(name="no_object", shape=(options.batch, top_k), dtype="float32"),
+        TensorInfo(name="masks", shape=(options.batch, top_k, height, width), dtype="float32"),
     )
+    module = PanopticDetector(traced, Frames(plan.preprocess), top_k, plan.size)
+    reference = partial(_reference, model, plan.processor, labels, rule)
+    return plan.traceable(RECIPE, module, outputs, rule, labels, reference)
 
 
 def _load(checkpoint: Checkpoint) -> Any:
