@@ -46,8 +46,8 @@ def _refusal(path: Path, message: str) -> str:
         return f"the weights of {path} cannot be read, for it is no file that torch.save wrote; copy the file again"
     return (
         f"{path} holds pickled objects beside tensors ({', '.join(sorted(objects)[:4])}); reading them can run "
-        "code, so only tensors are read; where you trust the file, save those alone (and give class names that it has "
-        "with --labels): "
+        "code, so only tensors are read; where you trust the file, save those alone, and give class names that it has "
+        "with --labels: "
         f"c = torch.load('{path.name}', weights_only=False); torch.save({{k: c[k] for k in c if k in "
         "('model', 'state_dict', 'teacher', 'ema')}, 'weights.pth')"
     )

@@ -176,7 +176,7 @@ def test_a_refused_pickle_is_read_after_the_advice_was_followed(tensors, save, t
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(path)
     monkeypatch.chdir(tmp_path)
-    advice = str(caught.value).rpartition("save those alone: ")[2]
+    advice = str(caught.value).rpartition("with --labels: ")[2]
     exec(advice, {"torch": torch})
     assert_same(state_dict(tmp_path / "weights.pth")[0], tensors)
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -486,7 +487,7 @@ def test_queries_of_one_kind_of_cocos_stuff_are_one_segment(publish, tmp_path):
     for query, (label, score) in enumerate(((sky, 12.0), (person, 11.0), (sky, 10.0), (person, 13.0))):
         logits[0, query, label] = score
         masks[0, query, 6 * query : 6 * query + 6] = 9.0  # four stripes
-    outputs = transformers.utils.ModelOutput(logits=logits, pred_masks=masks)
+    outputs = SimpleNamespace(logits=logits, pred_masks=masks)
     ids = set(built.decode.label_ids_to_fuse)
     merged = DetrImageProcessorPil().post_process_panoptic_segmentation(
         outputs, 0.5, label_ids_to_fuse=ids, target_sizes=[(96, 96)]
