@@ -35,7 +35,7 @@ from edgevtx.export.checkpoint_weights import Differences, fill, from_pretrained
 from edgevtx.export.layouts.files import SUFFIXES
 from edgevtx.export.layouts.mapping import listed
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=msgspec.Struct)
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
@@ -249,7 +249,7 @@ class Checkpoint:
         or of another type.
         """
         if also is not None:
-            self._refuse_unknown({field.encode_name for field in msgspec.structs.fields(kind)}, also)  # type: ignore[type-var]
+            self._refuse_unknown({field.encode_name for field in msgspec.structs.fields(kind)}, also)
         try:
             return msgspec.convert(self.config, kind)
         except msgspec.ValidationError as error:

@@ -15,10 +15,10 @@ RULES: list[SizeRule] = [
     Exact(height=224, width=320),
     ShortestEdge(shortest=256),
     ShortestEdge(shortest=800, longest=1333),
-    ShortestEdge(shortest=512, longest=2048, rounding="nearest"),
     LongestEdge(longest=1024),
     Letterbox(height=416, width=640),
     Letterbox(height=640, width=640, centered=False),
+    ShortestEdge(shortest=512, longest=2048, rounding="nearest"),
 ]
 SIZES = st.integers(1, 5000)
 

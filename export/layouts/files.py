@@ -98,8 +98,9 @@ def _class_names(found: Any) -> tuple[str, ...]:
         return ()
     since = meta.get("dataset_meta")
     names = (since.get("classes", since.get("CLASSES")) if isinstance(since, dict) else None) or meta.get("CLASSES")
-    given = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return tuple(names) if given else ()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def _without_prefix(tensors: Tensors) -> Tensors:

@@ -243,9 +243,7 @@ def test_names_of_another_number_of_classes_are_not_used_and_said(official):
 
 def test_a_meta_with_objects_of_a_program_is_refused_with_what_to_do(official):
     class_names = np.array(NAMES, dtype=object)
-    with pytest.raises(
-        CheckpointError, match=r"pickled objects .* save those alone, and give class names.* --labels"
-    ):
+    with pytest.raises(CheckpointError, match=r"pickled objects .* save those alone, and give class names.* --labels"):
         official("naive", meta={"CLASSES": class_names})
 
 
