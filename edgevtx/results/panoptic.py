@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A part of a frame that one query won. `area` in px; `score` in 0..1."""
+    """A part of a frame that one query won, or several queries of a class that is fused.
+
+    `area` in px; `score` in 0..1, the best of the queries'.
+    """
 
     id: int
     class_id: int
