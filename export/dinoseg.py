@@ -69,11 +69,9 @@ class DinoSegmenter(nn.Module):
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The segmenter of a checkpoint; see `BuildOptions`."""
-    from transformers import Dinov2Config
-
     check_model_type(checkpoint, RECIPE)
     check_batch(options.batch)
-    settings = checkpoint.settings(Settings, also=Dinov2Config().to_dict())
+    settings = read_settings(checkpoint)
     size = settings.input_size
     labels = class_labels(checkpoint, settings.activation, options)
     preprocess = _preprocess(settings, options.resize)
@@ -84,6 +82,13 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     rule = SegmentDecode(activation=settings.activation, threshold=settings.threshold)
     reference = partial(_reference, model, settings, rule, labels)
     return segmenter(RECIPE, options, traced, size, preprocess, rule, labels, reference)
+
+
+def read_settings(checkpoint: Checkpoint) -> Settings:
+    """What config.json says; raises `CheckpointError` for fields that neither we nor a `Dinov2Config` have."""
+    from transformers import Dinov2Config
+
+    return checkpoint.settings(Settings, also=Dinov2Config().to_dict())
 
 
 def load(checkpoint: Checkpoint, settings: Settings) -> DinoSegmenter:
