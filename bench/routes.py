@@ -111,7 +111,7 @@ def _attention_cnn(checkpoint: Any) -> Any:
 def _dinoseg(checkpoint: Any) -> Any:
     from edgevtx.export import dinoseg
 
-    return dinoseg.load(checkpoint, checkpoint.settings(dinoseg.Settings))
+    return dinoseg.load(checkpoint, dinoseg.read_settings(checkpoint))
 
 
 # what no library has: this project's modules, as the papers have them

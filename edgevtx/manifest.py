@@ -49,11 +49,13 @@ class Exact(msgspec.Struct, tag="exact", frozen=True, kw_only=True):
 class ShortestEdge(msgspec.Struct, tag="shortest_edge", frozen=True, kw_only=True):
     """Scale so that the shorter edge is `shortest` px, or less where the longer one would exceed `longest` px.
 
-    Without `longest` this is torchvision's rule (ViT, DINO); with it, DETR's, whose rounding differs.
+    Without `longest` this is torchvision's rule (ViT, DINO); with it, DETR's, whose rounding differs. Both leave the
+    longer edge's fraction away; `rounding` "nearest" is mmcv's, which rounds both edges half up.
     """
 
     shortest: int
     longest: int | None = None
+    rounding: Literal["floor", "nearest"] = "floor"
 
 
 class LongestEdge(msgspec.Struct, tag="longest_edge", frozen=True, kw_only=True):
@@ -82,11 +84,14 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
     """The graph sees windows of `size` (h,w) px of the resized image, `stride` (down, right) px apart.
 
     The host cuts them, the graph answers them as a batch or one by one, and decoding averages their maps where they
-    overlap (MMSegmentation's slide inference). Windows that lie further apart than they are large would leave gaps.
+    overlap (MMSegmentation's slide inference). Windows that lie further apart than they are large would leave gaps. An
+    image that is smaller than a window, in height or in width, is padded to it at the bottom and right with the colour
+    `fill` (BGR), and the maps of that border are dropped.
     """
 
     size: tuple[int, int]
     stride: tuple[int, int]
+    fill: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         for size, stride in zip(self.size, self.stride, strict=True):

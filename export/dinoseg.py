@@ -18,12 +18,12 @@ from torch import nn
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.class_maps import class_labels, reference_classes, segmenter
+from edgevtx.export.frames import traced_copy
 from edgevtx.export.models.transposed_decoder import TransposedDecoder
 from edgevtx.export.patches import fold_positions
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.setr import Segmenter, class_labels, logits_spec
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
+from edgevtx.export.spec import check_batch, check_model_type
 from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend, SegmentDecode
 from edgevtx.results import SemanticSegmentation
 from edgevtx.runtimes.base import Array
@@ -71,7 +71,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The segmenter of a checkpoint; see `BuildOptions`."""
     check_model_type(checkpoint, RECIPE)
     check_batch(options.batch)
-    settings = checkpoint.settings(Settings)
+    settings = read_settings(checkpoint)
     size = settings.input_size
     labels = class_labels(checkpoint, settings.activation, options)
     preprocess = _preprocess(settings, options.resize)
@@ -79,21 +79,16 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 
     traced = traced_copy(model, "backbone.embeddings.patch_embeddings.projection", preprocess)
     fold_positions(traced.backbone.embeddings, model.config, size)
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=Segmenter(traced, Frames(preprocess)).eval(),
-        inputs=(pixels_spec(options.batch, size),),
-        outputs=(logits_spec(options.batch, model, size),),
-        dynamic=batch_dimension(options.batch, "pixels"),
-        trace_size=size,
-        other_size=size,
-        preprocess=preprocess,
-        decode=SegmentDecode(activation=settings.activation, threshold=settings.threshold),
-        labels=labels,
-        reference=partial(_reference, model, settings, labels),
-        notes=needless_frame(options.frame, size),
-    )
+    rule = SegmentDecode(activation=settings.activation, threshold=settings.threshold)
+    reference = partial(_reference, model, settings, rule, labels)
+    return segmenter(RECIPE, options, traced, size, preprocess, rule, labels, reference)
+
+
+def read_settings(checkpoint: Checkpoint) -> Settings:
+    """What config.json says; raises `CheckpointError` for fields that neither we nor a `Dinov2Config` have."""
+    from transformers import Dinov2Config
+
+    return checkpoint.settings(Settings, also=Dinov2Config().to_dict())
 
 
 def load(checkpoint: Checkpoint, settings: Settings) -> DinoSegmenter:
@@ -131,7 +126,9 @@ def _preprocess(settings: Settings, resize: str) -> Preprocess:
     )
 
 
-def _reference(model: DinoSegmenter, settings: Settings, labels: tuple[str, ...], frame: Array) -> SemanticSegmentation:
+def _reference(
+    model: DinoSegmenter, settings: Settings, rule: SegmentDecode, labels: tuple[str, ...], frame: Array
+) -> SemanticSegmentation:
     """Pillow's resize, zeros around it, the model; its map at the input's size, without the border, resized back."""
     from PIL import Image
 
@@ -150,10 +147,7 @@ def _reference(model: DinoSegmenter, settings: Settings, labels: tuple[str, ...]
         logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
         logits = logits[..., top : top + rows, left : left + columns]
         logits = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)[0]
-    if settings.activation == "softmax":
-        return SemanticSegmentation(logits.argmax(0).numpy().astype(np.int32), labels)
-    scores = logits[0].sigmoid().numpy()
-    return SemanticSegmentation((scores > settings.threshold).astype(np.int32), labels, scores)
+    return reference_classes(logits, rule, labels)
 
 
 def _tiny_config() -> dict[str, Any]:

@@ -83,7 +83,11 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 
 def read_settings(checkpoint: Checkpoint) -> Settings:
     """The config of a ViViT checkpoint; raises `CheckpointError` where its numbers do not fit each other."""
-    settings = checkpoint.settings(Settings)
+    from transformers import VivitConfig
+
+    # a config of transformers' own may have fields of its older versions
+    also = VivitConfig().to_dict() if "attention" in checkpoint.config else None
+    settings = checkpoint.settings(Settings, also)
     try:
         settings.check()
     except ValueError as error:

@@ -235,6 +235,7 @@ def test_a_pyramid_goes_through_a_bundle(tmp_path, photos):
         ({"architecture": "Model", "task": "detect"}, InputError, "no task 'detect'; choose one of: classify, embed"),
         ({"architecture": "Model", "top_k": 3}, InputError, "has no classes"),
         ({"changes": {"out_features": ["stem", "stage1"]}}, CheckpointError, "name the stem"),
+        ({"changes": {"num_channels": 4}}, CheckpointError, "images of 4 channels, but frames have 3"),
         ({"changes": {"patch_size": [4, 2]}}, CheckpointError, "square ones are expected"),
         ({"processor": {"size": {"shortest_edge": 64}}}, CheckpointError, "--frame 1920x1080"),
     ],
