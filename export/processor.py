@@ -5,7 +5,7 @@ Transformers' PIL processors are used: they need no torchvision and define what 
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -68,13 +68,19 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
         raise CheckpointError(f"the image processor config of {checkpoint.path} is not usable: {error}") from None
 
 
-def preprocess_of(processor: Any, resize: str = "pillow", windows: Windows | None = None) -> Preprocess:
+def resize_backend(resize: str | None) -> ResizeBackend:
+    """How a checkpoint's own processor resizes, Pillow, or "opencv"; raises `InputError` for another name."""
+    if resize not in (None, "pillow", "opencv"):
+        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
+    return "opencv" if resize == "opencv" else "pillow"
+
+
+def preprocess_of(processor: Any, resize: str | None = None, windows: Windows | None = None) -> Preprocess:
     """What a transformers processor does to an image, as the manifest's data; `windows` are added as they are.
 
     Raises `CheckpointError` for a processor without resizing, or with a size rule or `resample` unknown here.
     """
-    if resize not in ("pillow", "opencv"):
-        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
+    backend = resize_backend(resize)
     if not processor.do_resize:
         raise CheckpointError("the image processor does not resize (do_resize is false); give the model's size there")
     normalise = processor.do_normalize
@@ -91,7 +97,7 @@ def preprocess_of(processor: Any, resize: str = "pillow", windows: Windows | Non
         mean=mean,
         std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
-        resize=cast(ResizeBackend, resize),
+        resize=backend,
         windows=windows,
     )
 
