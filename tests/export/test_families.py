@@ -120,7 +120,7 @@ def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, k
         compared += check.compared
     # every score, detection above 0.3 (both ways), feature vector or pixel of two photographs
     least = {"classify": 10, "detect": 80, "embed": 34, "panoptic": 80, "prompt": 18, "segment": 400_000}
-    assert compared >= least[traceable.task]
+    assert compared >= (40 if (family, traceable.task) == ("onnx", "detect") else least[traceable.task])  # 24 queries
 
 
 @each_configured
@@ -207,7 +207,7 @@ def feeds(traceable, batch, size):
     return (pixels, valid)[: len(traceable.inputs)]
 
 
-@each_type
+@each_configured
 @pytest.mark.parametrize("seed", [0, 1])
 def test_seeded_weights_show_the_image_and_its_colours(family, kind, seed, build, photos):
     traceable = build(family, kind, seed=seed)
