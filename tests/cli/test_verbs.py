@@ -613,6 +613,20 @@ def test_wrong_options_of_an_onnx_graph(
     assert not (tmp_path / "x.vtx").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("published", "published"),
+        ("10,13, 16,30.5/30,61,62,45", (((10, 13), (16, 30.5)), ((30, 61), (62, 45)))),
+    ],
+)
+def test_anchors_are_read_level_by_level(given: str, read: Any) -> None:
+    from edgevtx.cli.export import command
+
+    context = command.make_context("export", ["onnx", "--anchors", given, "--out", "x.vtx"])
+    assert context.params["anchors"] == read
+
+
 def test_labels_file(tmp_path: Path) -> None:
     from edgevtx.cli.export import read_labels
     from edgevtx.errors import InputError
