@@ -99,7 +99,12 @@ def _compare_form(reference: Arrays, outputs: Arrays) -> Check:
 
 
 def _compare_finite(reference: Arrays, outputs: Arrays) -> Check:
-    wrong = {name: int((~np.isfinite(outputs[name])).sum()) for name in reference}
+    """NaN or infinity on either side is a fault: of two engines that both overflow neither proves the other."""
+    wrong = {
+        f"{name}{side}": int((~np.isfinite(arrays[name])).sum())
+        for side, arrays in (("", outputs), (" of the reference", reference))
+        for name in reference
+    }
     return Check(
         name="finite values",
         passed=not any(wrong.values()),
