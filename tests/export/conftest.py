@@ -21,8 +21,8 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def config_folder(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a folder of config.json and preprocessor_config.json: (family, model_type, processor=, **changes)."""
 
     def make(
@@ -32,8 +32,7 @@ def config_folder(tmp_path: Path) -> Callable[..., Path]:
 
         configs = get_recipe(family).tiny_config()
         config = {**configs[model_type or next(iter(configs))], **changes}
-        folder = tmp_path / f"{family}-{config['model_type']}-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp(f"{family}-{config['model_type']}-")
         (folder / "config.json").write_text(json.dumps(config))
         processor = SMALL.get(family) if processor is None else processor
         if processor:

@@ -218,14 +218,9 @@ def replace_shape(info, shape):
 
 # the family onnx has no config to trace: test_onnx_graph
 @pytest.fixture(scope="module", params=[name for name in FAMILIES if get_recipe(name).tiny_config()])
-def family(request, tmp_path_factory):
+def family(request, config_folder):
     """A family's tiny model: (traceable, traced graph, lowered graphs by target)."""
-    import json
-
-    folder = tmp_path_factory.mktemp(request.param)
-    config = next(iter(get_recipe(request.param).tiny_config().values()))
-    (folder / "config.json").write_text(json.dumps(config))
-    built = get_recipe(request.param).build(Checkpoint.open(folder, seed=0), BuildOptions())
+    built = get_recipe(request.param).build(Checkpoint.open(config_folder(request.param), seed=0), BuildOptions())
     model = trace(built)
     return built, model, {target: lower(model, target) for target in VARIANTS}
 
