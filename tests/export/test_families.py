@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,13 +40,14 @@ def task_of(family, kind):
     return kind.partition(" ")[2] or get_recipe(family).task
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def build(config_folder):
-    """(family, kind, seed=, changes of the config, **options) -> Traceable with seeded weights."""
+    """(family, kind, seed=, **options) -> Traceable with seeded weights, the same one for the same arguments."""
 
-    def make(family, kind, *, seed=0, changes=None, **options):
+    @cache
+    def make(family, kind, *, seed=0, **options):
         kind, _, task = kind.partition(" ")
-        checkpoint = Checkpoint.open(config_folder(family, kind, **(changes or {})), seed=seed)
+        checkpoint = Checkpoint.open(config_folder(family, kind), seed=seed)
         return get_recipe(family).build(checkpoint, BuildOptions(**{"task": task or None, **options}))
 
     return make
