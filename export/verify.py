@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,10 @@ import numpy as np
 
 from edgevtx import disk
 from edgevtx.compare import compare, find_empty
-from edgevtx.compare.tolerance import SENSITIVE, TIE, TOLERANCES, sensitivity
+from edgevtx.compare.tolerance import NOISIEST, SENSITIVE, TIE, TOLERANCES, sensitivity
 from edgevtx.decode import decode, takes
 from edgevtx.errors import CompileError, ExportError, InputError, OutputError, RuntimeUnavailableError
+from edgevtx.export.noise import rounding_noise
 from edgevtx.export.parity import compare_results
 from edgevtx.export.recipe import Traceable, TraceablePart
 from edgevtx.export.samples import Photo
@@ -242,9 +243,10 @@ def _compare_samples(
 ) -> list[Check]:
     """Compare all samples; of each kind of check the worst one is kept, with the number compared added up."""
     kinds: dict[str, list[Check]] = {}
+    decode, noise = manifest.decode_of(part), manifest.noise.get(part)
     for sample in samples:
         for exchange in sample.exchanges(part):
-            for check in compare(exchange.outputs, run(exchange.inputs), manifest.decode_of(part), precision):
+            for check in compare(exchange.outputs, run(exchange.inputs), decode, precision, noise):
                 if sample.clear or not check.name.startswith("values: "):
                     kinds.setdefault(check.name, []).append(check)
     return [_worst(f"{level}: ", checks) for checks in kinds.values()]
@@ -315,6 +317,41 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
         checks=(*checks, *(check for more, _ in engines for check in more)),
     )
     return _conclude(engine)
+
+
+def with_noise(facts: Facts, traceable: Traceable) -> Facts:
+    """The facts with the rounding noise of every network in the manifest; see `rounding_noise`.
+
+    The sensitivity is then in units of the largest limit.
+    """
+    clear = [sample for sample in facts.samples if sample.clear]
+    noise = {}
+    for part, network in {"": traceable, **traceable.parts}.items():
+        exchanges = [exchange for sample in clear for exchange in sample.exchanges(part)]
+        noise[part] = rounding_noise(network, exchanges, facts.manifest.decode_of(part))
+    fp32 = TOLERANCES["fp32"]
+    limits = [replace(fp32, noise=found).limit(name) for found in noise.values() for name in found]
+    return replace(
+        facts,
+        manifest=msgspec.structs.replace(facts.manifest, noise=noise),
+        sensitivity=facts.sensitivity * fp32.values / max([fp32.values, *limits]),
+    )
+
+
+def is_near(verdict: Verdict) -> bool:
+    """Whether all that failed is fp32 values off by so little that rounding may be the reason."""
+    wrong = [check for check in verdict.checks if not check.passed]
+    return (
+        verdict.precision == "fp32"
+        and bool(wrong)
+        and all(
+            "values: " in check.name
+            and bool(check.tolerance)
+            and check.error is not None
+            and check.error <= NOISIEST * (check.tolerance or 0.0)
+            for check in wrong
+        )
+    )
 
 
 def _conclude(verdict: Verdict, reason: str = "") -> Verdict:
