@@ -143,9 +143,8 @@ def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exac
     )
     if boxes.error is None:
         return _check(boxes.compared, float("inf"), note)
-    # boxes, masks and map are three answers: one of them without content is not proven by the others
-    empty = not boxes.compared or not covered or not minority(reference.segment_map)
-    return _check(0 if empty else boxes.compared + len(sides[0]), max(error, boxes.error), note)
+    # boxes do not prove empty masks; a map of one segment is as good as the masks that it was merged from
+    return _check(boxes.compared + len(sides[0]) if covered else 0, max(error, boxes.error), note)
 
 
 def _mask_pixels(reference: Detections, found: Detections) -> tuple[int, int]:

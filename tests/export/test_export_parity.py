@@ -141,9 +141,8 @@ NOTHING, EVERYTHING = np.zeros((3, 200, 300), bool), np.ones((3, 200, 300), bool
         segmentation(np.zeros((200, 300), np.int32)),
         segmentation(np.where(discs().any(0), -1, 1).astype(np.int32)),
         panoptic(NOTHING, discs().any(0).astype(np.int32)),
-        panoptic(discs(), np.ones((200, 300), np.int32)),
     ],
-    ids=["no mask", "all masks", "one class", "one class where looked at", "no masks", "one segment"],
+    ids=["no mask", "all masks", "one class", "one class where looked at", "no masks of boxes"],
 )
 def test_what_is_empty_or_the_same_everywhere_is_not_compared(empty, exact):
     check = compare_results(empty, empty, exact=exact)
