@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,15 +53,20 @@ def task_of(family, kind):
     return kind.partition(" ")[2] or get_recipe(family).task
 
 
-@pytest.fixture
-def build(config_folder, another_size, tmp_path):
-    """(family, kind, seed=, another=, **options) -> Traceable with seeded weights, `another` of a second input size."""
+@pytest.fixture(scope="module")
+def build(config_folder, another_size, tmp_path_factory):
+    """(family, kind, seed=, another=, **options) -> Traceable with seeded weights, `another` of a second input size.
 
+    The same one for the same arguments.
+    """
+
+    @cache
     def make(family, kind, *, seed=0, another=False, **options):
         kind, _, task = kind.partition(" ")
         if family == "onnx":
             size = (128, 64) if another else SIZE
-            path = network(tmp_path / "x.onnx", kind, Written(size, shape=("batch", 3, *size)), seed=seed)
+            file = tmp_path_factory.mktemp("onnx") / "x.onnx"
+            path = network(file, kind, Written(size, shape=("batch", 3, *size)), seed=seed)
             return get_recipe(family).build(OnnxFile.open(path, STYLES[kind]), BuildOptions(**options))
         changes = another_size(family) if another else {}
         checkpoint = Checkpoint.open(config_folder(family, kind, **changes), seed=seed)
