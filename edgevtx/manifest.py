@@ -22,6 +22,7 @@ SCHEMA = "1.0"
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ResizeBackend = Literal["pillow", "opencv", "opencv-plain"]
 Task = Literal["classify", "detect", "embed", "panoptic", "prompt", "segment"]
+Level = Literal["form", "values", "task", "reference"]
 Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]  # from best to worst
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
@@ -422,11 +423,14 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One comparison: what was compared, over how many items, the error found and the error allowed.
 
-    `error` None is an error without bounds (NaN, infinity, nothing to compare with), which no JSON number says;
-    `tolerance` None means that the error is told and not judged, as long as it is finite.
+    `level`: the "form" of tensors (names, shapes, finite values, the prepared input), their "values", the "task"'s
+    answer that follows from them, or the answer of the "reference". `error` None is an error without bounds (NaN,
+    infinity, nothing to compare with), which no JSON number says; `tolerance` None means that the error is told and not
+    judged, as long as it is finite.
     """
 
     name: str
+    level: Level = "form"
     passed: bool
     compared: int
     error: float | None
@@ -466,7 +470,11 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle's manifest; see the module."""
+    """A bundle's manifest; see the module.
+
+    `noise` is by network and output: how far rounding alone moves the reference's answer, in standard deviations, where
+    that is more than the tolerance allows for; see `edgevtx.compare.tolerance`.
+    """
 
     schema: str = SCHEMA
     name: str
@@ -483,6 +491,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance
     tools: dict[str, str]
     parts: dict[str, Part] = {}
+    noise: dict[str, dict[str, float]] = {}
     files: tuple[File, ...] = ()
     notes: tuple[str, ...] = ()
 

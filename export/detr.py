@@ -330,6 +330,7 @@ RECIPE = Recipe(
         "config.json alone with a seed",
         *names_for("detr"),
     ),
+    variants=("DETR", "DETR-DC5"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

@@ -261,6 +261,7 @@ RECIPE = Recipe(
         "config.json alone with a seed",
         *names_for("detr_panoptic"),
     ),
+    variants=("DETR panoptic", "DETR-DC5 panoptic"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgevtx.errors import CheckpointError, InputError
+from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.class_maps import class_labels, reference_classes, segmenter
 from edgevtx.export.frames import traced_copy
 from edgevtx.export.models.transposed_decoder import TransposedDecoder
 from edgevtx.export.patches import fold_positions
+from edgevtx.export.processor import resize_backend
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type
-from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend, SegmentDecode
+from edgevtx.manifest import Interpolation, Letterbox, Preprocess, SegmentDecode
 from edgevtx.results import SemanticSegmentation
 from edgevtx.runtimes.base import Array
 
@@ -111,10 +112,7 @@ def load(checkpoint: Checkpoint, settings: Settings) -> DinoSegmenter:
     return DinoSegmenter(backbone, decoder, (size[0] // patch, size[1] // patch)).eval()
 
 
-def _preprocess(settings: Settings, resize: str) -> Preprocess:
-    if resize not in ("pillow", "opencv"):
-        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
-    backend: ResizeBackend = "opencv" if resize == "opencv" else "pillow"
+def _preprocess(settings: Settings, resize: str | None) -> Preprocess:
     height, width = settings.input_size
     return Preprocess(
         size=Letterbox(height=height, width=width, fill=0),
@@ -122,7 +120,7 @@ def _preprocess(settings: Settings, resize: str) -> Preprocess:
         scale=1 / 255,
         mean=settings.image_mean,
         std=settings.image_std,
-        resize=backend,
+        resize=resize_backend(resize),
     )
 
 
@@ -174,6 +172,7 @@ RECIPE = Recipe(
     result="SemanticSegmentation",
     model_types=("dinoseg",),
     layouts=("config.json and safetensors of this project", "config.json alone with a seed"),
+    variants=("classes of pixels (activation softmax)", "saliency (one map, activation sigmoid)"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "labels", "resize"),

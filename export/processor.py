@@ -6,7 +6,7 @@ Transformers' PIL processors are used: they need no torchvision and define what 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -115,14 +115,20 @@ def load_processor(checkpoint: Checkpoint, default: str, settings: dict[str, Any
         raise CheckpointError(f"the image processor config of {checkpoint.path} is not usable: {error}") from None
 
 
-def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
+def resize_backend(resize: str | None) -> ResizeBackend:
+    """How a checkpoint's own processor resizes, Pillow, or "opencv"; raises `InputError` for another name."""
+    if resize not in (None, "pillow", "opencv"):
+        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
+    return "opencv" if resize == "opencv" else "pillow"
+
+
+def preprocess_of(processor: Any, resize: str | None = None) -> Preprocess:
     """What a processor does to an image, as the manifest's data.
 
     `resize` replaces Pillow's; MMSegmentation's processor, which resizes with OpenCV, keeps its own. Raises
     `CheckpointError` for a processor without resizing, or with a size rule or `resample` unknown here.
     """
-    if resize not in ("pillow", "opencv"):
-        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
+    backend = resize_backend(resize)
     if not processor.do_resize:
         raise CheckpointError("the image processor does not resize (do_resize is false); give the model's size there")
     normalise = processor.do_normalize
@@ -139,7 +145,7 @@ def preprocess_of(processor: Any, resize: str = "pillow") -> Preprocess:
         mean=mean,
         std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
-        resize="opencv-plain" if isinstance(processor, MMSegImageProcessor) else cast(ResizeBackend, resize),
+        resize="opencv-plain" if isinstance(processor, MMSegImageProcessor) else backend,
     )
 
 

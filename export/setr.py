@@ -204,6 +204,7 @@ RECIPE = Recipe(
     result="SemanticSegmentation",
     model_types=("setr",),
     layouts=("config.json and safetensors of this project", "config.json alone with a seed", *names_for("setr")),
+    variants=("naive decoder", "PUP decoder", "MLA decoder", "sliding windows over large frames"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "labels", "resize"),

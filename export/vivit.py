@@ -188,6 +188,12 @@ RECIPE = Recipe(
     result="Classification",
     model_types=("vivit",),
     layouts=("Hugging Face directory", "edgevtx directory (models 2 to 4)", "config.json alone with a seed"),
+    variants=(
+        "model 1: spatio-temporal attention",
+        "model 2: factorised encoder",
+        "model 3: factorised self-attention",
+        "model 4: factorised dot-product attention",
+    ),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize", "clip_fps"),

@@ -34,6 +34,7 @@ def compare_detections(
         checks.append(
             Check(
                 name="values: rows without a partner",
+                level="values",
                 passed=lost == 0 and ties <= tolerance.ties * total,
                 compared=total,
                 error=float(lost),
@@ -41,7 +42,7 @@ def compare_detections(
                 ties=ties,
             )
         )
-    checks.append(_boxes_check(reference, outputs, rule.threshold, tolerance))
+    checks.append(compare_boxes(reference, outputs, rule.threshold, tolerance))
     return checks
 
 
@@ -75,8 +76,11 @@ def match_rows(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -> Rows
     return Rows(matched, partners[matched], ties, len(left) - ties)
 
 
-def _boxes_check(reference: Arrays, outputs: Arrays, threshold: float, tolerance: Tolerance) -> Check:
-    """The task's answer: every box above the threshold has a partner of its class on the other side."""
+def compare_boxes(reference: Arrays, outputs: Arrays, threshold: float, tolerance: Tolerance) -> Check:
+    """The task's answer: every box above the threshold has a partner of its class on the other side.
+
+    Boxes (N,K,4), scores (N,K) and class_ids (N,K) by name; `error` counts boxes without a partner, of both sides.
+    """
     total = found = 0
     worst = 1.0
     for n in range(len(reference["scores"])):
@@ -95,6 +99,7 @@ def _boxes_check(reference: Arrays, outputs: Arrays, threshold: float, tolerance
     allowed = (1 - tolerance.agreement) * total
     return Check(
         name=f"task: boxes above {threshold:g}",
+        level="task",
         passed=missed <= allowed,
         compared=total,
         error=float(missed),

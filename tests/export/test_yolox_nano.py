@@ -20,7 +20,8 @@ cv2 = pytest.importorskip("cv2")
 import edgevtx  # noqa: E402
 from edgevtx.export.labels import COCO  # noqa: E402
 from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
-from edgevtx.export.onnx_graph import ImportOptions, build  # noqa: E402
+from edgevtx.export.onnx_graph import build  # noqa: E402
+from edgevtx.export.onnx_settings import ImportOptions  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
