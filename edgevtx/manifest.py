@@ -98,6 +98,8 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
         for size, stride in zip(self.size, self.stride, strict=True):
             _check_whole("a window's size in px", size)
             _check_whole("the windows' stride in px", stride, most=size)
+        if not all(0 <= level <= 255 for level in self.fill):
+            raise InputError(f"the windows' fill must be three levels of 0 to 255, but got {self.fill}")
 
 
 class Clip(msgspec.Struct, frozen=True, kw_only=True):

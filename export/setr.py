@@ -50,9 +50,6 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     model = checkpoint.load_module(partial(Setr, settings), unused=UNUSED)
     processor = _processor(checkpoint, settings)
     preprocess = preprocess_of(processor, options.resize)
-    if settings.window is not None:
-        windows = Windows(size=settings.window.size, stride=settings.window.stride, fill=_mean_colour(preprocess))
-        preprocess = msgspec.structs.replace(preprocess, windows=windows)
     image = fixed_size(preprocess)
     size = settings.window.size if settings.window else image
     if size is None:
@@ -61,6 +58,9 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
             "give it a size with height and width, or the config a window"
         )
     _check_fits(checkpoint, settings, size, image)
+    if settings.window is not None:
+        windows = Windows(size=settings.window.size, stride=settings.window.stride, fill=_mean_colour(preprocess))
+        preprocess = msgspec.structs.replace(preprocess, windows=windows)
 
     traced = traced_copy(model, "backbone.patch_embed", preprocess)
     traced.backbone.fold_positions((size[0] // settings.patch_size, size[1] // settings.patch_size))
