@@ -18,12 +18,13 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from common import FOLDER, Report, Table, interleave, quantiles, ratio, versions
+from common import FOLDER, RESULTS, Report, Table, interleave, quantiles, ratio, versions
 from models import MODELS, build_options, open_checkpoint, sources_digest
 
 SIZES = {
@@ -36,6 +37,13 @@ SIZES = {
     "swinv2_t_256": (256, 256),
     "vivit_b_32x224": (224, 224),
     "sam_b_enc_1024": (1024, 1024),
+    "setr_pup_l_512": (512, 512),
+    "detr_panoptic_r50_800": (800, 1066),
+    "dinoseg_s14_224": (224, 224),
+    "sagan_r50_224": (224, 224),
+    "nonlocal_r50_224": (224, 224),
+    "sasa_r50_224": (224, 224),
+    "local_relation_r50_224": (224, 224),
 }
 TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
 TARGETS = ("onnxruntime", "openvino")
@@ -88,23 +96,51 @@ def _dynamo(module: Any, pixels: Any, path: Path, opset: int) -> None:
     torch.onnx.export(module, (pixels,), path, dynamo=True, opset_version=opset, verbose=False, external_data=False)
 
 
+def _setr(checkpoint: Any) -> Any:
+    from edgevtx.export.models.setr import Setr, Settings
+
+    return checkpoint.load_module(partial(Setr, checkpoint.settings(Settings)))
+
+
+def _attention_cnn(checkpoint: Any) -> Any:
+    from edgevtx.export.models.attention_resnet import AttentionResNet, AttentionResNetSettings
+
+    return checkpoint.load_module(partial(AttentionResNet, checkpoint.settings(AttentionResNetSettings)))
+
+
+def _dinoseg(checkpoint: Any) -> Any:
+    from edgevtx.export import dinoseg
+
+    return dinoseg.load(checkpoint, dinoseg.read_settings(checkpoint))
+
+
+# what no library has: this project's modules, as the papers have them
+OWN = {"setr": _setr, "attention_cnn": _attention_cnn, "dinoseg": _dinoseg}
+OUTPUTS = {
+    "dino": ("last_hidden_state",),
+    "sam": ("last_hidden_state",),
+    "detr": ("logits", "pred_boxes"),
+    "rtdetr": ("logits", "pred_boxes"),
+    "detr_panoptic": ("logits", "pred_boxes", "pred_masks"),
+}
+
+
 def bare(name: str) -> Any:
-    """The library's own model of `bench/models.py` with seeded weights: pixel_values -> its output tensors."""
+    """The model of `bench/models.py` as the library has it, with seeded weights: pixel_values -> its output tensors."""
     import torch
     import transformers
 
     from edgevtx.export.trial import seed_weights
 
-    checkpoint = open_checkpoint(MODELS[name])
-    config = transformers.AutoConfig.for_model(**checkpoint.config)
-    model = getattr(transformers, checkpoint.architecture)(config).eval()
-    seed_weights(model, MODELS[name].seed)
-    if MODELS[name].family == "sam":
-        model = model.vision_encoder
-    embedded = ("last_hidden_state",)
-    alone = ("logits",)
-    outputs = {"vit": alone, "vivit": alone, "swin": alone, "dino": embedded, "sam": embedded}
-    keys = outputs.get(MODELS[name].family, ("logits", "pred_boxes"))
+    family, checkpoint = MODELS[name].family, open_checkpoint(MODELS[name])
+    if family in OWN:
+        model = OWN[family](checkpoint)
+    else:
+        config = transformers.AutoConfig.for_model(**checkpoint.config)
+        model = getattr(transformers, checkpoint.architecture)(config).eval()
+        seed_weights(model, MODELS[name].seed)
+        if family == "sam":
+            model = model.vision_encoder
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:
@@ -112,8 +148,10 @@ def bare(name: str) -> Any:
             self.model = model
 
         def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            output = self.model(pixel_values=pixel_values)
-            return tuple(output[key] for key in keys)
+            output = self.model(pixel_values)
+            if isinstance(output, torch.Tensor):
+                return (output,)
+            return tuple(output[key] for key in OUTPUTS.get(family, ("logits",)))
 
     return Bare().eval()
 
@@ -228,17 +266,20 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
     return calls, failed
 
 
-def measure(name: str, target: str, precision: str, rounds: int, warmup: int, report: Report, table: Table) -> None:
+def measure(
+    name: str, target: str, precision: str, report: Report, table: Table, *, rounds: int, warmup: int, seconds: float
+) -> None:
     """One model on one runtime at one precision into the report."""
     files, failed = route_files(name)
     calls, refused = engines(name, target, precision, files)
-    times = interleave(calls, rounds, warmup)
+    times = interleave(calls, rounds, warmup, seconds)
     routes = [route for route in ROUTES if route in times]
     # the fastest by its median; the pairs with it, and not with each round's fastest, which noise would choose
     best = min(routes, key=lambda route: float(np.median(times[route])))
     found = ratio(times[OURS], times[best])
     medians = {key: quantiles(value)["median"] for key, value in times.items()}
-    table.add(name, target, precision, *(medians.get(key) for key in (*ROUTES, OURS, DYNAMIC)), best, str(found))
+    shown = (medians.get(key) for key in (*ROUTES, OURS, DYNAMIC))
+    table.add(name, target, precision, len(times[OURS]), *shown, best, str(found))
     report.demand(f"{name} {target} {precision}: ours / {best}", f"<= {LIMIT}", found)
     report.raw[f"{name} {target} {precision}"] = times
     for route, reason in {**failed, **refused}.items():
@@ -250,6 +291,7 @@ def measure(name: str, target: str, precision: str, rounds: int, warmup: int, re
 @click.option("--runtime", "targets", multiple=True, default=TARGETS, show_default=True)
 @click.option("--precision", "precisions", multiple=True, default=["fp32", "bf16"], show_default=True)
 @click.option("--rounds", default=31, show_default=True, help="Timed calls of each engine.")
+@click.option("--seconds", default=60.0, show_default=True, help="Rounds of a cell end after this time; 7 at least.")
 @click.option("--warmup", default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Another folder than bench/results.")
 def main(
@@ -257,23 +299,26 @@ def main(
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
     rounds: int,
+    seconds: float,
     warmup: int,
     out: Path | None,
 ) -> None:
     """Compare the bundle's engine with the engines of the usual export routes."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    settings = {"rounds": rounds, "warm-up": warmup, "batch": 1, "weights": "random, seeded"}
+    settings = {"rounds": rounds, "seconds a cell": seconds, "warm-up": warmup, "batch": 1, "weights": "random, seeded"}
     report = Report("routes", "The bundle's engine against the usual export routes", settings)
-    columns = ("model", "runtime", "precision", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
+    columns = ("model", "runtime", "precision", "rounds", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
     table = report.table("Medians in ms; ratio of pairs with its 95% interval", *columns)
+    report.keep_others(names, out or RESULTS)
     for name in names:
         for target, precision in PAIRS:
             if target in targets and precision in precisions:
                 print(f"{name} {target} {precision} ...", flush=True)
-                measure(name, target, precision, rounds, warmup, report, table)
+                measure(name, target, precision, report, table, rounds=rounds, warmup=warmup, seconds=seconds)
                 gc.collect()
-    report.finish(*([out] if out else []))
+        report.write(out or RESULTS)  # a large model that the machine cannot hold must not cost the others
+    report.finish(out or RESULTS)
 
 
 if __name__ == "__main__":

@@ -247,21 +247,18 @@ def _compare_samples(
     for sample in samples:
         for exchange in sample.exchanges(part):
             for check in compare(exchange.outputs, run(exchange.inputs), decode, precision, noise):
-                if sample.clear or not check.name.startswith("values: "):
+                if sample.clear or check.level != "values":
                     kinds.setdefault(check.name, []).append(check)
     return [_worst(f"{level}: ", checks) for checks in kinds.values()]
 
 
 def _worst(prefix: str, checks: Sequence[Check]) -> Check:
     worst = max(checks, key=lambda check: (not check.passed, check.error is None, check.error or 0.0))
-    return Check(
+    return msgspec.structs.replace(
+        worst,
         name=prefix + worst.name,
-        passed=worst.passed,
         compared=sum(check.compared for check in checks),
-        error=worst.error,
-        tolerance=worst.tolerance,
         ties=sum(check.ties for check in checks),
-        note=worst.note,
     )
 
 
@@ -346,7 +343,7 @@ def is_near(verdict: Verdict) -> bool:
         verdict.precision == "fp32"
         and bool(wrong)
         and all(
-            "values: " in check.name
+            check.level == "values"
             and bool(check.tolerance)
             and check.error is not None
             and check.error <= NOISIEST * (check.tolerance or 0.0)

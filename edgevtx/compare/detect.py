@@ -34,6 +34,7 @@ def compare_detections(
         checks.append(
             Check(
                 name="values: rows without a partner",
+                level="values",
                 passed=lost == 0 and ties <= tolerance.ties * total,
                 compared=total,
                 error=float(lost),
@@ -98,6 +99,7 @@ def compare_boxes(reference: Arrays, outputs: Arrays, threshold: float, toleranc
     allowed = (1 - tolerance.agreement) * total
     return Check(
         name=f"task: boxes above {threshold:g}",
+        level="task",
         passed=missed <= allowed,
         compared=total,
         error=float(missed),

@@ -88,6 +88,7 @@ def values_check(name: str, reference: Array, found: Array, tolerance: Tolerance
     error, limit = error_of(reference, found), tolerance.limit(name)
     return Check(
         name=f"values: {name}",
+        level="values",
         passed=error <= limit,
         compared=int(reference.size),
         error=round_error(error) if np.isfinite(error) else None,

@@ -17,11 +17,13 @@ pytest.importorskip("transformers")
 
 from edgevtx.errors import ExportError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
 from edgevtx.export.pack import write_graphs  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, Traceable, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import VARIANTS, lower  # noqa: E402
 from edgevtx.export.trace import OPSET, example_inputs, trace  # noqa: E402
 from edgevtx.manifest import ClassifyDecode, Exact, Preprocess, TensorInfo  # noqa: E402
+from tests.export.onnx_files import STYLES, network  # noqa: E402
 
 # -- small modules ---------------------------------------------------------------------------------------------
 
@@ -216,11 +218,15 @@ def replace_shape(info, shape):
 # -- every family ----------------------------------------------------------------------------------------------
 
 
-# the family onnx has no config to trace: test_onnx_graph
-@pytest.fixture(scope="module", params=[name for name in FAMILIES if get_recipe(name).tiny_config()])
-def family(request, config_folder):
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, config_folder, tmp_path_factory):
     """A family's tiny model: (traceable, traced graph, lowered graphs by target)."""
-    built = get_recipe(request.param).build(Checkpoint.open(config_folder(request.param), seed=0), BuildOptions())
+    if request.param == "onnx":
+        file = tmp_path_factory.mktemp("onnx") / "x.onnx"
+        checkpoint = OnnxFile.open(network(file, "yolox"), STYLES["yolox"])
+    else:
+        checkpoint = Checkpoint.open(config_folder(request.param), seed=0)
+    built = get_recipe(request.param).build(checkpoint, BuildOptions())
     model = trace(built)
     return built, model, {target: lower(model, target) for target in VARIANTS}
 
