@@ -322,8 +322,8 @@ def with_noise(facts: Facts, traceable: Traceable) -> Facts:
     The sensitivity is then in units of the largest limit.
     """
     clear = [sample for sample in facts.samples if sample.clear]
-    noise = {}
     networks: dict[str, Traceable | TraceablePart] = {"": traceable, **traceable.parts}
+    noise = {}
     for part, network in networks.items():
         exchanges = [exchange for sample in clear for exchange in sample.exchanges(part)]
         noise[part] = rounding_noise(network, exchanges, facts.manifest.decode_of(part))

@@ -124,8 +124,8 @@ def test_the_outputs_are_as_specified_and_the_answer_is_the_references(family, k
         )
         assert check.passed, check
         compared += check.compared
-    # every score, detection above 0.3 (both ways), feature vector or pixel of two photographs
-    least = {"classify": 10, "detect": 80, "embed": 34, "panoptic": 80, "prompt": 18, "segment": 400_000}
+    # every score, detection above 0.3 (both ways), feature vector, mask, or pixel not of the most common class
+    least = {"classify": 10, "detect": 80, "embed": 34, "panoptic": 80, "prompt": 12, "segment": 30_000}
     assert compared >= (40 if (family, traceable.task) == ("onnx", "detect") else least[traceable.task])  # 24 queries
 
 

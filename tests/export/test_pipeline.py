@@ -11,6 +11,7 @@ import pytest
 
 import edgevtx
 from edgevtx.bundle import Bundle
+from edgevtx.compare.tolerance import SENSITIVE
 from edgevtx.errors import CompileError, ExportError, InputError, OutputError, VerificationError
 from edgevtx.export import pipeline, verify
 from edgevtx.export.checkpoint import Checkpoint
@@ -192,6 +193,33 @@ def test_weights_that_give_nan_are_refused_before_anything_is_compared(value, se
     with pytest.raises(ExportError, match=r"NaN or infinity in 'scores' .* give another checkpoint"):
         export("vit", checkpoint, tmp_path / "nan.vtx", FP32)
     assert not list(tmp_path.glob("*.vtx"))
+
+
+@pytest.mark.parametrize(
+    ("off", "noise", "kept"),
+    [
+        (3e-4, {"scores": 2e-4}, True),
+        (3e-4, {}, False),
+        (3e-4, {"scores": 5e-5}, False),
+        (2e-3, {"scores": 1.0}, False),
+    ],
+    ids=["the reference's rounding", "not measured", "less rounding", "too far for rounding"],
+)
+def test_an_engine_may_be_off_by_the_references_own_rounding(off, noise, kept, seeded, tmp_path, monkeypatch):
+    right = verify.compare
+
+    def compare(reference, outputs, *rest):
+        return right(reference, {**outputs, "scores": outputs["scores"] + off * reference["scores"].std()}, *rest)
+
+    monkeypatch.setattr(verify, "compare", compare)
+    monkeypatch.setattr(verify, "rounding_noise", lambda network, exchanges, decode: noise)
+    report = export("vit", seeded("vit"), tmp_path / "rough.vtx", replace(FP32, targets=("onnxruntime",)))
+    assert (report.bundle is not None) == kept
+    if kept:
+        assert Bundle.open(tmp_path / "rough.vtx").manifest.noise == {"": noise}
+        assert report.manifest.verdicts[0].sensitivity > SENSITIVE
+    else:
+        assert "values: scores" in report.refused[0].reason
 
 
 def test_a_module_that_differs_from_the_reference_is_refused(seeded, tmp_path, monkeypatch):
