@@ -116,10 +116,13 @@ def replay_all(
 
 def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verdict:
     """The verdict over all networks of the bundle: the first that is refused, or else that of the first network."""
+    import msgspec
+
     from edgevtx.manifest import REFUSED
 
     verdicts = [replay_part(bundle, part, target, precision, device) for part in bundle.manifest.part_names]
-    return next((item for item in verdicts if item.status in REFUSED), verdicts[0])
+    found = next((item for item in verdicts if item.status in REFUSED), verdicts[0])
+    return msgspec.structs.replace(found, precision=precision)  # a part may run in another one
 
 
 def replay_part(bundle: Bundle, part: str, target: str, precision: str, device: str) -> Verdict:
@@ -130,9 +133,9 @@ def replay_part(bundle: Bundle, part: str, target: str, precision: str, device: 
 
     options = EngineOptions(precision=precision, device=device)
     prepared = prepare_engine(bundle, target, options, part=part)
-    engine = open_prepared(prepared, options)
+    engine = open_prepared(prepared)
     try:
-        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph)
+        verdict = replay(bundle, engine, prepared)
     finally:
         engine.close()
     record_verdict(prepared, verdict)

@@ -145,7 +145,7 @@ def test_reading_and_writing_overlap_the_engine(predictor: Any) -> None:
     met: list[bool] = []
     infer = predictor.infer
 
-    def infer_while_reading(prepared: Any) -> Any:
+    def infer_while_reading(prepared: Any, **options: Any) -> Any:
         if prepared == 5:
             infers.set()
             met.append(reads.wait(HANG))
