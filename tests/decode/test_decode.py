@@ -45,7 +45,7 @@ def test_every_rule_is_known_to_decoding_and_to_comparison(rule: Any) -> None:
 
 
 def test_a_decoders_rule_alone_takes_no_limits() -> None:
-    with pytest.raises(InputError, match="prompt_masks.* take no threshold"):
+    with pytest.raises(InputError, match=r"prompt_masks\) take no threshold"):
         check_options(PromptMasksDecode(), 0.5, None)
 
 
