@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,17 +44,23 @@ def milliseconds(work: Callable[[], object]) -> float:
     return 1e3 * (perf_counter() - start)
 
 
-def interleave(work: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Times]:
+def interleave(
+    work: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3, seconds: float | None = None
+) -> dict[str, Times]:
     """Time each of `work` once a round: milliseconds (rounds,) by name; row i of all names is one moment's pair.
 
-    Every second round goes backwards, so that no name always follows the same other one.
+    Every second round goes backwards, so that no name always follows the same other one. Once `seconds` are over no
+    further round begins, except for the first seven.
     """
     names = list(work)
     for _ in range(warmup):
         for name in names:
             work[name]()
     found: dict[str, list[float]] = {name: [] for name in names}
+    start = perf_counter()
     for index in range(rounds):
+        if seconds is not None and index >= 7 and perf_counter() - start > seconds:
+            break
         for name in names if index % 2 == 0 else reversed(names):
             found[name].append(milliseconds(work[name]))
     return {name: np.array(times) for name, times in found.items()}
@@ -215,10 +222,11 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """System, processor, cores and memory."""
+    """System, processor, cores and memory; of the kernel's name the number alone, the rest is its builder's."""
     from edgevtx.profile.machine import describe
 
-    return describe()
+    found = describe()
+    return {**found, "system": re.sub(r"(\d)[-+]\S*", r"\1", found["system"])}
 
 
 def versions() -> dict[str, str]:

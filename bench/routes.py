@@ -228,17 +228,20 @@ def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> t
     return calls, failed
 
 
-def measure(name: str, target: str, precision: str, rounds: int, warmup: int, report: Report, table: Table) -> None:
+def measure(
+    name: str, target: str, precision: str, report: Report, table: Table, *, rounds: int, warmup: int, seconds: float
+) -> None:
     """One model on one runtime at one precision into the report."""
     files, failed = route_files(name)
     calls, refused = engines(name, target, precision, files)
-    times = interleave(calls, rounds, warmup)
+    times = interleave(calls, rounds, warmup, seconds)
     routes = [route for route in ROUTES if route in times]
     # the fastest by its median; the pairs with it, and not with each round's fastest, which noise would choose
     best = min(routes, key=lambda route: float(np.median(times[route])))
     found = ratio(times[OURS], times[best])
     medians = {key: quantiles(value)["median"] for key, value in times.items()}
-    table.add(name, target, precision, *(medians.get(key) for key in (*ROUTES, OURS, DYNAMIC)), best, str(found))
+    shown = (medians.get(key) for key in (*ROUTES, OURS, DYNAMIC))
+    table.add(name, target, precision, len(times[OURS]), *shown, best, str(found))
     report.demand(f"{name} {target} {precision}: ours / {best}", f"<= {LIMIT}", found)
     report.raw[f"{name} {target} {precision}"] = times
     for route, reason in {**failed, **refused}.items():
@@ -250,6 +253,7 @@ def measure(name: str, target: str, precision: str, rounds: int, warmup: int, re
 @click.option("--runtime", "targets", multiple=True, default=TARGETS, show_default=True)
 @click.option("--precision", "precisions", multiple=True, default=["fp32", "bf16"], show_default=True)
 @click.option("--rounds", default=31, show_default=True, help="Timed calls of each engine.")
+@click.option("--seconds", default=60.0, show_default=True, help="Rounds of a cell end after this time; 7 at least.")
 @click.option("--warmup", default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Another folder than bench/results.")
 def main(
@@ -257,21 +261,22 @@ def main(
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
     rounds: int,
+    seconds: float,
     warmup: int,
     out: Path | None,
 ) -> None:
     """Compare the bundle's engine with the engines of the usual export routes."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    settings = {"rounds": rounds, "warm-up": warmup, "batch": 1, "weights": "random, seeded"}
+    settings = {"rounds": rounds, "seconds a cell": seconds, "warm-up": warmup, "batch": 1, "weights": "random, seeded"}
     report = Report("routes", "The bundle's engine against the usual export routes", settings)
-    columns = ("model", "runtime", "precision", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
+    columns = ("model", "runtime", "precision", "rounds", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
     table = report.table("Medians in ms; ratio of pairs with its 95% interval", *columns)
     for name in names:
         for target, precision in PAIRS:
             if target in targets and precision in precisions:
                 print(f"{name} {target} {precision} ...", flush=True)
-                measure(name, target, precision, rounds, warmup, report, table)
+                measure(name, target, precision, report, table, rounds=rounds, warmup=warmup, seconds=seconds)
                 gc.collect()
     report.finish(*([out] if out else []))
 

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python}
 names=("${@:2}")
-[ ${#names[@]} -gt 0 ] || names=(import_cost families overhead throughput load peers routes denoise local_attention)
+[ ${#names[@]} -gt 0 ] || names=(import_cost families overhead throughput load peers routes masks denoise local_attention)
 for name in "${names[@]}"; do
     echo "== $name"
     time "$python" "bench/$name.py"

@@ -8,9 +8,7 @@ scaling and normalisation are the graph's work.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
 from time import perf_counter
@@ -23,13 +21,13 @@ from edgevtx.denoise import denoise
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.geometry import Geometry, Size, plan
 from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend
+from edgevtx.threads import MOST_THREADS, cores, run_all
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
 
 # below this many source px a second thread costs more than it saves
 _THREADED_PIXELS = 300_000
-_MOST_BANDS = 4
 # radius in source px per unit of scale of the filters that fade to zero at their edge. Not "box": its weight jumps
 # there, so that the last bit of a coordinate decides whether a pixel counts, and bands would differ from the whole
 _RADIUS = {"bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -211,7 +209,7 @@ def _resize_pillow(image: Frame, interpolation: Interpolation, out: Frame) -> No
         return
     count = 1
     if interpolation in _RADIUS and size[0] * size[1] >= _THREADED_PIXELS:
-        count = min(_cores(), _MOST_BANDS)
+        count = min(cores(), MOST_THREADS)
         if count > 1 and not _bands_are_exact(size, new_size, interpolation, count):
             count = 1
     _resize_in_bands(image, interpolation, out, count)
@@ -255,7 +253,7 @@ def _resize_in_bands(image: Frame, interpolation: Interpolation, out: Frame, cou
         target[...] = pixels if pixels.ndim == 3 else pixels[..., None]
 
     cuts = _band_edges(length, new_length, count)
-    _run_all([partial(resize_band, start, stop) for start, stop in pairwise(cuts)])
+    run_all([partial(resize_band, start, stop) for start, stop in pairwise(cuts)])
 
 
 def _band_edges(length: int, new_length: int, count: int) -> list[int]:
@@ -263,12 +261,6 @@ def _band_edges(length: int, new_length: int, count: int) -> list[int]:
     common = math.gcd(length, new_length)
     count = min(count, common)
     return [common * i // count * (new_length // common) for i in range(count + 1)]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # -- OpenCV ----------------------------------------------------------------------------------------------------
@@ -325,31 +317,3 @@ _RESIZERS: dict[ResizeBackend, Callable[[Frame, Interpolation, Frame], None]] = 
     "opencv": _resize_opencv,
     "opencv-plain": _resize_plainly,
 }
-
-
-# -- threads ---------------------------------------------------------------------------------------------------
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)  # a forked child has the pool's bookkeeping but not its threads
-
-
-def _run_all(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run the jobs, the first on the calling thread; those that no thread has begun by then as well."""
-    global _pool
-    if len(jobs) > 1 and _pool is None:
-        _pool = ThreadPoolExecutor(_MOST_BANDS - 1, thread_name_prefix="edgevtx-resize")
-    waiting = [(job, _pool.submit(job)) for job in jobs[1:]] if _pool else []
-    jobs[0]()
-    for job, future in reversed(waiting):
-        if future.cancel():
-            job()
-        else:
-            future.result()

@@ -39,7 +39,7 @@ def pillow(frame: np.ndarray, height: int, width: int, interpolation: str = "bil
 def bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four bands, whatever the machine and however small the image."""
     monkeypatch.setattr(module, "_THREADED_PIXELS", 1)
-    monkeypatch.setattr(module, "_cores", lambda: 4)
+    monkeypatch.setattr(module, "cores", lambda: 4)
     module._bands_are_exact.cache_clear()
 
 
@@ -63,7 +63,7 @@ def test_equals_pillow(interpolation: str, source: tuple[int, int], target: tupl
 @pytest.mark.usefixtures("bands")
 def test_bands_on_threads_equal_pillow(interpolation: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heights with common divisors, which let the image be cut into `count` bands, and some without."""
-    monkeypatch.setattr(module, "_cores", lambda: count)
+    monkeypatch.setattr(module, "cores", lambda: count)
     rng = np.random.default_rng(count)
     for common in (1, 2, 3, 4, 7, 40):
         for _ in range(8):

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.decode.detect import decode_detections
-from edgevtx.decode.upsample import Floats, Leaders, Reach, Resampling, threshold_maps
+from edgevtx.decode.resample import Floats, Resampling
+from edgevtx.decode.upsample import Leaders, Reach, threshold_maps
 from edgevtx.manifest import DetectDecode
 from edgevtx.results import Detections, PanopticSegmentation, Segment, names_of
+from edgevtx.threads import each
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
@@ -61,10 +63,10 @@ def decode_panoptic(
     scores_of, kinds = scores[taking_part], class_ids[taking_part]
     leaders = Leaders.of(candidates, resampling)
     areas = leaders.areas()
-    standing = [
-        area > 0 and _stands(int(area), one, resampling, rule) for area, one in zip(areas, candidates, strict=True)
-    ]
-    ids = number_segments(kinds, np.array(standing, np.bool_), rule.label_ids_to_fuse)
+    standing = np.zeros(len(candidates), np.bool_)
+    for k in np.flatnonzero(areas):
+        standing[k] = _stands(int(areas[k]), candidates[k], resampling, rule)
+    ids = number_segments(kinds, standing, rule.label_ids_to_fuse)
     names = names_of(kinds, labels)
     segments = tuple(
         Segment(int(ids[k]), int(kinds[k]), names[k], float(scores_of[k]), int(areas[k])) for k in np.flatnonzero(ids)
@@ -78,12 +80,16 @@ def weighed_probabilities(logits: Array, rows: NDArray[np.intp], scores: NDArray
     One map after the other, which stays in the cache over all steps.
     """
     maps = np.empty((len(rows), *logits.shape[1:]), np.float32)
-    with np.errstate(over="ignore"):  # exp(100) is infinite, and its sigmoid 0
-        for one, row, score in zip(maps, rows, scores, strict=True):
-            np.negative(logits[row], out=one)
+
+    def weigh(i: int) -> None:
+        one = maps[i]
+        with np.errstate(over="ignore"):  # exp(100) is infinite, and its sigmoid 0
+            np.negative(logits[rows[i]], out=one)
             np.exp(one, out=one)
             one += 1
-            np.divide(score, one, out=one)
+            np.divide(scores[i], one, out=one)
+
+    each(weigh, range(len(maps)))
     return maps
 
 

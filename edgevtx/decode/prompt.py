@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevtx.decode.upsample import Resampling, threshold_maps
+from edgevtx.decode.resample import Resampling
+from edgevtx.decode.upsample import threshold_maps
 from edgevtx.errors import InputError
 from edgevtx.results import Masks
 

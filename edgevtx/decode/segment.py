@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edgevtx.decode.upsample import Axis, Resampling, argmax_maps, enlarge
+from edgevtx.decode.resample import Axis, Resampling, enlarge
+from edgevtx.decode.upsample import argmax_maps
 from edgevtx.errors import InputError
 from edgevtx.results import SemanticSegmentation
 from edgevtx.windows import average_windows, window_corners

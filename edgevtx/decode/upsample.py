@@ -14,185 +14,22 @@ by pixel, with the reference's own weights. The result differs from the referenc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevtx.decode.resample import Array, Axis, Cells, Floats, Resampling
 from edgevtx.errors import InputError
-from edgevtx.geometry import Geometry
 from edgevtx.masks import MaskSet
+from edgevtx.threads import MOST_THREADS, each, run_all
 
-Array = NDArray[Any]
-Floats = NDArray[np.float32]
-Size = tuple[int, int]
 _BATCH = 32768  # pixels computed at once: a few arrays of so many floats stay in the second-level cache
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """How the lines of one axis are made of the lines of a map: line first + i is a mean of lines starts[i]...
-
-    `length` lines in all, of which `first` to first + n are shown by the map; `source` lines has the map. `starts`
-    (n,) intp rising; `weights` (n,K) float32, not negative, each row summing to one: those of map lines starts[i] to
-    starts[i] + K - 1.
-    """
-
-    length: int
-    source: int
-    first: int
-    starts: NDArray[np.intp]
-    weights: Floats
-
-    @classmethod
-    def resize(cls, source: int, length: int) -> Axis:
-        """Bilinear from `source` lines to `length`, pixel centres at half pixels (`align_corners=False`)."""
-        return cls.linear(source, length, source / length, 0.0)
-
-    @classmethod
-    def linear(cls, source: int, length: int, scale: float, shift: float) -> Axis:
-        """Line i lies at (i + 0.5) * scale + shift in the source, whose edge values are held.
-
-        In float32, as torch has it: where a line meets a source line exactly, the weight of the next one must be zero
-        here too, since a large value there would show even with a weight of 1e-6.
-        """
-        at = (np.arange(length, dtype=np.float32) + np.float32(0.5)) * np.float32(scale) + np.float32(shift)
-        inside = np.flatnonzero((at >= 0) & (at <= source))
-        at = np.clip(at[inside] - np.float32(0.5), 0, source - 1)
-        low = np.minimum(at.astype(np.intp), max(source - 2, 0))
-        fraction = at - low.astype(np.float32)
-        weights = np.stack([1 - fraction, fraction], 1)[:, :source]
-        return cls(length, source, int(inside[0]) if len(inside) else 0, low, weights)
-
-    def after(self, inner: Axis) -> Axis:
-        """This axis where its source lines are made of another map by `inner`, all of whose lines are shown."""
-        if inner.length != self.source or len(inner.starts) != inner.length:
-            raise InputError(f"an axis of {self.source} source lines cannot follow one of {len(inner.starts)} lines")
-        lines = self.starts[:, None] + np.arange(self.weights.shape[1])
-        starts = inner.starts[lines]  # (n,K)
-        taps = int((starts[:, -1] - starts[:, 0]).max(initial=0)) + inner.weights.shape[1]
-        low = np.minimum(starts[:, 0], inner.source - taps)
-        weights = np.zeros((len(lines), taps), np.float32)
-        at = np.arange(len(lines))
-        for k in range(lines.shape[1]):
-            for j in range(inner.weights.shape[1]):
-                np.add.at(weights, (at, starts[:, k] - low + j), self.weights[:, k] * inner.weights[lines[:, k], j])
-        return Axis(self.length, inner.source, self.first, low, weights)
-
-    def cut(self, start: int, stop: int) -> Axis:
-        """Only lines `start` to `stop` of an axis all of whose lines are shown."""
-        return Axis(stop - start, self.source, 0, self.starts[start:stop], self.weights[start:stop])
-
-    @property
-    def taps(self) -> int:
-        """How many map lines a line is made of."""
-        return int(self.weights.shape[1])
-
-    @cached_property
-    def matrix(self) -> Floats:
-        """(n, source) float32: the weights of all map lines in each line."""
-        matrix = np.zeros((len(self.starts), self.source), np.float32)
-        np.put_along_axis(matrix, self.starts[:, None] + np.arange(self.taps), self.weights, 1)
-        return matrix
-
-    @cached_property
-    def cells(self) -> _Cells:
-        """The groups of lines with the same support."""
-        first = np.flatnonzero(np.diff(self.starts, prepend=-1))
-        counts = np.diff(first, append=len(self.starts))
-        # a short group repeats its last line: to compute it twice costs less than to ask
-        lines = first[:, None] + np.minimum(np.arange(counts.max(initial=0)), counts[:, None] - 1)
-        weights = np.ascontiguousarray(self.weights[lines].transpose(1, 2, 0))
-        of = np.repeat(np.arange(len(first)), counts)
-        return _Cells(self.starts[first], counts, of, np.ascontiguousarray(lines.T), weights)
-
-
-class _Cells(NamedTuple):
-    """Lines of one axis in groups of equal support.
-
-    `starts` (G,) first map line of each group's support; `counts` (G,) its lines; `of` (n,) each line's group;
-    `lines` (D,G) the groups' lines, the last one repeated in groups of less than D; `weights` (D,K,G) theirs.
-    """
-
-    starts: NDArray[np.intp]
-    counts: NDArray[np.intp]
-    of: NDArray[np.intp]
-    lines: NDArray[np.intp]
-    weights: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class Resampling:
-    """From maps (h,w) to a frame: one operator an axis to the upright roi, then its rotation and place."""
-
-    rows: Axis
-    cols: Axis
-    frame_size: Size
-    origin: tuple[int, int] = (0, 0)
-    rotation: int = 0
-
-    @classmethod
-    def resize(cls, source: Size, size: Size) -> Resampling:
-        """Plain bilinear resizing of (h,w) maps to a frame of (H,W), `align_corners=False`."""
-        return cls(Axis.resize(source[0], size[0]), Axis.resize(source[1], size[1]), size)
-
-    @classmethod
-    def of(cls, geometry: Geometry, map_size: Size, *, via_input: bool = False) -> Resampling:
-        """For maps (h,w) of the whole input.
-
-        At once, as `Geometry.masks_to_frame` resamples (DETR's reference); or, with `via_input`, first to the
-        input's pixels, of which the padding is cut off, and from there to the frame (SAM's and SETR's reference).
-        """
-        axes = []
-        for i in (0, 1):
-            length, resized, offset = geometry.upright_size[i], geometry.resized[i], geometry.offset[i]
-            size = geometry.input_size[i]
-            if via_input:
-                start, stop = geometry.valid_box[1 - i], geometry.valid_box[3 - i]
-                outer = Axis.linear(stop - start, length, resized / length, offset - start)
-                axes.append(outer.after(Axis.resize(map_size[i], size).cut(start, stop)))
-            else:
-                step = map_size[i] / size
-                axes.append(Axis.linear(map_size[i], length, resized / length * step, offset * step))
-        return cls(axes[0], axes[1], geometry.frame_size, geometry.roi[:2], geometry.rotation)
-
-    def check(self, maps: Array) -> Floats:
-        """The maps, contiguous; raises `InputError` unless they are (N,h,w) float32 of this map size."""
-        wanted = (self.rows.source, self.cols.source)
-        if not isinstance(maps, np.ndarray) or maps.ndim != 3 or maps.shape[1:] != wanted or maps.dtype != np.float32:
-            raise InputError(
-                f"maps must be (N, {wanted[0]}, {wanted[1]}) float32, but got {np.shape(maps)} {np.asarray(maps).dtype}"
-            )
-        return np.ascontiguousarray(maps)
-
-    def place(self, upright: Array, top: int, left: int) -> tuple[Array, tuple[int, int]]:
-        """(h,w) pixels at (top, left) of the shown upright roi -> as they lie in the frame, and their x, y there."""
-        y, x = top + self.rows.first, left + self.cols.first
-        (height, width), (rows, cols) = (self.rows.length, self.cols.length), upright.shape
-        x, y = {
-            0: (x, y),
-            90: (y, width - x - cols),
-            180: (width - x - cols, height - y - rows),
-            270: (height - y - rows, x),
-        }[self.rotation]
-        return np.rot90(upright, self.rotation // 90), (x + self.origin[0], y + self.origin[1])
-
-
-def enlarge(maps: Floats, resampling: Resampling, fill: float = 0.0) -> Floats:
-    """(N,h,w) float32 maps -> (N,H,W) float32, their values at each frame pixel; `fill` where the maps show nothing.
-
-    Everything is computed: for few maps, whose values themselves are wanted.
-    """
-    maps = resampling.check(maps)
-    upright = resampling.rows.matrix @ maps @ resampling.cols.matrix.T
-    frame = np.full((len(maps), *resampling.frame_size), fill, np.float32)
-    for one, values in zip(frame, upright, strict=True):
-        placed, (x, y) = resampling.place(values, 0, 0)
-        one[y : y + placed.shape[0], x : x + placed.shape[1]] = placed
-    return frame
+_ALL = slice(None)
 
 
 # -- masks -----------------------------------------------------------------------------------------------------
@@ -208,24 +45,33 @@ def threshold_maps(maps: Floats, resampling: Resampling, threshold: float | Floa
     rows, cols = resampling.rows.cells, resampling.cols.cells
     above = maps > thresholds[:, None, None]
     some, every = (_pool(above, resampling, reduce) for reduce in (np.logical_or, np.logical_and))
+    if not some.size:  # no maps, or they show nothing of the frame
+        return MaskSet(resampling.frame_size, (np.empty((0, 0), np.bool_),) * len(maps), np.zeros((len(maps), 2), int))
     boxes = _boxes(some)  # of cells
     top, left = rows.lines[0][boxes[:, 1]], cols.lines[0][boxes[:, 0]]
     height = np.where(boxes[:, 3] > boxes[:, 1], rows.lines[-1][boxes[:, 3] - 1] + 1 - top, 0)
     width = np.where(boxes[:, 2] > boxes[:, 0], cols.lines[-1][boxes[:, 2] - 1] + 1 - left, 0)
     ends = np.cumsum(height * width)
     begins = ends - height * width
-    pixels = np.empty(int(ends[-1]) if len(ends) else 0, np.bool_)  # all crops, one after another
+    pixels = np.empty(int(ends[-1]), np.bool_)  # all crops, one after another
     crops = [pixels[a:b].reshape(h, w) for a, b, h, w in zip(begins, ends, height, width, strict=True)]
-    for crop, cells, (c0, r0, c1, r1), y, x in zip(crops, every, boxes, top, left, strict=True):
-        lines = cells[r0:r1, c0:c1].take(cols.of[x : x + crop.shape[1]] - c0, axis=1)
-        lines.take(rows.of[y : y + crop.shape[0]] - r0, axis=0, out=crop, mode="clip")
     origin = begins - top * width - left
-    for item, row, col in _batches(np.nonzero(some != every), resampling):
-        corner, limit = origin[item] + cols.lines[0][col], thresholds[item]
+
+    def fill(i: int) -> None:
+        """A crop as its cells have it."""
+        (c0, r0, c1, r1), (h, w), y, x = boxes[i], crops[i].shape, top[i], left[i]
+        lines = every[i, r0:r1, c0:c1].take(cols.of[x : x + w] - c0, axis=1)
+        lines.take(rows.of[y : y + h] - r0, axis=0, out=crops[i], mode="clip")
+
+    def settle(batch: tuple[Array, ...]) -> None:
+        """The pixels of undecided cells."""
+        item, row, col = batch
+        limit, columns = thresholds[item], origin[item] + cols.lines.take(col, axis=1)
         for y, values in _pixels(_support(maps, item, row, col, resampling), row, col, resampling):
-            at = corner + y * width[item]
-            for x, value in enumerate(values > limit):
-                pixels[at + x] = value
+            pixels[columns + y * width[item]] = values > limit
+
+    each(fill, range(len(crops)))
+    each(settle, _batches(np.nonzero(some != every), resampling))
     placed = [resampling.place(*args) for args in zip(crops, top.tolist(), left.tolist(), strict=True)]
     offsets = [offset if crop.size else (0, 0) for crop, offset in placed]
     return MaskSet(resampling.frame_size, tuple(crop for crop, _ in placed), np.array(offsets, np.int64).reshape(-1, 2))
@@ -250,18 +96,30 @@ class Reach:
 
     def __init__(self, one: Floats, resampling: Resampling, threshold: float) -> None:
         self._one, self._resampling, self._threshold = one, resampling, threshold
-        some, every = (_pool(one >= threshold, resampling, reduce) for reduce in (np.logical_or, np.logical_and))
-        rows, cols = (axis.cells.counts.astype(np.float64) for axis in (resampling.rows, resampling.cols))
-        self.low, self.high = int(rows @ (every @ cols)), int(rows @ (some @ cols))
+        above = one >= threshold
+        # the cells that reach into a line of the map that has anything; most masks are small
+        near = [
+            np.flatnonzero(_pool_axis(np.any(above, axis=1 - i), axis, np.logical_or, -1))
+            for i, axis in enumerate((resampling.rows, resampling.cols))
+        ]
+        self._corner = [int(cells[0]) if len(cells) else 0 for cells in near]
+        window = [slice(cells[0], cells[-1] + 1) if len(cells) else slice(0) for cells in near]
+        some, every = (_pool(above, resampling, reduce, *window) for reduce in (np.logical_or, np.logical_and))
+        rows, cols = (
+            axis.cells.counts[part].astype(np.float32)
+            for axis, part in zip((resampling.rows, resampling.cols), window, strict=True)
+        )
+        self.low, self.high = (int(rows.astype(np.float64) @ (cells @ cols)) for cells in (every, some))
         self._undecided = some & ~every
 
     def count(self) -> int:
         """The exact number."""
-        total, rows = self.low, self._resampling.rows.cells
-        for row, col in _batches(self._undecided.nonzero(), self._resampling):
-            support = _support(self._one, 0, row, col, self._resampling)
-            for line, (_, values) in enumerate(_pixels(support, row, col, self._resampling)):
-                total += int(np.count_nonzero((values >= self._threshold) & (line < rows.counts[row])))
+        total, (rows, cols) = self.low, (self._resampling.rows.cells, self._resampling.cols.cells)
+        open_cells = tuple(at + first for at, first in zip(self._undecided.nonzero(), self._corner, strict=True))
+        for row, col in _batches(open_cells, self._resampling):
+            support, wide = _support(self._one, 0, row, col, self._resampling), _real(cols, col)
+            for (_, values), real in zip(_pixels(support, row, col, self._resampling), _real(rows, row), strict=True):
+                total += int(np.count_nonzero((values >= self._threshold) & wide & real))
         return total
 
 
@@ -281,7 +139,7 @@ class Leaders:
     """Which map is largest in each frame pixel, known by cells: `paint` makes the picture of it.
 
     `cells` (R,C) int16, the leader of each cell whose pixels all have the same one. `disputed`: of the other cells
-    the row (M,), the column (M,) and the leader of each pixel (D,W,M), in batches of cells of the same width.
+    the row (M,), the column (M,) and the leader of each pixel (D,W,M), in batches.
     """
 
     resampling: Resampling
@@ -298,33 +156,45 @@ class Leaders:
         leader = _argmax(maps)
         cells, highest = (_pool(leader, resampling, reduce) for reduce in (np.minimum, np.maximum))
         batches = _batches((cells != highest).nonzero(), resampling)
-        return cls(
-            resampling, len(maps), cells, tuple(_settle(maps, leader, row, col, resampling) for row, col in batches)
-        )
+        settled = each(lambda batch: _settle(maps, leader, batch[0], batch[1], resampling), batches)
+        return cls(resampling, len(maps), cells, tuple(settled))
 
     def areas(self) -> NDArray[np.int64]:
         """(C,) int64: how many frame pixels each map leads."""
         rows, cols = self.resampling.rows.cells, self.resampling.cols.cells
         size = np.multiply.outer(rows.counts, cols.counts).astype(np.float64)  # exact up to 2^53
-        total = np.zeros(self.count)
-        for row, col, pixels in self.disputed:
+
+        def tally(batch: tuple[Array, Array, NDArray[np.int16]]) -> NDArray[Any]:
+            row, col, pixels = batch
             size[row, col] = 0
-            real = np.arange(len(pixels))[:, None] < rows.counts[row]
-            total += np.bincount(pixels.swapaxes(0, 1)[:, real].ravel(), minlength=self.count)
-        total += np.bincount(self.cells.ravel(), size.ravel(), self.count)
-        return total.astype(np.int64)
+            real = _real(rows, row)[:, None] & _real(cols, col)
+            return np.bincount(pixels[real], minlength=self.count)
+
+        disputed = each(tally, self.disputed)
+        whole = np.bincount(self.cells.ravel(), size.ravel(), self.count)
+        total: NDArray[np.int64] = np.sum([whole, *disputed], axis=0).astype(np.int64)
+        return total
 
     def paint(self, values: NDArray[np.int32], *, fill: int) -> NDArray[np.int32]:
         """(H,W) int32 of the frame: the value (C,) of the map that leads there, `fill` where no map shows."""
         rows, cols = self.resampling.rows.cells, self.resampling.cols.cells
-        picture = values[self.cells].take(cols.of, axis=1).take(rows.of, axis=0)
+        lines = values[self.cells].take(cols.of, axis=1)
+        picture = np.empty((len(rows.of), len(cols.of)), np.int32)
         flat = picture.reshape(-1)
-        for row, col, pixels in self.disputed:
-            corner = cols.lines[0][col]
-            for lines, leaders in zip(rows.lines, values[pixels], strict=True):
-                at = lines[row] * picture.shape[1] + corner
-                for x, value in enumerate(leaders):
-                    flat[at + x] = value
+
+        def spread(a: int, b: int) -> None:
+            """Lines a to b as their cells have it."""
+            lines.take(rows.of[a:b], axis=0, out=picture[a:b], mode="clip")
+
+        def settle(batch: tuple[Array, Array, NDArray[np.int16]]) -> None:
+            """The pixels of disputed cells."""
+            row, col, pixels = batch
+            columns = cols.lines.take(col, axis=1)
+            for lines, leaders in zip(rows.lines, pixels, strict=True):
+                flat[columns + lines[row] * picture.shape[1]] = values[leaders]
+
+        run_all([functools.partial(spread, a, b) for a, b in _strips(len(picture))])
+        each(settle, self.disputed)
         placed, (x, y) = self.resampling.place(picture, 0, 0)
         if placed.shape == self.resampling.frame_size:
             return np.ascontiguousarray(placed)
@@ -335,13 +205,19 @@ class Leaders:
 
 def _argmax(maps: Floats) -> NDArray[np.int16]:
     """(C,h,w) -> (h,w), as `maps.argmax(0)`, which walks through memory by steps of a whole map."""
-    best, leader = maps[0].copy(), np.zeros(maps.shape[1:], np.int16)
-    better = np.empty(maps.shape[1:], np.bool_)
+    best, leader = maps[0].copy(), np.zeros(maps.shape[1:], np.uint8 if len(maps) <= 256 else np.int16)
     for i in range(1, len(maps)):
-        np.greater(maps[i], best, out=better)
-        np.copyto(leader, i, where=better)
+        # where it is better i is written, since i rises: several times as fast as an assignment with a mask
+        better = (maps[i] > best).view(np.uint8)
+        np.maximum(leader, np.multiply(better, i, dtype=leader.dtype), out=leader)
         np.maximum(best, maps[i], out=best)
-    return leader
+    return leader.astype(np.int16)
+
+
+def _strips(length: int) -> list[tuple[int, int]]:
+    """From 0 to `length` in a few pieces, start and end, for as many threads and some to spare."""
+    cuts = np.linspace(0, length, min(length, 2 * MOST_THREADS) + 1, dtype=int).tolist()
+    return list(pairwise(cuts))
 
 
 def _settle(
@@ -367,15 +243,15 @@ def _settle(
         some = int(np.count_nonzero(counts > r))
         support = _support(maps, ranked[begins[:some] + r], row[:some], col[:some], resampling)
         rounds.append(_pixels(support, row[:some], col[:some], resampling))
-    width = int(resampling.cols.cells.counts[col[0]])
-    leaders = np.empty((len(resampling.rows.cells.lines), width, len(row)), np.int16)
+    rows, cols = resampling.rows.cells, resampling.cols.cells
+    leaders = np.empty((len(rows.lines), len(cols.lines), len(row)), np.int16)
     for line in leaders:
         _, best = next(rounds[0])
         winner = np.zeros(best.shape, np.min_scalar_type(len(rounds)))
         for r, pixels in enumerate(rounds[1:], 1):
             _, values = next(pixels)
             some = values.shape[1]
-            # where it is better r is written, since r rises: several times as fast as an assignment with a mask
+            # by rank, as in _argmax
             rank = np.multiply(values > best[:, :some], r, dtype=winner.dtype)
             np.maximum(winner[:, :some], rank, out=winner[:, :some])
             np.maximum(best[:, :some], values, out=best[:, :some])
@@ -386,34 +262,32 @@ def _settle(
 # -- cells -----------------------------------------------------------------------------------------------------
 
 
-def _pool(maps: Array, resampling: Resampling, reduce: Any) -> Array:
-    """(...,h,w) -> (...,R,C): an associative ufunc over each cell's support."""
-    rows, cols = resampling.rows, resampling.cols
-    out = _lines(maps, rows.cells.starts, -2)
-    for k in range(1, rows.taps):
-        out = reduce(out, _lines(maps, rows.cells.starts + k, -2))
-    pooled = _lines(out, cols.cells.starts, -1)
-    for k in range(1, cols.taps):
-        pooled = reduce(pooled, _lines(out, cols.cells.starts + k, -1))
-    return pooled
+def _pool(maps: Array, resampling: Resampling, reduce: Any, rows: slice = _ALL, cols: slice = _ALL) -> Array:
+    """(...,h,w) -> (...,R,C): an associative ufunc over the support of each cell, or of those in `rows` and `cols`."""
+    lines = _pool_axis(maps, resampling.rows, reduce, -2, rows)
+    return _pool_axis(lines, resampling.cols, reduce, -1, cols)
 
 
-def _lines(maps: Array, at: NDArray[np.intp], axis: int) -> Array:
-    """maps.take(at, axis), without a copy where the lines follow one another."""
-    if len(at) and at[-1] - at[0] == len(at) - 1:
-        part = slice(at[0], at[-1] + 1)
-        return maps[..., part, :] if axis == -2 else maps[..., part]
-    return maps.take(at, axis)
+def _pool_axis(maps: Array, axis: Axis, reduce: Any, along: int, cells: slice = _ALL) -> Array:
+    starts, bends = axis.cells.starts[cells], axis.cells.bends[cells]
+    if len(starts) and bends[0] == bends[-1]:  # they follow one another, so that no copy is needed
+        taps = [slice(starts[0] + k, starts[-1] + k + 1) for k in range(axis.taps)]
+        lines = [maps[..., tap] if along == -1 else maps[..., tap, :] for tap in taps]
+    else:
+        lines = [maps.take(starts + k, along) for k in range(axis.taps)]
+    return functools.reduce(reduce, lines)
 
 
-def _batches(cells: tuple[Array, ...], resampling: Resampling) -> Iterator[tuple[Array, ...]]:
-    """Cells, the last index their column, in batches of the same width whose pixels' lines fit into the cache."""
-    width = resampling.cols.cells.counts[cells[-1]]
-    for size in np.unique(width):
-        chosen = np.flatnonzero(width == size)
-        step = max(1, _BATCH // int(size))
-        for i in range(0, len(chosen), step):
-            yield tuple(index[chosen[i : i + step]] for index in cells)
+def _batches(cells: tuple[Array, ...], resampling: Resampling) -> list[tuple[Array, ...]]:
+    """Cells, index by index (M,), in batches whose pixels' lines fit into the cache."""
+    step = max(1, _BATCH // max(1, len(resampling.cols.cells.lines)))
+    return [tuple(index[i : i + step] for index in cells) for i in range(0, len(cells[-1]), step)]
+
+
+def _real(cells: Cells, chosen: Array) -> NDArray[np.bool_]:
+    """(D,M): which lines of the chosen groups (M,) are their own, and not their last one repeated."""
+    real: NDArray[np.bool_] = np.arange(len(cells.lines))[:, None] < cells.counts[chosen]
+    return real
 
 
 def _at(maps: Array, item: Any, row: Array, col: Array, resampling: Resampling) -> Array:
@@ -444,10 +318,9 @@ def _support(maps: Floats, item: Any, row: Array, col: Array, resampling: Resamp
 
 
 def _pixels(support: Floats, row: Array, col: Array, resampling: Resampling) -> Iterator[tuple[Array, Floats]]:
-    """For each line of cells (row, col) of the same width: its y (M,), and the values of its pixels (W,M)."""
+    """For each line of cells (row, col): its y (M,), and the values of its pixels (W,M)."""
     rows, cols = resampling.rows.cells, resampling.cols.cells
-    width = int(cols.counts[col[0]])
-    across = cols.weights[:width].take(col, axis=2)
+    across = cols.weights.take(col, axis=2)
     for y, weights in zip(rows.lines, rows.weights, strict=True):
         down = weights.take(row, axis=1)
         line = down[0] * support[0]

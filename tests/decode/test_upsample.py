@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgevtx.decode.upsample import Axis, Resampling, argmax_maps, threshold_maps
+from edgevtx.decode.resample import Axis, Resampling
+from edgevtx.decode.upsample import argmax_maps, threshold_maps
 from edgevtx.errors import InputError
 from edgevtx.geometry import Geometry, plan
 from edgevtx.manifest import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge
@@ -115,6 +116,16 @@ def test_pixels_that_nothing_shows_belong_to_no_mask() -> None:
     masks, labels = threshold_maps(maps, resampling, 0.0), argmax_maps(maps, resampling)
     assert not masks.dense()[:, :, :90].any() and masks.dense()[:, 50, 150].all()
     assert (labels[:, :90] == -1).all() and labels[50, 150] == 0
+
+
+def test_maps_that_show_nothing_of_the_frame_give_empty_masks() -> None:
+    """As where a crop keeps a strip that lies between the lines of the frame."""
+    nothing = Resampling(Axis.linear(5, 6, 1e-3, -3), Axis.resize(5, 9), (6, 9))
+    maps = np.ones((2, 5, 5), np.float32)
+    masks = threshold_maps(maps, nothing, 0.0)
+    assert len(masks) == 2 and not masks.dense().any() and masks.areas.tolist() == [0, 0]
+    assert (argmax_maps(maps, nothing) == -1).all()
+    assert len(threshold_maps(maps[:0], Resampling.resize((5, 5), (6, 9)), 0.0)) == 0
 
 
 def test_axes_that_do_not_fit_are_refused() -> None:
