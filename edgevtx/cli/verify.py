@@ -101,7 +101,8 @@ def replay_all(
         if not found.available:
             skipped[target] = f"{found.reason}; {found.install}"
             continue
-        graphs = [graph for graph in bundle.manifest.graphs if graph.target == target]
+        # the bundle's precisions are those of the network that takes frames; a part may keep another one
+        graphs = [graph for graph in bundle.manifest.graphs if graph.target == target and not graph.part]
         for precision in dict.fromkeys(name for graph in graphs for name in graph.precisions):
             if not precisions or precision in precisions:
                 progress(f"{target} {precision}")
