@@ -62,7 +62,7 @@ def ellipse(size: tuple[int, int]) -> Array:
     """Logits (h,w) float32 of a mask."""
     y, x = (np.linspace(0, 1, side) for side in size)
     inside = 1 - np.hypot((x[None] - 0.4) / 0.3, (y[:, None] - 0.5) / 0.2)
-    return np.clip(8 * inside, -8, 8).astype(np.float32)
+    return np.asarray(np.clip(8 * inside, -8, 8), np.float32)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Texts:
         """(N,C): the runtime's tokenizer and our network."""
         ids = Tokenizer(self.tokenizer, self.prompts.length)(texts)
         with torch.inference_mode():
-            (found,) = TextEncoder(self.clip, self.projection)(torch.from_numpy(ids))
+            found: torch.Tensor = TextEncoder(self.clip, self.projection)(torch.from_numpy(ids))[0]
         return found
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:

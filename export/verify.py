@@ -107,8 +107,12 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
             geometries=tuple(geometry for _, geometry in pairs),
             clear=_is_clear(traceable, inputs),
             parts=run_parts(traceable, outputs),
-            answer=traceable.answer and partial(traceable.answer, geometry=pairs[0][1]),
+            answer=traceable.answer and _answer_for(traceable.answer, pairs[0][1]),
         )
+
+
+def _answer_for(answer: Callable[[Arrays, Geometry], Result], geometry: Geometry) -> Callable[[Arrays], Result]:
+    return lambda outputs: answer(outputs, geometry)
 
 
 def _is_clear(traceable: Traceable, inputs: Arrays) -> bool:
