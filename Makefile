@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# a file's tests share exported bundles, so files and not tests are dealt to the cores; one thread each for torch
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test check test-slow test-jetpack-like check-wheel format bench clean
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ demo: $(STAMP)  ## export, verify and run the demonstration models; results unde
 	$(BIN)/python samples/demo.py --out out/demo
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(STAMP)  ## what takes minutes or gigabytes, such as a model above 2 GB
 	$(BIN)/python -m pytest -q -m slow

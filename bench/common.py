@@ -176,14 +176,39 @@ class Report:
         else:
             self.demands.append(Demand(what, limit, round(found, 4)))
 
+    def keep_others(self, names: Sequence[str], folder: Path) -> None:
+        """Take over what an earlier run in `folder` found for others than `names`, if machine and versions are equal.
+
+        What a row, a demand, a note or raw times are about is their first word. The earlier come first.
+        """
+        file = folder / f"{self.name}.json"
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if earlier.get("machine") != machine() or earlier.get("versions") != versions():
+            return
+        for table, old in zip(self.tables, earlier["tables"], strict=True):
+            kept = [tuple(row) for row in old["rows"] if row[0] not in names]
+            table.rows = kept + table.rows
+        keep = [{**item} for item in earlier["demands"] if item["what"].split()[0] not in names]
+        for item in keep:
+            del item["verdict"]
+        self.demands = [Demand(**item) for item in keep] + self.demands
+        self.raw = {**{key: value for key, value in earlier["raw"].items() if key.split()[0] not in names}, **self.raw}
+        self.notes = [note for note in earlier["notes"] if note.split()[0].rstrip(":") not in names] + self.notes
+        if keep:
+            self.settings["date"] = f"some rows are of an earlier run, last {earlier['date']}"
+
     def finish(self, folder: Path = RESULTS) -> None:
-        """Print the tables; write them as NAME.json and NAME.md."""
+        """Print the tables and write them."""
+        self.write(folder)
+        self._print()
+
+    def write(self, folder: Path = RESULTS) -> None:
+        """Write what there is so far as NAME.json and NAME.md."""
         folder.mkdir(parents=True, exist_ok=True)
         data = {**asdict(self), "machine": machine(), "versions": versions(), "date": _today()}
         data["demands"] = [{**asdict(item), "verdict": item.verdict} for item in self.demands]
         (folder / f"{self.name}.json").write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
         (folder / f"{self.name}.md").write_text(self._markdown(), encoding="utf-8")
-        self._print()
 
     def _print(self) -> None:
         from rich.console import Console

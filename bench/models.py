@@ -75,6 +75,16 @@ DETR_R50 = {
     "num_queries": 100,
     **_names(91),
 }
+_RESNET = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 2, **IMAGENET}
+
+
+def _attention_cnn(kind: str) -> Model:
+    """A ResNet-50 whose third stage has attention, all of whose stages where the paper replaces every convolution."""
+    stages = {"attention_stages": [1, 2, 3, 4]} if kind in ("sasa", "local_relation") else {}
+    config = {"model_type": f"{kind}_resnet", "image_size": 224, **stages, **_names(1000)}
+    return Model(f"{kind}_r50_224", "attention_cnn", config, {"image_processor_type": "BitImageProcessor", **_RESNET})
+
+
 MODELS = {
     model.name: model
     for model in (
@@ -213,6 +223,41 @@ MODELS = {
             },
             notes=("the library's default config is ViT-B; the routes are compared over the image encoder",),
         ),
+        Model(
+            "setr_pup_l_512",
+            "setr",
+            {"model_type": "setr", "decoder": "pup", "image_size": [512, 512], **_names(150)},
+            {"image_processor_type": "ViTImageProcessor", "size": {"height": 512, "width": 512}, **IMAGENET},
+        ),
+        Model(
+            "detr_panoptic_r50_800",
+            "detr_panoptic",
+            {
+                **DETR_R50,
+                "architectures": ["DetrForSegmentation"],
+                "backbone_config": {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+                **_names(250),
+            },
+            {
+                "image_processor_type": "DetrImageProcessor",
+                "size": {"shortest_edge": 800, "longest_edge": 1333},
+                **IMAGENET,
+            },
+        ),
+        Model(
+            "dinoseg_s14_224",
+            "dinoseg",
+            {
+                "model_type": "dinoseg",
+                "architectures": ["DinoSegmenter"],
+                "patch_size": 14,
+                "input_size": [224, 224],
+                **_vit(384, 6, 224),
+                **_names(2),
+            },
+            {},
+        ),
+        *map(_attention_cnn, ("sagan", "nonlocal", "sasa", "local_relation")),
     )
 }
 

@@ -18,12 +18,13 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from common import FOLDER, Report, Table, interleave, quantiles, ratio, versions
+from common import FOLDER, RESULTS, Report, Table, interleave, quantiles, ratio, versions
 from models import MODELS, build_options, open_checkpoint, sources_digest
 
 SIZES = {
@@ -36,6 +37,13 @@ SIZES = {
     "swinv2_t_256": (256, 256),
     "vivit_b_32x224": (224, 224),
     "sam_b_enc_1024": (1024, 1024),
+    "setr_pup_l_512": (512, 512),
+    "detr_panoptic_r50_800": (800, 1066),
+    "dinoseg_s14_224": (224, 224),
+    "sagan_r50_224": (224, 224),
+    "nonlocal_r50_224": (224, 224),
+    "sasa_r50_224": (224, 224),
+    "local_relation_r50_224": (224, 224),
 }
 TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
 TARGETS = ("onnxruntime", "openvino")
@@ -88,23 +96,51 @@ def _dynamo(module: Any, pixels: Any, path: Path, opset: int) -> None:
     torch.onnx.export(module, (pixels,), path, dynamo=True, opset_version=opset, verbose=False, external_data=False)
 
 
+def _setr(checkpoint: Any) -> Any:
+    from edgevtx.export.models.setr import Setr, Settings
+
+    return checkpoint.load_module(partial(Setr, checkpoint.settings(Settings)))
+
+
+def _attention_cnn(checkpoint: Any) -> Any:
+    from edgevtx.export.models.attention_resnet import AttentionResNet, AttentionResNetSettings
+
+    return checkpoint.load_module(partial(AttentionResNet, checkpoint.settings(AttentionResNetSettings)))
+
+
+def _dinoseg(checkpoint: Any) -> Any:
+    from edgevtx.export import dinoseg
+
+    return dinoseg.load(checkpoint, dinoseg.read_settings(checkpoint))
+
+
+# what no library has: this project's modules, as the papers have them
+OWN = {"setr": _setr, "attention_cnn": _attention_cnn, "dinoseg": _dinoseg}
+OUTPUTS = {
+    "dino": ("last_hidden_state",),
+    "sam": ("last_hidden_state",),
+    "detr": ("logits", "pred_boxes"),
+    "rtdetr": ("logits", "pred_boxes"),
+    "detr_panoptic": ("logits", "pred_boxes", "pred_masks"),
+}
+
+
 def bare(name: str) -> Any:
-    """The library's own model of `bench/models.py` with seeded weights: pixel_values -> its output tensors."""
+    """The model of `bench/models.py` as the library has it, with seeded weights: pixel_values -> its output tensors."""
     import torch
     import transformers
 
     from edgevtx.export.trial import seed_weights
 
-    checkpoint = open_checkpoint(MODELS[name])
-    config = transformers.AutoConfig.for_model(**checkpoint.config)
-    model = getattr(transformers, checkpoint.architecture)(config).eval()
-    seed_weights(model, MODELS[name].seed)
-    if MODELS[name].family == "sam":
-        model = model.vision_encoder
-    embedded = ("last_hidden_state",)
-    alone = ("logits",)
-    outputs = {"vit": alone, "vivit": alone, "swin": alone, "dino": embedded, "sam": embedded}
-    keys = outputs.get(MODELS[name].family, ("logits", "pred_boxes"))
+    family, checkpoint = MODELS[name].family, open_checkpoint(MODELS[name])
+    if family in OWN:
+        model = OWN[family](checkpoint)
+    else:
+        config = transformers.AutoConfig.for_model(**checkpoint.config)
+        model = getattr(transformers, checkpoint.architecture)(config).eval()
+        seed_weights(model, MODELS[name].seed)
+        if family == "sam":
+            model = model.vision_encoder
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:
@@ -112,8 +148,10 @@ def bare(name: str) -> Any:
             self.model = model
 
         def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            output = self.model(pixel_values=pixel_values)
-            return tuple(output[key] for key in keys)
+            output = self.model(pixel_values)
+            if isinstance(output, torch.Tensor):
+                return (output,)
+            return tuple(output[key] for key in OUTPUTS.get(family, ("logits",)))
 
     return Bare().eval()
 
@@ -272,13 +310,15 @@ def main(
     report = Report("routes", "The bundle's engine against the usual export routes", settings)
     columns = ("model", "runtime", "precision", "rounds", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
     table = report.table("Medians in ms; ratio of pairs with its 95% interval", *columns)
+    report.keep_others(names, out or RESULTS)
     for name in names:
         for target, precision in PAIRS:
             if target in targets and precision in precisions:
                 print(f"{name} {target} {precision} ...", flush=True)
                 measure(name, target, precision, report, table, rounds=rounds, warmup=warmup, seconds=seconds)
                 gc.collect()
-    report.finish(*([out] if out else []))
+        report.write(out or RESULTS)  # a large model that the machine cannot hold must not cost the others
+    report.finish(out or RESULTS)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ for frame in camera:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time as clock
@@ -28,7 +29,7 @@ from edgevtx.results import Classification, Result
 from edgevtx.runtimes.base import Array, Arrays
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from edgevtx.predictor import FrameOptions
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 GAP = 0.25
 """A stream that is silent for longer than this share of a clip starts a new clip: what was missed is not made up."""
 
-_SAME = 1e-9  # seconds: times that differ by less do so by rounding
+_SAME = 1e-6  # seconds: times that differ by less do so by rounding, as unix times in seconds do
 
 
 class ClipBuffer:
@@ -47,24 +48,25 @@ class ClipBuffer:
     frame whose time is nearest (of two equally near ones the earlier), so it is known once a frame at or after it has
     come; a slow or jittering stream repeats frames, a fast one leaves some out. A frame that comes more than `gap`
     seconds after the one before, or before it, begins a new stream; `gap` is `GAP` of the clip, and at least two model
-    frames. A frame that is late by less, or has the time of the one before, is left out.
+    frames. A frame that is late by less, or has the time of the one before, is left out. So a clock that is set, by
+    however much, costs one clip; and of times too large to tell frames apart (1e15 s, say) no clip is made.
 
-    `first` says whether the frame that was pushed last began a stream.
+    `stream` counts the streams that have begun.
     """
 
     def __init__(self, clip: Clip) -> None:
         self.frames, self.period, self.stride = clip.frames, 1 / clip.fps, clip.stride
         self.gap = max(GAP * clip.frames, 2) * self.period
         self._rows: deque[Array] = deque(maxlen=clip.frames)
+        self.stream = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget every frame; the next one is the first of a stream."""
         self._rows.clear()
+        self._origin = 0.0  # the time of the stream's first frame, from which the others count: so they stay exact
         self._last: tuple[float, Array] | None = None
-        self._origin = 0.0
         self._count = 0  # model frames since the stream's first
-        self.first = False
 
     def push(self, row: Array, time: float) -> list[Array] | None:
         """Add a frame's `row` (any array, kept and not copied) at `time` (s).
@@ -72,32 +74,44 @@ class ClipBuffer:
         Returns the `frames` rows of a clip, oldest first, where one became full that an answer is due for: the first
         one, and then one every `stride` model frames. Raises `InputError` for a time that is no finite number.
         """
-        if not isinstance(time, int | float | np.integer | np.floating) or not math.isfinite(time):
-            raise InputError(f"a frame's time must be a finite number of seconds, but got {time!r}")
-        if self._last is not None and abs(time - self._last[0]) > self.gap + _SAME:
-            log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", time - self._last[0], self.gap)
+        time = _seconds(time)
+        now = time - self._origin
+        if self._last is not None and abs(now - self._last[0]) > self.gap + _SAME:
+            apart = now - self._last[0]
+            log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", apart, self.gap)
             self.clear()
-        self.first = self._last is None
-        if self.first:
-            self._origin = time
-        before, row_before = self._last or (time - self.period, row)
-        if time <= before:
-            return None
-        self._last = time, row
+        if self._last is None:
+            self.stream += 1
+            self._origin, now = time, 0.0
+            before, row_before = now, row
+        else:
+            before, row_before = self._last
+            if now <= before:
+                return None
+        self._last = now, row
         due = None
-        while (moment := self._origin + self._count * self.period) <= time + _SAME:
-            self._rows.append(row_before if moment - before <= time - moment + _SAME else row)
+        while (moment := self._count * self.period) <= now + _SAME:
+            self._rows.append(row_before if moment - before <= now - moment + _SAME else row)
             self._count += 1
             if self._count >= self.frames and (self._count - self.frames) % self.stride == 0:
                 due = list(self._rows)
         return due
 
 
+def _seconds(time: object) -> float:
+    """A frame's time as a float; `InputError` where it is none."""
+    if isinstance(time, int | float | np.integer | np.floating):
+        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+            if math.isfinite(seconds := float(time)):
+                return seconds
+    raise InputError(f"a frame's time must be a finite number of seconds, but got {time!r}")
+
+
 @dataclass(frozen=True)
 class Moment(Prepared):
-    """A pushed frame: its clip where one is due, no inputs where not. `first`: it started a new stream."""
+    """A pushed frame: its clip where one is due, no inputs where not; and which `stream` it is of, by number."""
 
-    first: bool = False
+    stream: int = 0
 
 
 class ClipPredictor(Predictor):
@@ -107,6 +121,7 @@ class ClipPredictor(Predictor):
         super().__post_init__()
         self._buffer = ClipBuffer(self.clip)
         self._timed: bool | None = None  # whether the stream's frames come with their times
+        self._answered = 0  # the stream, by number, that the latest answer is about
         self._latest: list[Result] = [Classification.empty()]
 
     @property
@@ -157,10 +172,15 @@ class ClipPredictor(Predictor):
         return self.decode(self.infer(prepared), prepared, **limits)[0]
 
     def clear(self) -> None:
-        """Forget the stream's frames and its last answer; the next frame pushed is the first of another stream."""
+        """Forget the stream's frames; the next frame pushed is the first of another stream."""
         self._buffer.clear()
         self._timed = None
-        self._latest = [Classification.empty()]
+
+    def clone(self) -> Self:
+        """As the parent's, with the `stride` that was set; it has a stream of its own, of which there is no frame."""
+        other = super().clone()
+        other.stride = self.stride
+        return other
 
     def prepare(
         self,
@@ -183,7 +203,7 @@ class ClipPredictor(Predictor):
         self._timed = time is not None
         inputs = {} if rows is None else collate([np.stack(rows)], self.manifest.inputs)
         spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
-        return Moment(inputs, (geometry,), spent - (denoised or 0.0), denoised, first=self._buffer.first)
+        return Moment(inputs, (geometry,), spent - (denoised or 0.0), denoised, stream=self._buffer.stream)
 
     def infer(self, prepared: Prepared, *, threshold: float | None = None) -> Arrays:
         """Run the engine on a full clip; nothing is run, and no output given, where none is due."""
@@ -199,8 +219,8 @@ class ClipPredictor(Predictor):
         if not isinstance(prepared, Moment):
             return super().decode(outputs, prepared, threshold=threshold, top_k=top_k)
         check_options(self.manifest.decode, threshold, top_k)
-        if prepared.first:
-            self._latest = [Classification.empty()]
+        if prepared.stream != self._answered:  # not: the stream's first frame, for that may have been dropped
+            self._answered, self._latest = prepared.stream, [Classification.empty()]
         if not prepared.pending:
             self._latest = super().decode(outputs, prepared, threshold=threshold, top_k=top_k)
         return self._latest

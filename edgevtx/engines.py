@@ -180,6 +180,7 @@ def _key(bundle: Bundle, graph: Graph, target: str, fingerprint: dict[str, str])
         "format": FORMAT,
         "bundle": bundle.digest,
         "graph": hashes[graph.file],
+        "part": graph.part,  # of two that are alike each has its own golden sample, and so its own verdict
         "target": target,
         "fingerprint": fingerprint,
     }

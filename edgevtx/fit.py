@@ -42,8 +42,8 @@ class FitReport:
 
 def fit(
     bundle: str | Path,
-    images: Path,
-    out: Path,
+    images: str | Path,
+    out: str | Path,
     *,
     k: int = 20,
     temperature: float = 0.07,
@@ -56,14 +56,15 @@ def fit(
 
     `images` has one folder of images a class, whose name is the class's. `k` neighbours vote with exp(cosine
     similarity / `temperature`). Graphs, golden sample and verdicts stay as they are. Raises `InputError` for a bundle
-    that gives no vector of the whole image, fewer than two classes, a class without images, or a `k` beyond the number
-    of images; `SourceError` where none of a class's files can be read; and what `edgevtx.load` raises.
+    that gives no vector of the whole image, fewer than two classes, a class without images, a `k` beyond the number
+    of images, or a temperature that is no number above 0; `SourceError` where none of a class's files can be read; and
+    what `edgevtx.load` raises.
     """
     say = progress or (lambda _: None)
+    images, out = Path(images), Path(out)
     opened = Bundle.open(bundle)
-    manifest = _backbone(opened.manifest)
-    if temperature <= 0:
-        raise InputError(f"the temperature is {temperature}; choose a number above 0, such as 0.07")
+    manifest, features = _backbone(opened.manifest)
+    rule = KnnDecode(features=features, k=k, temperature=temperature)
     folders = class_folders(images)
     check_out(out, overwrite)
     with load(bundle, runtime=runtime, device=device, precision=PRECISION, progress=progress) as model:
@@ -73,18 +74,17 @@ def fit(
             found[folder.label] = [_vector(model, frame.image) for frame in folder.source]
             skipped += folder.source.skipped
     count = sum(map(len, found.values()))
-    if not 1 <= k <= count:
+    if k > count:
         raise InputError(f"k is {k}, but {count} images were read; choose 1 to {count}, or give more images")
     bank = Bank(
         unit(np.stack([vector for vectors in found.values() for vector in vectors])),
         np.repeat(np.arange(len(found)), [len(vectors) for vectors in found.values()]).astype(np.int64),
     )
-    assert isinstance(manifest.decode, EmbedDecode)
     fitted = msgspec.structs.replace(
         manifest,
         name=out.stem,
         task="classify",
-        decode=KnnDecode(features=manifest.decode, k=k, temperature=temperature),
+        decode=rule,
         labels=tuple(found),
         files=(),
         notes=(
@@ -123,16 +123,15 @@ def class_folders(images: Path) -> list[ClassFolder]:
     return [ClassFolder(path.name, ImageFolder(path)) for path in folders]
 
 
-def _backbone(manifest: Manifest) -> Manifest:
-    """The manifest of the features, whether the bundle was fitted before or not."""
-    rule = manifest.decode.features if isinstance(manifest.decode, KnnDecode) else manifest.decode
-    if not isinstance(rule, EmbedDecode) or "cls" not in {item.name for item in manifest.outputs}:
+def _backbone(manifest: Manifest) -> tuple[Manifest, EmbedDecode]:
+    """The manifest without an earlier fit's notes, and what the features are."""
+    if manifest.features is None or "cls" not in {item.name for item in manifest.outputs}:
         raise InputError(
             f"{manifest.name} ({manifest.family}, {manifest.task}) gives no vector of the whole image, by which "
             "classes are told; give the bundle of a backbone, such as one of edgevtx export dino"
         )
     notes = tuple(note for note in manifest.notes if not note.startswith(FITTED))
-    return msgspec.structs.replace(manifest, decode=rule, task="embed", labels=(), notes=notes)
+    return msgspec.structs.replace(manifest, notes=notes), manifest.features
 
 
 def _vector(model: Predictor, image: Array) -> Array:

@@ -6,6 +6,7 @@ Coordinates are continuous, in px, x to the right and y down: pixel (0, 0) cover
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,14 +173,17 @@ def resized_size(size: Size, rule: SizeRule) -> Size:
     """(h,w) of an image -> (h,w) after resizing by the rule, rounded as the rule's reference rounds.
 
     References: transformers' `get_resize_output_image_size` (shortest edge alone), `get_size_with_aspect_ratio`
-    (shortest and longest edge: DETR), SAM's `_get_preprocess_shape` (longest edge); YOLOX's `preproc` and YOLOv5's
-    `letterbox` (letterbox, rounded down and to the nearest).
+    (shortest and longest edge: DETR), mmcv's `rescale_size` (both, rounded to the nearest), SAM's
+    `_get_preprocess_shape` (longest edge); YOLOX's `preproc` and YOLOv5's `letterbox` (letterbox, rounded down and to
+    the nearest).
     """
     height, width = size
     if isinstance(rule, Exact):
         return rule.height, rule.width
-    if isinstance(rule, LongestEdge):
-        scale = rule.longest * 1.0 / max(height, width)
+    if isinstance(rule, LongestEdge) or (isinstance(rule, ShortestEdge) and rule.rounding == "nearest"):
+        scale = math.inf if rule.longest is None else rule.longest / max(height, width)
+        if isinstance(rule, ShortestEdge):
+            scale = min(scale, rule.shortest / min(height, width))
         return int(height * scale + 0.5), int(width * scale + 0.5)
     if isinstance(rule, Letterbox):
         scale = min(rule.height / height, rule.width / width)

@@ -37,7 +37,9 @@ class Golden:
     parts: dict[str, Exchange] = field(default_factory=dict)
 
     def exchange(self, part: str) -> Exchange:
-        """The exchange of a network; "" is the one that takes frames."""
+        """The exchange of a network; "" is the one that takes frames. `BundleError` where there is none of a part."""
+        if part and part not in self.parts:
+            raise BundleError(f"the golden sample has nothing of the network {part!r}; export the bundle again")
         return self.parts[part] if part else Exchange(self.inputs, self.outputs)
 
 
@@ -61,13 +63,14 @@ def read_golden(path: Path) -> Golden:
         with np.load(path, allow_pickle=False) as stored:
             arrays: Arrays = {key: stored[key] for key in stored.files}
         frame = arrays.pop("frame")
-    except Exception as error:  # numpy raises whatever its parsers stumble over
-        raise BundleError(f"{path} is no golden sample ({error}); the bundle is damaged, export it again") from None
-    found: dict[str, Exchange] = {"": Exchange({}, {})}
-    for key, array in arrays.items():
-        *part, kind, name = key.split(".")
-        exchange = found.setdefault(".".join(part), Exchange({}, {}))
-        (exchange.inputs if kind == "input" else exchange.outputs)[name] = array
+        found = {"": Exchange({}, {})}
+        for key, array in arrays.items():
+            *part, kind, name = key.split(".")
+            exchange = found.setdefault(".".join(part), Exchange({}, {}))
+            {"input": exchange.inputs, "output": exchange.outputs}[kind][name] = array
+    except Exception as error:  # numpy raises whatever its parsers stumble over, and names may be of any form
+        why = f"{type(error).__name__}: {error}"
+        raise BundleError(f"{path} is no golden sample ({why}); the bundle is damaged, export it again") from None
     first = found.pop("")
     return Golden(frame, first.inputs, first.outputs, found)
 

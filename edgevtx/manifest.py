@@ -1,28 +1,40 @@
 """The manifest of a bundle: everything about a deployed model that is not a tensor, as validated data.
 
 `manifest.json` is this module's `Manifest`, encoded with sorted keys. Readers refuse an unknown major version of
-the schema and ignore fields that a newer minor version added. One more field, `sha256`, guards the file itself: it is
-the SHA-256 of the file's bytes without those 64 digits.
+the schema and ignore fields that a newer minor version added; docs/bundle.md says what either number promises. One
+more field, `sha256`, guards the file itself: it is the SHA-256 of the file's bytes without those 64 digits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from edgevtx.errors import BundleError, InputError
 
 SCHEMA = "1.0"
+"""Of what this package writes: major.minor. It is that of the first release; what came before was never published."""
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ResizeBackend = Literal["pillow", "opencv", "opencv-plain"]
 Task = Literal["classify", "detect", "embed", "panoptic", "prompt", "segment"]
-Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]
+Level = Literal["form", "values", "task", "reference"]
+Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive", "failed"]  # from best to worst
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
+
+
+def badness(status: str) -> int:
+    """How bad a status is, by which the networks of a bundle are compared: it is as good as the worst of them.
+
+    What is no status, such as that nothing was verified, is the worst.
+    """
+    order = get_args(Status)
+    return order.index(status) if status in order else len(order)
 
 
 # -- preprocessing ---------------------------------------------------------------------------------------------
@@ -38,11 +50,13 @@ class Exact(msgspec.Struct, tag="exact", frozen=True, kw_only=True):
 class ShortestEdge(msgspec.Struct, tag="shortest_edge", frozen=True, kw_only=True):
     """Scale so that the shorter edge is `shortest` px, or less where the longer one would exceed `longest` px.
 
-    Without `longest` this is torchvision's rule (ViT, DINO); with it, DETR's, whose rounding differs.
+    Without `longest` this is torchvision's rule (ViT, DINO); with it, DETR's, whose rounding differs. Both leave the
+    longer edge's fraction away; `rounding` "nearest" is mmcv's, which rounds both edges half up.
     """
 
     shortest: int
     longest: int | None = None
+    rounding: Literal["floor", "nearest"] = "floor"
 
 
 class LongestEdge(msgspec.Struct, tag="longest_edge", frozen=True, kw_only=True):
@@ -71,11 +85,19 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
     """The graph sees windows of `size` (h,w) px of the resized image, `stride` (down, right) px apart.
 
     The host cuts them, the graph answers them as a batch or one by one, and decoding averages their maps where they
-    overlap (MMSegmentation's slide inference).
+    overlap (MMSegmentation's slide inference). Windows that lie further apart than they are large would leave gaps. An
+    image that is smaller than a window, in height or in width, is padded to it at the bottom and right with the colour
+    `fill` (BGR), and the maps of that border are dropped.
     """
 
     size: tuple[int, int]
     stride: tuple[int, int]
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        for size, stride in zip(self.size, self.stride, strict=True):
+            _check_whole("a window's size in px", size)
+            _check_whole("the windows' stride in px", stride, most=size)
 
 
 class Clip(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +110,11 @@ class Clip(msgspec.Struct, frozen=True, kw_only=True):
     frames: int
     fps: float
     stride: int
+
+    def __post_init__(self) -> None:
+        _check_whole("a clip's frames", self.frames)
+        _check_whole("a clip's stride in frames", self.stride)
+        _check_positive("a clip's frames a second", self.fps, most=1000)
 
 
 class Bilateral(msgspec.Struct, tag="bilateral", frozen=True, kw_only=True):
@@ -103,7 +130,8 @@ class Bilateral(msgspec.Struct, tag="bilateral", frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_window("diameter", self.diameter, 3, 31)
-        _check_positive(sigma_color=self.sigma_color, sigma_space=self.sigma_space)
+        _check_positive("sigma_color of the denoising", self.sigma_color)
+        _check_positive("sigma_space of the denoising", self.sigma_space)
 
 
 class NonLocalMeans(msgspec.Struct, tag="nlmeans", frozen=True, kw_only=True):
@@ -119,7 +147,8 @@ class NonLocalMeans(msgspec.Struct, tag="nlmeans", frozen=True, kw_only=True):
     search: int = 11
 
     def __post_init__(self) -> None:
-        _check_positive(strength=self.strength, strength_color=self.strength_color)
+        _check_positive("strength of the denoising", self.strength)
+        _check_positive("strength_color of the denoising", self.strength_color)
         _check_window("patch", self.patch, 1, 15)
         _check_window("search", self.search, 3, 41)
 
@@ -138,11 +167,10 @@ class Lark(msgspec.Struct, tag="lark", frozen=True, kw_only=True):
     iterations: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive(smoothing=self.smoothing)
+        _check_positive("smoothing of the denoising", self.smoothing)
         _check_window("window", self.window, 3, 15)
         _check_window("analysis", self.analysis, 3, 15)
-        if not 1 <= self.iterations <= 10:
-            raise InputError(f"iterations of the denoising must be 1 to 10, but got {self.iterations}")
+        _check_whole("iterations of the denoising", self.iterations, most=10)
 
 
 Denoise = Bilateral | NonLocalMeans | Lark
@@ -153,10 +181,17 @@ def _check_window(name: str, value: int, least: int, most: int) -> None:
         raise InputError(f"{name} of the denoising must be an odd number of px from {least} to {most}, but got {value}")
 
 
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name} of the denoising must be above 0, but got {value}")
+def _check_positive(what: str, value: float, *, most: float = math.inf) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf or value > most:
+        limit = "" if most == math.inf else f" and at most {most:g}"
+        raise InputError(f"{what} must be above 0{limit}, but got {value!r}")
+
+
+def _check_whole(what: str, value: int, *, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        limits = "1 or more" if most == math.inf else f"1 to {most}"
+        raise InputError(f"{what} must be {limits}, a whole number, but got {value!r}")
 
 
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True):
@@ -311,6 +346,10 @@ class KnnDecode(msgspec.Struct, tag="knn", frozen=True, kw_only=True):
     k: int
     temperature: float
 
+    def __post_init__(self) -> None:
+        _check_whole("k, the number of neighbours that vote,", self.k)
+        _check_positive("the temperature of their votes", self.temperature)
+
 
 class PyramidDecode(msgspec.Struct, tag="pyramid", frozen=True, kw_only=True):
     """Outputs named as in `maps`, (N,h,w,D) float32 each, finest first; and `cls` (N,D) where the backbone has one.
@@ -384,11 +423,14 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One comparison: what was compared, over how many items, the error found and the error allowed.
 
-    `error` None is an error without bounds (NaN, infinity, nothing to compare with), which no JSON number says;
-    `tolerance` None means that the error is told and not judged, as long as it is finite.
+    `level`: the "form" of tensors (names, shapes, finite values, the prepared input), their "values", the "task"'s
+    answer that follows from them, or the answer of the "reference". `error` None is an error without bounds (NaN,
+    infinity, nothing to compare with), which no JSON number says; `tolerance` None means that the error is told and not
+    judged, as long as it is finite.
     """
 
     name: str
+    level: Level = "form"
     passed: bool
     compared: int
     error: float | None
@@ -469,6 +511,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """What the outputs of a network are."""
         return self.parts[part].decode if part else self.decode
 
+    @property
+    def features(self) -> EmbedDecode | None:
+        """What a backbone's features are, also where it was fitted to answer with classes; None of other models."""
+        rule = self.decode.features if isinstance(self.decode, KnnDecode) else self.decode
+        return rule if isinstance(rule, EmbedDecode) else None
+
     def verdict(self, target: str, precision: str) -> Verdict | None:
         """The verdict for a target at a precision, or None where it was never verified."""
         found = (item for item in self.verdicts if (item.target, item.precision) == (target, precision))
@@ -496,15 +544,22 @@ def decode(data: bytes) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"manifest.json is no JSON ({error}); the bundle is damaged, copy it again") from None
     schema = str(header.get("schema", ""))
-    if schema.split(".")[0] != SCHEMA.split(".")[0]:
+    major, minor = map(int, SCHEMA.split("."))
+    stated = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", schema)
+    if stated is None or int(stated[1]) != major:
         raise BundleError(
-            f"this bundle has manifest schema {schema or 'none'}, this edgevtx reads {SCHEMA.split('.')[0]}.x; "
+            f"this bundle has manifest schema {schema or 'none'}, this edgevtx reads {major}.x; "
             "update edgevtx, or export the bundle again"
         )
     _check_digest(data, header.get("sha256"))
     try:
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
+        if int(stated[2]) > minor:
+            raise BundleError(
+                f"this bundle has manifest schema {schema}, this edgevtx knows {SCHEMA}, and what is new is needed "
+                f"({error}); update edgevtx"
+            ) from None
         raise BundleError(f"manifest.json is not of schema {SCHEMA}: {error}; export the bundle again") from None
 
 

@@ -5,7 +5,8 @@ A hundred dense masks of a 1080p frame are 207 MB; the same masks as crops are a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,17 +78,17 @@ class MaskSet:
     def from_rle(cls, runs: Sequence[dict[str, Any]], size: Size | None = None) -> MaskSet:
         """COCO's run lengths, `{"size": [H, W], "counts": str, bytes or list}` each, of one frame -> the masks.
 
-        `size` (H,W) is needed where `runs` is empty alone. Raises `InputError` where counts do not fill the size.
+        `size` (H,W) is needed where `runs` is empty alone. Raises `InputError` for what has another form, for counts
+        that do not fill the size, and for sizes that differ.
         """
-        if not runs:
-            if size is None:
-                raise InputError("no run lengths and no size were given; pass size=(height, width)")
-            return cls.empty(size)
-        sizes = {tuple(int(side) for side in one["size"]) for one in runs}
-        if len(sizes) != 1 or (size is not None and sizes != {tuple(size)}):
-            raise InputError(f"run lengths must be of one frame, but their sizes are {sorted(sizes)}")
-        height, width = sizes.pop()
-        return cls.concatenate([_from_counts(_counts_of(one["counts"]), (height, width)) for one in runs])
+        read = [_read_runs(one) for one in runs]
+        sizes = {found for found, _ in read} | ({_read_size(size)} if size is not None else set())
+        if not sizes:
+            raise InputError("no run lengths and no size were given; pass size=(height, width)")
+        if len(sizes) > 1:
+            raise InputError(f"run lengths must be of one frame, but the sizes are {sorted(sizes)}")
+        frame = sizes.pop()
+        return cls.concatenate([cls.empty(frame), *(_from_counts(counts, frame) for _, counts in read)])
 
     @classmethod
     def concatenate(cls, sets: Sequence[MaskSet]) -> MaskSet:
@@ -248,16 +249,45 @@ def _unpack(text: bytes) -> NDArray[np.int64]:
     return values
 
 
-def _counts_of(counts: Any) -> NDArray[np.int64]:
+def _read_runs(one: Any) -> tuple[Size, NDArray[np.int64]]:
+    """The size and the counts of a mask's run lengths; `InputError` says what else they are."""
+    if not isinstance(one, Mapping) or not {"size", "counts"} <= one.keys():
+        got = f"the keys {sorted(map(str, one))}" if isinstance(one, Mapping) else type(one).__name__
+        raise InputError(
+            f'a mask\'s run lengths must be {{"size": [H, W], "counts": ...}}, but got {got}; pass a list of them'
+        )
+    return _read_size(one["size"]), _read_counts(one["counts"])
+
+
+def _read_size(size: Any) -> Size:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        raise InputError(f"a size of run lengths must be two whole numbers [H, W], but got {size!r}") from None
+    if min(height, width) < 0:
+        raise InputError(f"a size of run lengths must be [H, W] of 0 px or more, but got {size!r}")
+    return height, width
+
+
+def _read_counts(counts: Any) -> NDArray[np.int64]:
     if isinstance(counts, str | bytes):
-        return _unpack(counts.encode() if isinstance(counts, str) else counts)
-    return np.asarray(counts, np.int64).reshape(-1)
+        return _unpack(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
+    try:
+        array = np.asarray(counts)
+    except ValueError:  # lists of unequal length
+        array = np.asarray(None)
+    if array.ndim != 1 or array.dtype.kind not in ("iu" if array.size else "iuf"):
+        raise InputError(
+            f"counts of run lengths must be COCO's string or a list of whole numbers, but got {type(counts).__name__}"
+        )
+    return array.astype(np.int64)
 
 
 def _from_counts(counts: NDArray[np.int64], size: Size) -> MaskSet:
-    if (counts < 0).any() or counts.sum() != size[0] * size[1]:
+    pixels = size[0] * size[1]
+    if (counts < 0).any() or (counts > pixels).any() or counts.sum() != pixels:
         raise InputError(
-            f"run lengths must be positive and add up to {size[0]} x {size[1]} px, but add up to {counts.sum()}"
+            f"run lengths must be 0 or more and add up to {size[0]} x {size[1]} px, but add up to {counts.sum()}"
         )
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return MaskSet.from_dense(np.ascontiguousarray(flat.reshape(size[1], size[0]).T)[None])

@@ -21,7 +21,7 @@ from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, EmbedDecode, KnnDecode, Manifest, PromptDecode, TensorInfo, Windows
+from edgevtx.manifest import REFUSED, Manifest, PromptDecode, TensorInfo, Windows, badness
 from edgevtx.preprocess import pad_batch, prepare_item
 from edgevtx.results import Features, Result
 from edgevtx.runtimes import BACKENDS, get_backend, probe
@@ -43,7 +43,8 @@ AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 class ModelInfo:
     """What was really loaded. Times in seconds; `precision_share` is read back from the compiled engine.
 
-    `part_precisions` names the further networks that run in another precision than the one that takes frames.
+    Of a bundle of several networks `verdict` is the worst of theirs, times are those of all, the rest is that of the
+    one that takes frames. `part_precisions` names the others that run in another precision than that one.
     """
 
     name: str
@@ -218,9 +219,8 @@ class Predictor:
 
         Raises `InputError` where the bundle is no backbone.
         """
-        rule = self.manifest.decode
-        rule = rule.features if isinstance(rule, KnnDecode) else rule
-        if not isinstance(rule, EmbedDecode):
+        rule = self.manifest.features
+        if rule is None:
             raise InputError(f"{self.manifest.name} ({self.manifest.task}) gives no features; load a backbone's bundle")
         prepared = self.prepare(frame, color=color, roi=roi, rotation=rotation)
         outputs = self.infer(prepared)
@@ -341,11 +341,11 @@ def load(
             engines[part] = opened.enter_context(contextlib.closing(open_prepared(made)))
             verdicts.append(accept(bundle, made, engines[part], allow_unverified=allow_unverified))
             prepared.append(made)
-        opened.pop_all()
-    info = _info(bundle.manifest, prepared, precision, verdicts[0], perf_counter() - start)
-    engine = engines.pop("")
-    kind = _class_for(bundle.manifest)
-    predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
+        info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
+        engine = engines.pop("")
+        kind = _class_for(bundle.manifest)
+        predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
+        opened.pop_all()  # from here on the predictor closes them
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor
 
@@ -433,7 +433,6 @@ def _refuse_unverified(manifest: Manifest, target: str, precision: str, allowed:
 def _info(
     manifest: Manifest, prepared: Sequence[PreparedEngine], precision: str, verdict: str, seconds: float
 ) -> ModelInfo:
-    """What was loaded, as the network that takes frames has it; times are those of all networks."""
     report = prepared[0].record.report
     return ModelInfo(
         name=manifest.name,

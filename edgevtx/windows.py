@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevtx.errors import InputError
 from edgevtx.manifest import Windows
 from edgevtx.runtimes.base import Arrays
 
@@ -20,26 +19,34 @@ def window_corners(size: Size, windows: Windows) -> list[tuple[int, int]]:
     """(top, left) of every window over an image of `size` (h,w), row by row.
 
     Windows lie `stride` apart; the last ones of a row and of a column are moved back into the image, as
-    MMSegmentation's slide inference does. Raises `InputError` where the image is smaller than a window.
+    MMSegmentation's slide inference does. Over a side that is shorter than a window lies one, which sticks out.
     """
-    if any(side < window for side, window in zip(size, windows.size, strict=True)):
-        raise InputError(
-            f"this frame scales to {size[1]}x{size[0]} px, which holds no window of {windows.size[1]}x"
-            f"{windows.size[0]} px; use frames or a roi that are less narrow, or export with smaller windows"
-        )
     tops, lefts = (
-        [min(i * stride, side - window) for i in range(1 + -(-(side - window) // stride))]
-        for side, window, stride in zip(size, windows.size, windows.stride, strict=True)
+        [min(i * stride, room) for i in range(1 + -(-room // stride))]
+        for room, stride in zip(
+            (max(side - window, 0) for side, window in zip(size, windows.size, strict=True)),
+            windows.stride,
+            strict=True,
+        )
     )
     return [(top, left) for top in tops for left in lefts]
 
 
 def cut_windows(image: Array, windows: Windows | None) -> list[Array]:
-    """(H,W,C) -> views (h,w,C), in the order of `window_corners`; the whole image where there are no windows."""
+    """(H,W,3) BGR -> views (h,w,3), in the order of `window_corners`; the whole image where there are no windows.
+
+    An image smaller than a window is padded to it with the windows' `fill`. MMSegmentation gives its network a smaller
+    window instead, which a graph of one size cannot take; in training it pads such images, as is done here.
+    """
     if windows is None:
         return [image]
-    height, width = windows.size
     corners = window_corners((image.shape[0], image.shape[1]), windows)
+    height, width = windows.size
+    if image.shape[0] < height or image.shape[1] < width:
+        padded = np.empty((max(image.shape[0], height), max(image.shape[1], width), 3), image.dtype)
+        padded[...] = windows.fill
+        padded[: image.shape[0], : image.shape[1]] = image
+        image = padded
     return [image[top : top + height, left : left + width] for top, left in corners]
 
 
@@ -67,14 +74,17 @@ def run_in_turns(run: Callable[[Arrays], Arrays], inputs: Arrays, batch: int | N
 
 
 def average_windows(maps: Iterator[Array], size: Size, windows: Windows) -> NDArray[np.float32]:
-    """Each window's maps (C,h,w) float32, of the window's size -> (C,H,W): their mean where windows overlap."""
+    """Each window's maps (C,h,w) float32, of the window's size -> (C,H,W): their mean where windows overlap.
+
+    What of a window sticks out of the image is dropped.
+    """
     height, width = windows.size
     total: NDArray[np.float32] | None = None
     count = np.zeros(size, np.float32)
     for (top, left), one in zip(window_corners(size, windows), maps, strict=True):
         if total is None:
             total = np.zeros((len(one), *size), np.float32)
-        total[:, top : top + height, left : left + width] += one
+        total[:, top : top + height, left : left + width] += one[:, : size[0] - top, : size[1] - left]
         count[top : top + height, left : left + width] += 1
     assert total is not None  # window_corners gives at least one
     total /= count

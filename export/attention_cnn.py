@@ -76,6 +76,7 @@ RECIPE = Recipe(
     result="Classification",
     model_types=("sagan_resnet", "nonlocal_resnet", "sasa_resnet", "local_relation_resnet"),
     layouts=("config.json and safetensors of this project", "config.json alone with a seed"),
+    variants=("SAGAN self-attention", "non-local block", "stand-alone self-attention", "local relation layer"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize"),

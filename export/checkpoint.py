@@ -8,11 +8,9 @@ their index, or `pytorch_model.bin`); an architecture's `config.json` alone, whi
 
 from __future__ import annotations
 
-import contextlib
+import difflib
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,20 +21,21 @@ import torch
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export import layouts, trial
-from edgevtx.export.layouts.files import SUFFIXES, read_weights
+from edgevtx.export.checkpoint_files import (
+    PROCESSOR_FILES,
+    WEIGHTS_FILES,
+    brief,
+    one_weight_file,
+    processor_files,
+    read_json,
+    read_licence,
+    weight_files,
+)
+from edgevtx.export.checkpoint_weights import Differences, fill, from_pretrained, offline, read_tensors
+from edgevtx.export.layouts.files import SUFFIXES
 from edgevtx.export.layouts.mapping import listed
 
-PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-WEIGHTS_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-# counters that training keeps and inference never reads
-_COUNTERS = re.compile(r"\.num_batches_tracked$")
-
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=msgspec.Struct)
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
@@ -91,16 +90,16 @@ class Checkpoint:
                 f"{path} has no config.json; expected a Hugging Face checkpoint directory, or the path of a file of "
                 "weights"
             )
-        settings = _read_json(config_file)
+        settings = read_json(config_file)
         if path.is_dir() and "model_type" not in settings and isinstance(settings.get("architecture"), str):
-            return cls._open_file(path, _one_file(path), seed, config, allow_partial, timm=config_file)
+            return cls._open_file(path, one_weight_file(path), seed, config, allow_partial, timm=config_file)
         if config is not None:
             raise InputError(f"{path} has a config of its own, so {config} is not needed; leave it out")
         if not isinstance(settings.get("model_type"), str):
             raise CheckpointError(
                 f"{config_file} names no model_type; the config.json of a Hugging Face checkpoint is expected"
             )
-        weights = _weight_files(folder)
+        weights = weight_files(folder)
         if seed is None and not weights:
             raise CheckpointError(
                 f"{folder} has no weights ({WEIGHTS_FILES[1]} or {WEIGHTS_FILES[3]}); copy them beside config.json, "
@@ -111,7 +110,7 @@ class Checkpoint:
                 f"{folder} has weights, so a seed for random ones is not needed; leave the seed out, or give the "
                 "path of its config.json to use the architecture alone"
             )
-        configs = (config_file, *_processor_files(folder))
+        configs = (config_file, *processor_files(folder))
         return cls(folder, settings, () if seed is not None else weights, seed, configs, allow_partial=allow_partial)
 
     @classmethod
@@ -132,13 +131,13 @@ class Checkpoint:
             raise CheckpointError(f"{given} is no file; give a config.json to complete what {path.name} tells")
         published = layouts.read(
             weights,
-            timm=None if timm is None else _read_json(timm),
-            config=None if given is None else _read_json(given),
+            timm=None if timm is None else read_json(timm),
+            config=None if given is None else read_json(given),
             allow_partial=allow_partial,
         )
         configs = [] if timm is None else [timm]
         if given is not None:
-            configs += [given, *_processor_files(given.parent)]
+            configs += [given, *processor_files(given.parent)]
         return cls(path, published.config, (weights,), None, tuple(configs), published, allow_partial)
 
     @property
@@ -181,7 +180,7 @@ class Checkpoint:
         """The image (or video) processor's configuration, empty where the checkpoint has none."""
         for file in self.configs:
             if file.name in PROCESSOR_FILES:
-                config = _read_json(file)
+                config = read_json(file)
                 return dict(config.get("image_processor") or config.get("video_processor") or config)
         return dict(self.published.processor) if self.published else {}
 
@@ -208,12 +207,8 @@ class Checkpoint:
 
         The licence of a single file is unknown: that a file has an author's layout does not make it the author's.
         """
-        readme = self.path / "README.md"
-        if not readme.is_file():
-            return self.published.licence if self.published else ""
-        header = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.S)
-        found = header and re.search(r"^licen[sc]e:\s*(\S.*?)\s*$", header[1], re.M)
-        return found[1].strip("\"'") if found else ""
+        stated = read_licence(self.path)
+        return (self.published.licence if self.published else "") if stated is None else stated
 
     def load(
         self,
@@ -232,11 +227,11 @@ class Checkpoint:
         `allow_partial` was asked for: then what is missing is random, always the same.
         """
         settings = dict(self.config if config is None else config)
-        with _offline():
+        with offline():
             try:
                 model_config = model_class.config_class.from_dict(settings)
             except Exception as error:  # the config classes raise whatever their validators raise
-                raise CheckpointError(f"{self._config_name} is not a usable config: {_brief(error)}") from error
+                raise CheckpointError(f"{self._config_name} is not a usable config: {brief(error)}") from error
             if self.seed is not None:
                 with torch.random.fork_rng(devices=[]):
                     model = model_class._from_config(model_config, dtype=torch.float32, **(arguments or {}))
@@ -246,11 +241,15 @@ class Checkpoint:
         module: torch.nn.Module = model.eval().requires_grad_(False)
         return module
 
-    def settings(self, kind: type[Settings]) -> Settings:
-        """The config as a `msgspec.Struct` of ours, for modules that no library ships; fields it lacks are ignored.
+    def settings(self, kind: type[Settings], also: Collection[str] | None = ()) -> Settings:
+        """The config as a `msgspec.Struct` of ours, for modules that no library ships.
 
-        Raises `CheckpointError` naming the field that is missing or of another type.
+        Beside the struct's fields those may stand there that every config of transformers has, names that begin with
+        an underscore, and `also`; None allows any. Raises `CheckpointError` naming the field that is missing, unknown
+        or of another type.
         """
+        if also is not None:
+            self._refuse_unknown({field.encode_name for field in msgspec.structs.fields(kind)}, also)
         try:
             return msgspec.convert(self.config, kind)
         except msgspec.ValidationError as error:
@@ -275,47 +274,28 @@ class Checkpoint:
             try:
                 module = factory().float().eval().requires_grad_(False)
             except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever torch's layers refuse
-                raise CheckpointError(
-                    f"{self._config_name} is not a usable config: {_brief(error)}; mend it"
-                ) from error
+                raise CheckpointError(f"{self._config_name} is not a usable config: {brief(error)}; mend it") from error
         if self.seed is not None:
             trial.seed_weights(module, self.seed)
         else:
-            self._fill(module, rename or {}, unused)
+            parts = [self.published.tensors] if self.published else (read_tensors(file) for file in self.weights)
+            self._account(fill(module, parts, rename or {}, unused), type(module))
         return module
 
-    def _fill(self, module: torch.nn.Module, rename: Mapping[str, str], unused: tuple[str, ...]) -> None:
-        """Copy every tensor of the weight files into `module`, one file in memory at a time."""
-        patterns = [(re.compile(pattern), name) for pattern, name in rename.items()]
-        wanted = module.state_dict()
-        seen: set[str] = set()
-        unknown, misshapen, twice = set(), set(), set()
-        for file in self.weights:
-            for published, tensor in (self.published.tensors if self.published else self._tensors(file)).items():
-                key = published
-                for pattern, name in patterns:
-                    key = pattern.sub(name, key)
-                target = wanted.get(key)
-                if target is None:
-                    if not (key.startswith(unused) or _COUNTERS.search(key)):
-                        unknown.add(published)
-                elif target.shape != tensor.shape:
-                    misshapen.add(f"{published} {list(tensor.shape)} instead of {list(target.shape)}")
-                elif key in seen:
-                    twice.add(key)
-                else:
-                    target.copy_(tensor)
-                if target is not None:
-                    seen.add(key)
-        missing = {key for key in wanted if key not in seen and not _COUNTERS.search(key)}
-        for what, keys in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen), ("repeated", twice)):
-            self._account(what, keys, type(module))
+    def _refuse_unknown(self, fields: set[str], also: Collection[str]) -> None:
+        """Raise `CheckpointError` for a field of the config that nothing would read."""
+        from transformers import PretrainedConfig
 
-    def _tensors(self, file: Path) -> dict[str, torch.Tensor]:
-        tensors = read_weights(file)
-        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-            raise CheckpointError(f"{file} holds more than tensors; expected a state dict and nothing beside it")
-        return tensors
+        known = fields | {*also, "model_type", "torch_dtype", *PretrainedConfig().to_dict()}
+        unknown = sorted(name for name in self.config if name not in known and not name.startswith("_"))
+        if not unknown:
+            return
+        near = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+        named = [f"{name} (did you mean {like[0]}?)" if like else name for name, like in near.items()]
+        raise CheckpointError(
+            f"{self._config_name} has {'a field' if len(named) == 1 else 'fields'} that nothing here reads: "
+            f"{', '.join(named)}; mend the spelling or leave it out (known: {', '.join(sorted(fields))})"
+        )
 
     def _load_weights(
         self,
@@ -325,114 +305,32 @@ class Checkpoint:
         unused: tuple[str, ...],
         arguments: Mapping[str, Any],
     ) -> Any:
-        # the published revision's safetensors, or pickled tensors read with weights_only=True
-        weights: dict[str, Any] = {"use_safetensors": self.weights[0].suffix == ".safetensors"}
-        if self.published is not None:  # the model's parameters would be these tensors themselves
-            weights = {"state_dict": {name: tensor.clone() for name, tensor in self.published.tensors.items()}}
+        source = self.published.tensors if self.published else self.path
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model, info = model_class.from_pretrained(
-                    None if self.published else str(self.path),
-                    config=config,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    key_mapping=dict(rename) or None,
-                    **weights,
-                    **arguments,
-                )
+            model, differences = from_pretrained(model_class, config, source, rename, unused, arguments)
         except Exception as error:
             raise CheckpointError(
-                f"the weights of {self.path} cannot be read: {_brief(error)}; copy the checkpoint again"
+                f"the weights of {self.path} cannot be read: {brief(error)}; copy the checkpoint again"
             ) from error
-        skip = re.compile("|".join([_COUNTERS.pattern, *(f"^{re.escape(prefix)}" for prefix in unused)]))
-        self._account("missing", {key for key in info["missing_keys"] if not _COUNTERS.search(key)}, model_class)
-        self._account("unknown", {key for key in info["unexpected_keys"] if not skip.search(key)}, model_class)
-        shapes = {f"{key} {list(found)} instead of {list(want)}" for key, found, want in info["mismatched_keys"]}
-        self._account("misshapen", shapes, model_class)
+        self._account(differences, model_class)
         return model
 
-    def _account(self, what: str, keys: set[str], model_class: Any) -> None:
-        """Report tensors that are missing, unknown or misshapen: as an error, or as a note where a part is enough."""
-        if not keys:
-            return
-        found = f"{len(keys)} {what} tensor{'s' if len(keys) > 1 else ''} for {model_class.__name__}"
-        if self.allow_partial:
-            self._differences[f"the checkpoint has {found}: {', '.join(sorted(keys))}"] = None
-            return
-        read = f"what was read as {self.published.layout}" if self.published else "this config.json"
-        raise CheckpointError(
-            f"{self.path} has {found}: {listed(keys)}; the weights do not belong to {read}"
-            " (--allow-partial, allow_partial=True, exports it nevertheless)"
-        )
+    def _account(self, differences: Differences, model_class: Any) -> None:
+        """Report tensors that differ: the first kind as an error, or all as notes where a part is enough."""
+        for what, keys in differences.items():
+            if not keys:
+                continue
+            found = f"{len(keys)} {what} tensor{'s' if len(keys) > 1 else ''} for {model_class.__name__}"
+            if self.allow_partial:
+                self._differences[f"the checkpoint has {found}: {', '.join(sorted(keys))}"] = None
+                continue
+            read = f"what was read as {self.published.layout}" if self.published else "this config.json"
+            raise CheckpointError(
+                f"{self.path} has {found}: {listed(keys)}; the weights do not belong to {read}"
+                " (--allow-partial, allow_partial=True, exports it nevertheless)"
+            )
 
     @property
     def _config_name(self) -> str:
         """Where the config comes from, for errors."""
         return f"what {self.path} tells of its model" if self.published else str(self.path / "config.json")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is no JSON ({_brief(error)}); expected a checkpoint's configuration") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} is JSON but no object; expected a checkpoint's configuration")
-    return data
-
-
-def _processor_files(folder: Path) -> tuple[Path, ...]:
-    """The image processor's configs in a folder; the first is read."""
-    return tuple(folder / name for name in PROCESSOR_FILES if (folder / name).is_file())
-
-
-def _one_file(folder: Path) -> Path:
-    """The only weight file of timm's directory; raises where there is none, or several."""
-    files = _weight_files(folder)
-    if len(files) != 1:
-        raise CheckpointError(
-            f"{folder} has timm's config.json and {len(files)} weight files; expected {WEIGHTS_FILES[1]} or "
-            f"{WEIGHTS_FILES[3]} beside it"
-        )
-    return files[0]
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files that transformers would read, in name order; raises where an index names absent ones."""
-    name = next((name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
-    if name is None:
-        return ()
-    if not name.endswith(".index.json"):
-        return (folder / name,)
-    shards = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
-    if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} weight files: {absent[0]}; copy them")
-    return tuple(folder / shard for shard in shards)
-
-
-def _brief(error: Exception) -> str:
-    """The start of an error's text, on one line."""
-    lines = [line.strip() for line in str(error).strip().splitlines()[:2]]
-    return " ".join(lines).rstrip(".") or type(error).__name__
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Keep transformers off the network and its reports and bars off the terminal; `load` reports by itself."""
-    from huggingface_hub import constants
-    from transformers.utils import logging
-
-    online, level, bars = constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled()
-    constants.HF_HUB_OFFLINE = True
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = online
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -6,7 +6,7 @@ Carion et al., "End-to-End Object Detection with Transformers", 2020.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.resnet_keys import asks_for_timm, dilate_last_stage, is_dilated, timm_to_native, without_timm
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs, pixels_spec
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import DetectDecode, Preprocess, TensorInfo
-from edgevtx.results import Detections
+from edgevtx.manifest import Decode, DetectDecode, Preprocess, TensorInfo
+from edgevtx.results import Detections, Result
 from edgevtx.runtimes.base import Array
 
 THRESHOLD = 0.5
@@ -194,20 +194,10 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     labels = class_names(model.config, options.labels)
     top_k = check_top_k(options.top_k, model.config.num_queries)
     traced = traced_copy(model, STEM, plan.preprocess)
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=Detector(traced, Frames(plan.preprocess), top_k, plan.size).eval(),
-        inputs=plan.inputs,
-        outputs=detect_outputs(options.batch, top_k),
-        dynamic=plan.dynamic,
-        trace_size=plan.trace_size,
-        other_size=plan.other_size,
-        preprocess=plan.preprocess,
-        decode=DetectDecode(top_k=top_k, threshold=THRESHOLD),
-        labels=labels,
-        reference=partial(_reference, model, plan.processor, labels, top_k),
-    )
+    module = Detector(traced, Frames(plan.preprocess), top_k, plan.size)
+    reference = partial(_reference, model, plan.processor, labels, top_k)
+    rule = DetectDecode(top_k=top_k, threshold=THRESHOLD)
+    return plan.traceable(RECIPE, module, detect_outputs(options.batch, top_k), rule, labels, reference)
 
 
 class Plan(NamedTuple):
@@ -220,6 +210,31 @@ class Plan(NamedTuple):
     dynamic: dict[str, dict[int, str]]
     trace_size: tuple[int, int]
     other_size: tuple[int, int]
+
+    def traceable(
+        self,
+        recipe: Recipe,
+        module: nn.Module,
+        outputs: tuple[TensorInfo, ...],
+        decode: Decode,
+        labels: tuple[str, ...],
+        reference: Callable[[Array], Result],
+    ) -> Traceable:
+        """What a DETR builds: `module` takes `inputs` and gives `outputs`."""
+        return Traceable(
+            family=recipe.family,
+            task=recipe.task,
+            module=module.eval(),
+            inputs=self.inputs,
+            outputs=outputs,
+            dynamic=self.dynamic,
+            trace_size=self.trace_size,
+            other_size=self.other_size,
+            preprocess=self.preprocess,
+            decode=decode,
+            labels=labels,
+            reference=reference,
+        )
 
 
 def plan_inputs(checkpoint: Checkpoint, options: BuildOptions) -> Plan:
@@ -315,6 +330,7 @@ RECIPE = Recipe(
         "config.json alone with a seed",
         *names_for("detr"),
     ),
+    variants=("DETR", "DETR-DC5"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

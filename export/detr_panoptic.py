@@ -153,25 +153,14 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     )
     traced = traced_copy(model, f"detr.{detr.STEM}", plan.preprocess)
     height, width = (-(-side // STRIDE) for side in plan.size) if plan.size else (None, None)
-    batch = options.batch
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=PanopticDetector(traced, Frames(plan.preprocess), top_k, plan.size).eval(),
-        inputs=plan.inputs,
-        outputs=(
-            *detect_outputs(batch, top_k),
-            TensorInfo(name="no_object", shape=(batch, top_k), dtype="float32"),
-            TensorInfo(name="masks", shape=(batch, top_k, height, width), dtype="float32"),
-        ),
-        dynamic=plan.dynamic,
-        trace_size=plan.trace_size,
-        other_size=plan.other_size,
-        preprocess=plan.preprocess,
-        decode=rule,
-        labels=labels,
-        reference=partial(_reference, model, plan.processor, labels, rule),
+    outputs = (
+        *detect_outputs(options.batch, top_k),
+        TensorInfo(name="no_object", shape=(options.batch, top_k), dtype="float32"),
+        TensorInfo(name="masks", shape=(options.batch, top_k, height, width), dtype="float32"),
     )
+    module = PanopticDetector(traced, Frames(plan.preprocess), top_k, plan.size)
+    reference = partial(_reference, model, plan.processor, labels, rule)
+    return plan.traceable(RECIPE, module, outputs, rule, labels, reference)
 
 
 def _load(checkpoint: Checkpoint) -> Any:
@@ -215,7 +204,7 @@ def _reference(
             threshold,
             rule.mask_threshold,
             rule.overlap_mask_area_threshold,
-            set(rule.label_ids_to_fuse),
+            set(),
             [size],
         )[0]
         scores = outputs.logits.softmax(-1)[0, :, :-1].amax(-1)
@@ -229,16 +218,27 @@ def _reference(
     found = reference_detections(boxes, labels, rule.top_k)
     sets = [MaskSet.from_dense(mask.numpy()[None]) for mask in masks]
     whole = MaskSet.concatenate([MaskSet.empty(size), *sets])
-    segment_map = np.maximum(merged["segmentation"].numpy(), 0).astype(np.int32)  # -1 where no query takes part
-    areas = np.bincount(segment_map.ravel(), minlength=segment_map.max() + 1)
-    return PanopticSegmentation(
-        segment_map,
-        tuple(
-            Segment(one["id"], one["label_id"], labels[one["label_id"]], one["score"], int(areas[one["id"]]))
-            for one in merged["segments_info"]
-        ),
-        lambda: dataclasses.replace(found, masks=whole),
-    )
+    segment_map, segments = _fuse(merged, rule.label_ids_to_fuse, labels)
+    return PanopticSegmentation(segment_map, segments, lambda: dataclasses.replace(found, masks=whole))
+
+
+def _fuse(merged: dict[str, Any], fused: tuple[int, ...], labels: tuple[str, ...]) -> tuple[Array, tuple[Segment, ...]]:
+    """transformers' map with every query apart -> the map and segments with one segment for each class of `fused`.
+
+    Where it fuses by itself, it goes on counting from the fused segment's id, and gives later things an id that others
+    have (huggingface/transformers#23461). What stands does not depend on what is fused.
+    """
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for one in merged["segments_info"]:
+        groups.setdefault((one["label_id"], 0 if one["label_id"] in fused else one["id"]), []).append(one)
+    apart = np.maximum(merged["segmentation"].numpy(), 0)  # -1 where no query takes part
+    segment_map, segments = np.zeros(apart.shape, np.int32), []
+    for number, ((kind, _), group) in enumerate(groups.items(), 1):
+        region = np.isin(apart, [one["id"] for one in group])
+        segment_map[region] = number
+        score = max(one["score"] for one in group)
+        segments.append(Segment(number, kind, labels[kind], score, int(np.count_nonzero(region))))
+    return segment_map, tuple(segments)
 
 
 def _tiny_config() -> dict[str, Any]:
@@ -261,6 +261,7 @@ RECIPE = Recipe(
         "config.json alone with a seed",
         *names_for("detr_panoptic"),
     ),
+    variants=("DETR panoptic", "DETR-DC5 panoptic"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "frame", "top_k", "labels", "resize"),

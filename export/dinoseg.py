@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgevtx.errors import CheckpointError, InputError
+from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.class_maps import class_labels, reference_classes, segmenter
+from edgevtx.export.frames import traced_copy
 from edgevtx.export.models.transposed_decoder import TransposedDecoder
 from edgevtx.export.patches import fold_positions
+from edgevtx.export.processor import resize_backend
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.setr import Segmenter, class_labels, logits_spec
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend, SegmentDecode
+from edgevtx.export.spec import check_batch, check_model_type
+from edgevtx.manifest import Interpolation, Letterbox, Preprocess, SegmentDecode
 from edgevtx.results import SemanticSegmentation
 from edgevtx.runtimes.base import Array
 
@@ -71,7 +72,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     """The segmenter of a checkpoint; see `BuildOptions`."""
     check_model_type(checkpoint, RECIPE)
     check_batch(options.batch)
-    settings = checkpoint.settings(Settings)
+    settings = read_settings(checkpoint)
     size = settings.input_size
     labels = class_labels(checkpoint, settings.activation, options)
     preprocess = _preprocess(settings, options.resize)
@@ -79,21 +80,16 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 
     traced = traced_copy(model, "backbone.embeddings.patch_embeddings.projection", preprocess)
     fold_positions(traced.backbone.embeddings, model.config, size)
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=Segmenter(traced, Frames(preprocess)).eval(),
-        inputs=(pixels_spec(options.batch, size),),
-        outputs=(logits_spec(options.batch, model, size),),
-        dynamic=batch_dimension(options.batch, "pixels"),
-        trace_size=size,
-        other_size=size,
-        preprocess=preprocess,
-        decode=SegmentDecode(activation=settings.activation, threshold=settings.threshold),
-        labels=labels,
-        reference=partial(_reference, model, settings, labels),
-        notes=needless_frame(options.frame, size),
-    )
+    rule = SegmentDecode(activation=settings.activation, threshold=settings.threshold)
+    reference = partial(_reference, model, settings, rule, labels)
+    return segmenter(RECIPE, options, traced, size, preprocess, rule, labels, reference)
+
+
+def read_settings(checkpoint: Checkpoint) -> Settings:
+    """What config.json says; raises `CheckpointError` for fields that neither we nor a `Dinov2Config` have."""
+    from transformers import Dinov2Config
+
+    return checkpoint.settings(Settings, also=Dinov2Config().to_dict())
 
 
 def load(checkpoint: Checkpoint, settings: Settings) -> DinoSegmenter:
@@ -116,10 +112,7 @@ def load(checkpoint: Checkpoint, settings: Settings) -> DinoSegmenter:
     return DinoSegmenter(backbone, decoder, (size[0] // patch, size[1] // patch)).eval()
 
 
-def _preprocess(settings: Settings, resize: str) -> Preprocess:
-    if resize not in ("pillow", "opencv"):
-        raise InputError(f"resize is {resize!r}; choose pillow or opencv")
-    backend: ResizeBackend = "opencv" if resize == "opencv" else "pillow"
+def _preprocess(settings: Settings, resize: str | None) -> Preprocess:
     height, width = settings.input_size
     return Preprocess(
         size=Letterbox(height=height, width=width, fill=0),
@@ -127,11 +120,13 @@ def _preprocess(settings: Settings, resize: str) -> Preprocess:
         scale=1 / 255,
         mean=settings.image_mean,
         std=settings.image_std,
-        resize=backend,
+        resize=resize_backend(resize),
     )
 
 
-def _reference(model: DinoSegmenter, settings: Settings, labels: tuple[str, ...], frame: Array) -> SemanticSegmentation:
+def _reference(
+    model: DinoSegmenter, settings: Settings, rule: SegmentDecode, labels: tuple[str, ...], frame: Array
+) -> SemanticSegmentation:
     """Pillow's resize, zeros around it, the model; its map at the input's size, without the border, resized back."""
     from PIL import Image
 
@@ -150,10 +145,7 @@ def _reference(model: DinoSegmenter, settings: Settings, labels: tuple[str, ...]
         logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
         logits = logits[..., top : top + rows, left : left + columns]
         logits = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)[0]
-    if settings.activation == "softmax":
-        return SemanticSegmentation(logits.argmax(0).numpy().astype(np.int32), labels)
-    scores = logits[0].sigmoid().numpy()
-    return SemanticSegmentation((scores > settings.threshold).astype(np.int32), labels, scores)
+    return reference_classes(logits, rule, labels)
 
 
 def _tiny_config() -> dict[str, Any]:
@@ -180,6 +172,7 @@ RECIPE = Recipe(
     result="SemanticSegmentation",
     model_types=("dinoseg",),
     layouts=("config.json and safetensors of this project", "config.json alone with a seed"),
+    variants=("classes of pixels (activation softmax)", "saliency (one map, activation sigmoid)"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "labels", "resize"),

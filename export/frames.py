@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgevtx.errors import CheckpointError
 from edgevtx.export.attention import use_attention
 from edgevtx.manifest import Preprocess
 
@@ -60,8 +61,15 @@ def traced_copy(model: nn.Module, first_convolution: str, preprocess: Preprocess
     """A copy of `model` that takes BGR and may be changed for tracing, while `model` stays the reference.
 
     It shares every tensor with `model` except the weights of `first_convolution` (its dotted name), whose input
-    channels are reversed, and computes attention as `edgevtx.export.attention` does.
+    channels are reversed, and computes attention as `edgevtx.export.attention` does. Raises `CheckpointError` where
+    that convolution reads anything but three channels.
     """
+    first: Any = model.get_submodule(first_convolution)
+    if first.in_channels != 3:
+        raise CheckpointError(
+            f"the model reads images of {first.in_channels} channels, but frames have 3 (BGR); give a checkpoint for "
+            "colour images"
+        )
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     traced: Any = copy.deepcopy(model, shared)
     if hasattr(traced, "config"):  # modules of our own are written as they are to be traced

@@ -21,6 +21,7 @@ from onnx import version_converter
 from torch import nn
 
 from edgevtx.errors import CheckpointError, ExportError, InputError
+from edgevtx.export.onnx_metadata import stated_size
 from edgevtx.runtimes.base import Array, Arrays
 
 Layout = Literal["NCHW", "NHWC"]
@@ -237,8 +238,8 @@ def _inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def describe(item: onnx.ValueInfoProto) -> str:
     """An input or output in words: "images float32[batch,3,640,640]"."""
     tensor = item.type.tensor_type
-    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32", 1)
-    kind = "float16" if kind == "float3216" else kind
+    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    kind = {"float": "float32", "double": "float64"}.get(kind, kind)
     return f"{item.name} {kind}[{','.join(str(_size(dim) or dim.dim_param or '?') for dim in tensor.shape.dim)}]"
 
 
@@ -246,16 +247,27 @@ def _size(dim: Any) -> int | None:
     return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else None
 
 
+_OTHER_TYPES = {
+    onnx.TensorProto.FLOAT16: "export it in float32, without half precision (lower precisions are made at import)",
+    onnx.TensorProto.UINT8: "export it without its own preprocessing, which is added at import",
+}
+
+
 def _image_input(file: OnnxFile, proto: onnx.ModelProto) -> onnx.ValueInfoProto:
     inputs = _inputs(proto)
     images = [item for item in inputs if len(item.type.tensor_type.shape.dim) == 4]
     others = [item for item in inputs if item not in images and item.name not in FIXED_INPUTS]
-    if len(images) != 1 or others or images[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise CheckpointError(
-            f"{file.path} takes {', '.join(map(describe, inputs)) or 'nothing'}; expected one image, float32[N,3,H,W] "
-            f"or float32[N,H,W,3], beside which {' and '.join(FIXED_INPUTS)} are known; export it so"
-        )
-    return images[0]
+    advice = "export it so"
+    if len(images) == 1 and not others:
+        image = images[0]
+        kind = image.type.tensor_type.elem_type
+        if kind == onnx.TensorProto.FLOAT:
+            return image
+        advice = _OTHER_TYPES.get(kind, advice)
+    raise CheckpointError(
+        f"{file.path} takes {', '.join(map(describe, inputs)) or 'nothing'}; expected one image, float32[N,3,H,W] "
+        f"or float32[N,H,W,3], beside which {' and '.join(FIXED_INPUTS)} are known; {advice}"
+    )
 
 
 def _layout(file: OnnxFile, image: onnx.ValueInfoProto) -> Layout:
@@ -265,7 +277,8 @@ def _layout(file: OnnxFile, image: onnx.ValueInfoProto) -> Layout:
     if sizes[3] == 3:
         return "NHWC"
     raise CheckpointError(
-        f"{file.path} takes {describe(image)}; expected three channels, float32[N,3,H,W] or float32[N,H,W,3]"
+        f"{file.path} takes {describe(image)}; expected three channels, float32[N,3,H,W] or float32[N,H,W,3]; export "
+        "it for colour images"
     )
 
 
@@ -277,7 +290,9 @@ def _fix_shape(
     rows, columns = (dims[2], dims[3]) if layout == "NCHW" else (dims[1], dims[2])
     stated, words = (_size(rows), _size(columns)), describe(image)
     if None in stated and size is None:
-        raise InputError(f"{file.path} takes {words}, which leaves the size open; fix it with --size WIDTHxHEIGHT")
+        known = stated_size(file.metadata)
+        advice = f"{known[1]}x{known[0]}, which its metadata states" if known else "WIDTHxHEIGHT"
+        raise InputError(f"{file.path} takes {words}, which leaves the size open; fix it with --size {advice}")
     if size is not None and any(want not in (None, got) for want, got in zip(stated, size, strict=True)):
         raise InputError(
             f"{file.path} takes {words}, so --size {size[1]}x{size[0]} does not fit; leave it out, or export the graph "

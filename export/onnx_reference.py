@@ -13,47 +13,43 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgevtx.export.onnx_outputs import Outputs
+from edgevtx.export.onnx_settings import DEFAULTS, Anchors, ImportOptions
 from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, Exact, Letterbox, Preprocess, ShortestEdge
 from edgevtx.results import Classification, Detections
 from edgevtx.runtimes.base import Array
 
-# (width, height) px of YOLOv5's anchors
-_ANCHORS = {
-    8: [(10, 13), (16, 30), (33, 23)],
-    16: [(30, 61), (62, 45), (59, 119)],
-    32: [(116, 90), (156, 198), (373, 326)],
-}
-
 
 def answer(
     session: Any,
-    style: str,
-    raw: bool,
+    settings: ImportOptions,
+    found: Outputs,
     preprocess: Preprocess,
     rule: Decode,
     labels: tuple[str, ...],
     batch: int,
-    names: tuple[str, ...],
     frame: Array,
 ) -> Detections | Classification:
     """The reference's answer to a frame (H,W,3) uint8 BGR, with no score threshold applied.
 
-    `session` runs the file; `names` are the outputs that the style reads, `batch` the frames it takes at a time.
+    `session` runs the file, `batch` frames at a time. Of `found` only the names of the outputs and the anchors are
+    used, as of `settings` only what the graph's layout is.
     """
     image, undo = _fit(frame, preprocess)
     values = image[..., ::-1] if preprocess.channel_order == "rgb" else image
     values = (values * preprocess.scale - np.array(preprocess.mean)) / np.array(preprocess.std)
     outputs = _run(session, values.astype(np.float32), batch)
-    tables = [outputs[name][0].astype(np.float64) for name in names]
+    tables = [outputs[name][0].astype(np.float64) for name in found.names]
     if isinstance(rule, ClassifyDecode):
         return _classification(tables[0], rule, labels)
     assert isinstance(rule, DetectDecode)
+    style = settings.decode
     if style == "detr":
         boxes, scores, ids = _detr(*tables)
     elif style == "rtdetr":
         boxes, scores, ids = _rtdetr(*tables)
     else:
-        boxes, scores, ids = _yolo(style, raw, tables, image.shape[:2])
+        boxes, scores, ids = _yolo(settings, found.anchors, tables, image.shape[:2])
     order = np.argsort(-scores, kind="stable")[: rule.top_k]
     boxes, scores, ids = boxes[order], scores[order], ids[order]
     if rule.suppress is not None:
@@ -88,49 +84,57 @@ def _fit(frame: Array, preprocess: Preprocess) -> tuple[Array, tuple[float, floa
     """The network's image (h,w,3) uint8 BGR, and left, top and the frame's px per px of the image across and down."""
     rule, (height, width) = preprocess.size, frame.shape[:2]
     if isinstance(rule, Letterbox):
-        import cv2
-
         ratio = min(rule.height / height, rule.width / width)
         rounded = int if rule.rounding == "floor" else round
         across, down = rounded(width * ratio), rounded(height * ratio)
         canvas = np.full((rule.height, rule.width, 3), rule.fill, np.uint8)
         left, top = ((rule.width - across) // 2, (rule.height - down) // 2) if rule.centered else (0, 0)
-        canvas[top : top + down, left : left + across] = cv2.resize(
-            frame, (across, down), interpolation=cv2.INTER_LINEAR
-        )
+        canvas[top : top + down, left : left + across] = _resized(frame, across, down, preprocess)
         return canvas, (left, top, width / across, height / down)
-    image = Image.fromarray(np.ascontiguousarray(frame))
     if isinstance(rule, ShortestEdge):
         assert preprocess.crop is not None
         short, (rows, columns) = rule.shortest, preprocess.crop
         down, across = (short, short * width // height) if height <= width else (short * height // width, short)
-        resized = np.asarray(image.resize((across, down), Image.Resampling.BILINEAR))
+        resized = _resized(frame, across, down, preprocess)
         top, left = (down - rows) // 2, (across - columns) // 2
         return resized[top : top + rows, left : left + columns], (-left, -top, width / across, height / down)
     assert isinstance(rule, Exact)
-    resized = np.asarray(image.resize((rule.width, rule.height), Image.Resampling.BILINEAR))
+    resized = _resized(frame, rule.width, rule.height, preprocess)
     return resized, (0, 0, width / rule.width, height / rule.height)
 
 
-def _yolo(style: str, raw: bool, tables: list[Array], size: tuple[int, int]) -> tuple[Array, Array, Array]:
+def _resized(frame: Array, width: int, height: int, preprocess: Preprocess) -> Array:
+    """Bilinear: YOLOs' OpenCV without antialiasing, or Pillow, of which "opencv" is an approximation."""
+    if preprocess.resize == "opencv-plain":
+        import cv2
+
+        return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR))
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _yolo(
+    settings: ImportOptions, anchors: Anchors, tables: list[Array], size: tuple[int, int]
+) -> tuple[Array, Array, Array]:
     """Boxes xyxy in px of the input, scores and class ids of every anchor."""
+    style, boxes = settings.decode, settings.boxes or DEFAULTS[settings.decode].boxes
     if style == "yolov8":
         rows = tables[0].T
         scores = rows[:, 4:]
     else:
         rows = tables[0]
-        if raw:
-            rows = _yolox_rows(rows, size) if style == "yolox" else _yolov5_rows(tables, size)
+        if boxes == "raw":
+            rows = _yolox_rows(rows, size) if style == "yolox" else _yolov5_rows(tables, anchors, size)
         scores = rows[:, 5:] * rows[:, 4:5]
     x, y, width, height = rows[:, :4].T
-    boxes = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], 1)
-    return boxes, scores.max(1), scores.argmax(1)
+    corners = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], 1)
+    return corners, scores.max(1), scores.argmax(1)
 
 
 def _yolox_rows(table: Array, size: tuple[int, int]) -> Array:
     rows: Array = table.copy()
     at = 0
-    stride = 8
+    stride = 4 if len(rows) > (size[0] // 4) * (size[1] // 4) else 8  # the finest level has most rows
     while at < len(rows):
         for row in range(size[0] // stride):
             for column in range(size[1] // stride):
@@ -142,12 +146,12 @@ def _yolox_rows(table: Array, size: tuple[int, int]) -> Array:
     return rows
 
 
-def _yolov5_rows(maps: list[Array], size: tuple[int, int]) -> Array:
+def _yolov5_rows(maps: list[Array], anchors: Anchors, size: tuple[int, int]) -> Array:
     found = []
-    for values in maps:
+    for values, level in zip(maps, anchors, strict=True):
         stride = size[0] // values.shape[1]
         chances = 1 / (1 + np.exp(-values))
-        for anchor, (wide, high) in enumerate(_ANCHORS[stride]):
+        for anchor, (wide, high) in enumerate(level):
             for row in range(values.shape[1]):
                 for column in range(values.shape[2]):
                     x, y, width, height, *rest = chances[anchor, row, column]

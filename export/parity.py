@@ -53,6 +53,7 @@ def compare_results(reference: Result, found: Result, *, exact: bool = True) -> 
 def _check(compared: int, error: float, note: str) -> Check:
     return Check(
         name="reference: processor, model and post-processing",
+        level="reference",
         passed=error <= 1.0,
         compared=compared,
         error=float(f"{error:.1e}") if np.isfinite(error) else None,

@@ -63,9 +63,9 @@ class BuildOptions:
     `batch`: frames at a time, None for dynamic. `frame`: (height, width) of the one camera that the graph is
     fixed for, None to follow the checkpoint's size rule. `top_k`: rows kept by the graph, None for the family's
     own number. `attention`: add the last layer's attention (dino). `labels`: class names that replace the
-    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed. `clip_fps`: at how many frames a second
-    a model of clips was trained, None for what its config says. `task`: one of the family's, None for what the
-    checkpoint was made for.
+    checkpoint's. `resize`: "opencv" trades Pillow's exact resize for speed, None is the family's own. `clip_fps`: at
+    how many frames a second a model of clips was trained, None for what its config says. `task`: one of the family's,
+    None for what the checkpoint was made for.
     """
 
     batch: int | None = 1
@@ -73,7 +73,7 @@ class BuildOptions:
     top_k: int | None = None
     attention: bool = False
     labels: tuple[str, ...] | None = None
-    resize: str = "pillow"
+    resize: str | None = None
     clip_fps: float | None = None
     task: Task | None = None
 
@@ -142,7 +142,8 @@ class Recipe:
     words. `build(source, options)` takes a `Checkpoint`, or what the family reads in its place. `tiny_config()` is the
     smallest config of each model type, for tests and trials without a checkpoint; where a type has variants,
     "TYPE-VARIANT" names each, and where there is no config it is empty. `clips`: the module takes clips, not frames.
-    `task` is the one of those checkpoints and `result` what it gives; `further` holds the family's other tasks.
+    `task` is the one of those checkpoints and `result` what it gives; `further` holds the family's other tasks, and
+    `fit` those that `edgevtx fit` gives its bundles afterwards. `variants` says in words what there is of the family.
     """
 
     family: str
@@ -152,11 +153,13 @@ class Recipe:
     result: str
     model_types: tuple[str, ...]
     layouts: tuple[str, ...]
+    variants: tuple[str, ...]
     build: Callable[[Any, BuildOptions], Traceable]
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
     clips: bool = False
     further: Mapping[Task, str] = field(default_factory=dict)
+    fit: Mapping[Task, str] = field(default_factory=dict)
 
     @property
     def results(self) -> dict[Task, str]:

@@ -250,6 +250,7 @@ RECIPE = Recipe(
     result="Detections",
     model_types=("rt_detr", "rt_detr_v2"),
     layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("rtdetr")),
+    variants=("RT-DETR", "RT-DETRv2"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize"),

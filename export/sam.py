@@ -219,6 +219,12 @@ RECIPE = Recipe(
         "config.json alone with a seed",
         *names_for("sam"),
     ),
+    variants=(
+        "ViT-B, ViT-L and ViT-H image encoders",
+        "prompts: points, boxes and masks",
+        "prompts: texts, where the checkpoint was trained for them",
+        "everything, without a prompt",
+    ),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "resize"),

@@ -3,9 +3,13 @@
 Zheng et al., "Rethinking Semantic Segmentation from a Sequence-to-Sequence Perspective with Transformers", 2021.
 No library publishes such checkpoints in Hugging Face's form. Here a folder is one: `config.json` with the fields of
 `edgevtx.export.models.setr.Settings`, weights under the names of `Setr`, and an image processor's configuration as
-Hugging Face writes it (default: ImageNet's mean and deviation, bilinear, the size that the model was trained for; with
-windows, the shortest edge at a window's and the longest at four times as much). MMSegmentation's own files are read by
-`edgevtx.export.layouts`.
+Hugging Face writes it, or MMSegmentation's (see `edgevtx.export.processor.MMSegImageProcessor`). Without one frames are
+scaled with Pillow by ImageNet's mean and deviation, bilinearly, to the size that the model was trained for; with
+windows, the shortest edge to a window's and the longest to four times as much at most. MMSegmentation's own files are
+read by `edgevtx.export.layouts`.
+
+One thing differs from MMSegmentation: where a scaled frame is smaller than a window, it gives its network a smaller
+window. The graph has one size, so the frame is padded to the window with the mean colour, as its training pads.
 """
 
 from __future__ import annotations
@@ -14,38 +18,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
+import msgspec
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from edgevtx.errors import CheckpointError, InputError
+from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.class_maps import class_labels, reference_classes, segmenter
+from edgevtx.export.frames import traced_copy
 from edgevtx.export.layouts import names_for
 from edgevtx.export.models.setr import Setr, Settings, upsample
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import SegmentDecode, TensorInfo
+from edgevtx.export.spec import check_batch, check_model_type
+from edgevtx.manifest import Preprocess, SegmentDecode, Windows
 from edgevtx.results import SemanticSegmentation
 from edgevtx.runtimes.base import Array
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}
 # the branches that training adds to layers in the middle, as our own names have them
 UNUSED = ("auxiliary.",)
-
-
-class Segmenter(nn.Module):
-    """pixels (N,H,W,3) uint8 BGR -> logits (N,C,h,w) float32, before the decoder's last upsampling."""
-
-    def __init__(self, model: nn.Module, frames: Frames) -> None:
-        super().__init__()
-        self.frames = frames
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.model(self.frames(pixels)),)
 
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
@@ -57,59 +49,30 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     _check(checkpoint, settings)
     model = checkpoint.load_module(partial(Setr, settings), unused=UNUSED)
     processor = _processor(checkpoint, settings)
-    windows = settings.window
-    preprocess = preprocess_of(processor, options.resize, windows)
-    size = windows.size if windows else fixed_size(preprocess)
+    preprocess = preprocess_of(processor, options.resize)
+    if settings.window is not None:
+        windows = Windows(size=settings.window.size, stride=settings.window.stride, fill=_mean_colour(preprocess))
+        preprocess = msgspec.structs.replace(preprocess, windows=windows)
+    image = fixed_size(preprocess)
+    size = settings.window.size if settings.window else image
     if size is None:
         raise CheckpointError(
             f"the image processor of {checkpoint.path} scales the shortest edge, so the size depends on the frame; "
             "give it a size with height and width, or the config a window"
         )
-    _check_fits(checkpoint, settings, size, fixed_size(preprocess))
+    _check_fits(checkpoint, settings, size, image)
 
     traced = traced_copy(model, "backbone.patch_embed", preprocess)
     traced.backbone.fold_positions((size[0] // settings.patch_size, size[1] // settings.patch_size))
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=Segmenter(traced, Frames(preprocess)).eval(),
-        inputs=(pixels_spec(options.batch, size),),
-        outputs=(logits_spec(options.batch, model, size),),
-        dynamic=batch_dimension(options.batch, "pixels"),
-        trace_size=size,
-        other_size=size,
-        preprocess=preprocess,
-        decode=SegmentDecode(activation=settings.activation, threshold=settings.threshold, upsample=model.scale),
-        labels=labels,
-        reference=partial(_reference, model, processor, settings, labels),
-        notes=needless_frame(options.frame, size) if windows is None else (),
-    )
+    rule = SegmentDecode(activation=settings.activation, threshold=settings.threshold, upsample=model.scale)
+    reference = partial(_reference, model, processor, preprocess, rule, labels)
+    return segmenter(RECIPE, options, traced, size, preprocess, rule, labels, reference)
 
 
-def logits_spec(batch: int | None, model: nn.Module, size: tuple[int, int]) -> TensorInfo:
-    """The output of a segmenter for an input of `size`, found by running it once on nothing."""
-    with torch.no_grad():
-        shape = model(torch.zeros(1, 3, *size)).shape
-    return TensorInfo(name="logits", shape=(batch, *shape[1:]), dtype="float32")
-
-
-def class_labels(checkpoint: Checkpoint, activation: str, options: BuildOptions) -> tuple[str, ...]:
-    """The names of the classes: the user's or the config's; of one class with a threshold, the background first.
-
-    Raises `CheckpointError` where the config has no names, or several for one map with a threshold; `InputError` where
-    the user gives another number of names, or asks for the best few classes.
-    """
-    labels, given = checkpoint.labels, options.labels
-    if not labels or (activation == "sigmoid" and len(labels) != 1):
-        raise CheckpointError(
-            f"id2label of {checkpoint.path} has {len(labels or ())} classes; expected one or more, and with the "
-            "activation sigmoid exactly one"
-        )
-    if options.top_k is not None:
-        raise InputError(f"top_k is {options.top_k}, but each pixel has one class; leave it out")
-    if given is not None and len(given) != len(labels):
-        raise InputError(f"{len(given)} labels were given, but the checkpoint has {len(labels)} classes; give as many")
-    return (("background",) if activation == "sigmoid" else ()) + (given or labels)
+def _mean_colour(preprocess: Preprocess) -> tuple[int, int, int]:
+    """The colour (BGR) that is normalised to zero, as nearly as whole numbers allow."""
+    red, green, blue = (min(max(round(mean / preprocess.scale), 0), 255) for mean in preprocess.mean)
+    return blue, green, red
 
 
 def _check(checkpoint: Checkpoint, settings: Settings) -> None:
@@ -166,17 +129,19 @@ def _processor(checkpoint: Checkpoint, settings: Settings) -> Any:
 
 
 def _reference(
-    model: Setr, processor: Any, settings: Settings, labels: tuple[str, ...], frame: Array
+    model: Setr,
+    processor: Any,
+    preprocess: Preprocess,
+    rule: SegmentDecode,
+    labels: tuple[str, ...],
+    frame: Array,
 ) -> SemanticSegmentation:
     """MMSegmentation's inference: whole, or in windows; logits resized to the input, then to the frame."""
     with torch.no_grad():
         pixels = reference_inputs(processor, [frame])["pixel_values"]
-        logits = slide(partial(_encode_decode, model), pixels, settings)
+        logits = slide(partial(_encode_decode, model), pixels, preprocess)
         logits = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)[0]
-    if settings.activation == "softmax":
-        return SemanticSegmentation(logits.argmax(0).numpy().astype(np.int32), labels)
-    scores = logits[0].sigmoid().numpy()
-    return SemanticSegmentation((scores > settings.threshold).astype(np.int32), labels, scores)
+    return reference_classes(logits, rule, labels)
 
 
 def _encode_decode(model: Setr, pixels: torch.Tensor) -> torch.Tensor:
@@ -184,12 +149,19 @@ def _encode_decode(model: Setr, pixels: torch.Tensor) -> torch.Tensor:
     return F.interpolate(logits, pixels.shape[2:], mode="bilinear", align_corners=False)
 
 
-def slide(answer: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Logits of a whole image (1,C,H,W): the mean over windows, or the answer for the image where there are none."""
-    if settings.window is None:
-        return answer(pixels)
-    height, width = pixels.shape[2:]
-    (high, wide), (down, right) = settings.window.size, settings.window.stride
+def slide(answer: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """Logits of a whole image (1,C,H,W): the mean over windows, or the answer for the image where there are none.
+
+    An image smaller than a window is padded to it, and the border's logits are dropped: see `Windows`.
+    """
+    if preprocess.windows is None:
+        return answer(image)
+    (high, wide), (down, right) = preprocess.windows.size, preprocess.windows.stride
+    colour = torch.tensor(preprocess.windows.fill[::-1]) * preprocess.scale
+    fill = (colour - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)
+    height, width = max(image.shape[2], high), max(image.shape[3], wide)
+    pixels = fill[None, :, None, None].repeat(1, 1, height, width)
+    pixels[..., : image.shape[2], : image.shape[3]] = image
     total, count = torch.zeros(1), torch.zeros(1, 1, height, width)
     for bottom in _ends(height, high, down):
         for end in _ends(width, wide, right):
@@ -197,7 +169,7 @@ def slide(answer: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, 
             place = (end - wide, width - end, bottom - high, height - bottom)
             total = total + F.pad(answer(pixels[part]), place)
             count[part] += 1
-    return total / count
+    return (total / count)[..., : image.shape[2], : image.shape[3]]
 
 
 def _ends(length: int, window: int, stride: int) -> list[int]:
@@ -232,6 +204,7 @@ RECIPE = Recipe(
     result="SemanticSegmentation",
     model_types=("setr",),
     layouts=("config.json and safetensors of this project", "config.json alone with a seed", *names_for("setr")),
+    variants=("naive decoder", "PUP decoder", "MLA decoder", "sliding windows over large frames"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "labels", "resize"),

@@ -573,6 +573,7 @@ RECIPE = Recipe(
     further={"embed": "Features"},
     model_types=("swin", "swinv2"),
     layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("swin")),
+    variants=("Swin v1", "Swin v2", "feature maps of up to four scales (--task embed)"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "task", "frame", "top_k", "labels", "resize"),

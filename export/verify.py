@@ -154,7 +154,7 @@ def check_parts(traceable: Traceable, samples: Sequence[Sample]) -> list[Check]:
     for name, part in traceable.parts.items():
         if part.reference is not None:
             checks = [
-                check
+                msgspec.structs.replace(check, level="reference")
                 for sample in samples
                 for exchange in sample.exchanges(name)
                 for check in compare(part.reference(exchange.inputs), exchange.outputs, None, EXACT)
@@ -239,10 +239,10 @@ def _compare_samples(
         for exchange in sample.exchanges(part):
             outputs = run(exchange.inputs)
             found = compare(exchange.outputs, outputs, manifest.decode_of(part), precision)
-            checks += [check for check in found if sample.clear or not check.name.startswith("values: ")]
+            checks += [check for check in found if sample.clear or check.level != "values"]
             if sample.answer and not part and precision != EXACT:  # whose values alone say enough
                 answer = compare_results(sample.answer(exchange.outputs), sample.answer(outputs), exact=False)
-                checks.append(msgspec.structs.replace(answer, name="task: answers"))
+                checks.append(msgspec.structs.replace(answer, name="task: answers", level="task"))
     return _worst_of_each(f"{level}: ", checks)
 
 
@@ -255,14 +255,11 @@ def _worst_of_each(prefix: str, checks: Sequence[Check]) -> list[Check]:
 
 def _worst(prefix: str, checks: Sequence[Check]) -> Check:
     worst = max(checks, key=lambda check: (not check.passed, check.error is None, check.error or 0.0))
-    return Check(
+    return msgspec.structs.replace(
+        worst,
         name=prefix + worst.name,
-        passed=worst.passed,
         compared=sum(check.compared for check in checks),
-        error=worst.error,
-        tolerance=worst.tolerance,
         ties=sum(check.ties for check in checks),
-        note=worst.note,
     )
 
 

@@ -194,6 +194,7 @@ RECIPE = Recipe(
     result="Classification",
     model_types=("vit", "deit", "vit_hybrid"),
     layouts=("Hugging Face directory", "config.json alone with a seed", *names_for("vit")),
+    variants=("ViT", "DeiT", "hybrid ViT: tokens of a CNN's feature map (BiT or ResNet), 1x1 patches too"),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize"),

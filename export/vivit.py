@@ -83,7 +83,11 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 
 def read_settings(checkpoint: Checkpoint) -> Settings:
     """The config of a ViViT checkpoint; raises `CheckpointError` where its numbers do not fit each other."""
-    settings = checkpoint.settings(Settings)
+    from transformers import VivitConfig
+
+    # a config of transformers' own may have fields of its older versions
+    also = VivitConfig().to_dict() if "attention" in checkpoint.config else None
+    settings = checkpoint.settings(Settings, also)
     try:
         settings.check()
     except ValueError as error:
@@ -184,6 +188,12 @@ RECIPE = Recipe(
     result="Classification",
     model_types=("vivit",),
     layouts=("Hugging Face directory", "edgevtx directory (models 2 to 4)", "config.json alone with a seed"),
+    variants=(
+        "model 1: spatio-temporal attention",
+        "model 2: factorised encoder",
+        "model 3: factorised self-attention",
+        "model 4: factorised dot-product attention",
+    ),
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize", "clip_fps"),

@@ -91,10 +91,10 @@ def compare(model_path: Path, folder: Path, pixel_values: Array) -> float:
     from torch.nn.functional import interpolate
 
     from edgevtx.export.checkpoint import Checkpoint
-    from edgevtx.export.dinoseg import Settings, load
+    from edgevtx.export.dinoseg import load, read_settings
 
     checkpoint = Checkpoint.open(folder)
-    model = load(checkpoint, checkpoint.settings(Settings))
+    model = load(checkpoint, read_settings(checkpoint))
     with torch.no_grad():
         logits = model(torch.from_numpy(pixel_values))
         found = interpolate(logits, (224, 224), mode="bilinear", align_corners=False).sigmoid().numpy()

@@ -24,7 +24,7 @@ if [ ! -e "$venv/.installed" ] || [ "$root/pyproject.toml" -nt "$venv/.installed
     "$venv/bin/python" -m pip install --quiet --upgrade pip
     "$venv/bin/python" -m pip install --quiet "numpy==1.26.*" "opencv-python-headless==4.8.*" \
         "onnxruntime==1.23.*" "openvino==2025.0.*" "pillow==10.1.*" "msgspec==0.18.6" "click==8.1.*" \
-        "platformdirs==4.0.*" "rich==13.*" pytest hypothesis onnx  # onnx: the tests build graphs with it
+        "platformdirs==4.0.*" "rich==13.*" pytest pytest-xdist hypothesis onnx  # onnx: the tests build graphs with it
     "$venv/bin/python" -m pip install --quiet --no-deps --editable "$root"
     touch "$venv/.installed"
 fi
@@ -33,5 +33,5 @@ bundles=$(mktemp -d)
 trap 'rm -rf "$bundles"' EXIT
 cd "$root"
 "$main" scripts/export_tiny_bundles.py "$bundles"
-EDGEVTX_TEST_BUNDLES="$bundles" EDGEVTX_CACHE="$bundles/cache" "$venv/bin/python" -m pytest -q -m "not slow and not gpu" \
-    tests/floor tests/runtimes tests/stream tests/decode tests/profile tests/test_*.py
+EDGEVTX_TEST_BUNDLES="$bundles" EDGEVTX_CACHE="$bundles/cache" "$venv/bin/python" -m pytest -q --numprocesses auto --maxprocesses 8 \
+    --dist loadfile -m "not slow and not gpu" tests/floor tests/runtimes tests/stream tests/decode tests/profile tests/test_*.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,23 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for one test; its folder does not exist yet."""
     monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def data_file() -> Callable[[str], Path]:
+    """data_file(name) -> a real file that is no part of the repository; skips the test where it is absent.
+
+    Looked for in `EDGEVTX_TEST_DATA`, or in `shared/data` beside the checkout.
+    """
+    named = os.environ.get("EDGEVTX_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+    def find(name: str) -> Path:
+        if not (folder / name).is_file():
+            pytest.skip(f"{name} is not in {folder}; set EDGEVTX_TEST_DATA to a folder that has it")
+        return folder / name
+
+    return find
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import pytest
 from edgevtx import archive, bundle, cache
 from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
-from edgevtx.golden import Golden, write_golden
-from edgevtx.manifest import DetectDecode, decode, encode
+from edgevtx.golden import Golden, npy, write_golden
+from edgevtx.manifest import Clip, DetectDecode, Windows, decode, encode
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,21 @@ def test_a_golden_sample_with_pickles_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "golden.npz", frame=np.array([{}], dtype=object))
     with pytest.raises(BundleError, match=r"no golden sample.*pickle"):
         bundle.read_golden(tmp_path / "golden.npz")
+
+
+@pytest.mark.parametrize("name", ["pixels", "inputs.pixels", "decoder.outputs.masks", ""])
+def test_a_golden_sample_with_other_names_is_refused(tmp_path: Path, name: str) -> None:
+    with (tmp_path / "golden.npz").open("wb") as out:
+        frame = np.zeros((2, 2, 3), np.uint8)
+        archive.write_archive(out, [("frame.npy", npy(frame)), (f"{name}.npy", npy(frame))])
+    with pytest.raises(BundleError, match=r"is no golden sample .*; the bundle is damaged"):
+        bundle.read_golden(tmp_path / "golden.npz")
+
+
+def test_a_golden_sample_without_a_network_says_so() -> None:
+    arrays = {"pixels": np.zeros((1, 2, 2, 3), np.uint8)}
+    with pytest.raises(BundleError, match="nothing of the network 'decoder'"):
+        Golden(arrays["pixels"][0], arrays, arrays).exchange("decoder")
 
 
 def test_a_zip_beyond_2_gb_is_zip64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +218,57 @@ def test_a_newer_major_schema_is_refused_and_a_newer_minor_read(folder: Path) ->
     assert Bundle.open(folder).manifest.schema == "1.9"
     _edit_manifest(folder, schema="2.0")
     with pytest.raises(BundleError, match=r"schema 2\.0, this edgevtx reads 1\.x"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("schema", ["", "1", "one", "1.x", "10.0", "0.9", "1.0.1", "-1.0"])
+def test_a_schema_that_is_no_known_number_is_refused(folder: Path, schema: str) -> None:
+    _edit_manifest(folder, schema=schema)
+    with pytest.raises(BundleError, match=r"this edgevtx reads 1\.x; update edgevtx, or export"):
+        Bundle.open(folder)
+
+
+def test_what_a_newer_minor_schema_brought_is_refused_where_it_is_needed(folder: Path) -> None:
+    _edit_manifest(folder, schema="1.9")
+    data = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(_seal(data.replace(b'"type": "classify"', b'"type": "caption"')))
+    with pytest.raises(BundleError, match=r"schema 1\.9, this edgevtx knows 1\.0, .*'caption'.*; update edgevtx"):
+        Bundle.open(folder)
+
+
+# -- settings that make no sense -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "message"),
+    [
+        (Clip, {"frames": 0, "fps": 25.0, "stride": 1}, "a clip's frames must be 1 or more"),
+        (Clip, {"frames": 2.5, "fps": 25.0, "stride": 1}, "a clip's frames must be .* a whole number, but got 2.5"),
+        (Clip, {"frames": True, "fps": 25.0, "stride": 1}, "a whole number, but got True"),
+        (Clip, {"frames": 4, "fps": 0.0, "stride": 1}, "a clip's frames a second must be above 0"),
+        (Clip, {"frames": 4, "fps": -5, "stride": 1}, "above 0 and at most 1000, but got -5"),
+        (Clip, {"frames": 4, "fps": float("nan"), "stride": 1}, "above 0 .* got nan"),
+        (Clip, {"frames": 4, "fps": float("inf"), "stride": 1}, "above 0 .* got inf"),
+        (Clip, {"frames": 4, "fps": 1e9, "stride": 1}, "at most 1000"),
+        (Clip, {"frames": 4, "fps": "25", "stride": 1}, "above 0 .* got '25'"),
+        (Clip, {"frames": 4, "fps": 25.0, "stride": 0}, "a clip's stride in frames must be 1 or more"),
+        (Windows, {"size": (0, 8), "stride": (1, 8)}, "a window's size in px must be 1 or more"),
+        (Windows, {"size": (8, 8), "stride": (8, 0)}, "the windows' stride in px must be 1 to 8"),
+        (Windows, {"size": (8, 8), "stride": (8, 9)}, "must be 1 to 8, a whole number, but got 9"),
+        (Windows, {"size": (8, 8.5), "stride": (8, 8)}, "a whole number, but got 8.5"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_when_made_and_when_loaded(
+    folder: Path, make: Any, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make(**values)
+    data = (folder / "manifest.json").read_bytes()
+    field = make.__name__.lower()
+    spoiled = data.replace(b'"%s": null' % field.encode(), f'"{field}": {json.dumps(values)}'.encode())
+    assert spoiled != data
+    (folder / "manifest.json").write_bytes(_seal(spoiled))
+    with pytest.raises(BundleError, match=r"not of schema 1\.0|no JSON"):
         Bundle.open(folder)
 
 

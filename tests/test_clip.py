@@ -83,9 +83,27 @@ def test_time_that_runs_back_far_starts_a_new_clip_and_late_frames_are_left_out(
     buffer = ClipBuffer(Clip(frames=4, fps=10, stride=1))
     times = [0.0, 0.1, 0.2, 0.15, 0.2, 0.3]
     assert fill(buffer, times) == {5: [0, 1, 2, 5]}
-    assert not buffer.first
-    assert fill(buffer, [60.0]) == {} and buffer.first
+    assert buffer.stream == 1
+    assert fill(buffer, [60.0]) == {} and buffer.stream == 2
     assert fill(buffer, [0.0, 0.1, 0.2, 0.3]) == {3: [0, 1, 2, 3]}  # a video that begins again
+    assert buffer.stream == 3
+
+
+@pytest.mark.parametrize("jump", [4e9, -4e9, 1e15, 1e18, -1e18, 1e308, -1e308, 10**18])
+def test_a_clock_that_is_set_costs_one_clip_and_no_time(jump):
+    buffer = ClipBuffer(Clip(frames=4, fps=1000, stride=1))
+    assert fill(buffer, [n / 1000 for n in range(4)]) == {3: [0, 1, 2, 3]}
+    assert fill(buffer, [jump] * 3) == {}
+    assert buffer.stream == 2
+    assert fill(buffer, [-jump]) == {}
+    assert buffer.stream == 3
+    assert fill(buffer, [n / 1000 for n in range(4, 8)]) == {3: [0, 1, 2, 3]}
+
+
+@pytest.mark.parametrize("begin", [0.0, 1.7e9, -3e5])
+def test_where_the_clock_began_does_not_matter(begin):
+    clips = fill(ClipBuffer(Clip(frames=4, fps=10, stride=2)), [begin + n / 10 for n in range(11)])
+    assert clips == {3: [0, 1, 2, 3], 5: [2, 3, 4, 5], 7: [4, 5, 6, 7], 9: [6, 7, 8, 9]}
 
 
 def test_cleared_it_knows_no_frame():
@@ -93,10 +111,10 @@ def test_cleared_it_knows_no_frame():
     assert fill(buffer, [0.0, 0.1]) == {1: [0, 1]}
     buffer.clear()
     assert fill(buffer, [0.11]) == {}
-    assert buffer.first
+    assert buffer.stream == 2
 
 
-@pytest.mark.parametrize("time", [float("nan"), float("inf"), "soon", None])
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), "soon", None, 10**400, [1.0]])
 def test_a_time_that_is_none_is_refused(time):
     with pytest.raises(InputError, match="finite number of seconds, but got"):
         ClipBuffer(Clip(frames=2, fps=10, stride=1)).push(0, time)
@@ -207,6 +225,8 @@ def test_a_clip_is_answered_as_a_whole(model):
         model(numbered(1)[0])
     with pytest.raises(InputError, match="but got 3"):
         model(numbered(3))
+    with pytest.raises(InputError, match="but got 3; give a longer clip"):
+        model.batch([numbered(4), numbered(3)])
 
 
 def test_pushed_frames_are_answered_once_a_clip_is_full_and_then_every_stride(model):
@@ -219,7 +239,8 @@ def test_pushed_frames_are_answered_once_a_clip_is_full_and_then_every_stride(mo
     model.stride = 1
     answers = [model.push(frame, n / 10, top_k=1) for n, frame in enumerate(numbered(6))]
     assert [found.class_ids.tolist() for found in answers[3:]] == [[0], [1], [2]]
-    assert model.clone().stride == 2
+    assert model.clone().stride == 1
+    assert model.clone().clip.stride == 2
     for stride in (0, 1.5, True):
         with pytest.raises(InputError, match="stride must be a whole number"):
             model.stride = stride
@@ -277,6 +298,19 @@ def test_in_steps_a_pending_frame_has_the_last_answer(model):
     assert step(numbered(1)[0], 9.0) == (True, [])  # nor is one from before a gap
     with pytest.raises(InputError, match="top_k must be at most 4"):
         step(numbered(1)[0], 9.1, top_k=5)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_another_streams_answer_is_not_given_where_its_first_frames_were_dropped(model, cleared):
+    for n, frame in enumerate(numbered(4)):
+        prepared = model.prepare(frame, time=n / 10)
+        found = model.decode(model.infer(prepared), prepared)[0]
+    assert found.class_ids.tolist() == [0, 1, 2, 3]
+    if cleared:
+        model.clear()
+    model.prepare(numbered(1)[0], time=9.0)  # a pipeline dropped this one: nobody asks for its answer
+    prepared = model.prepare(numbered(1)[0], time=9.1)
+    assert len(model.decode(model.infer(prepared), prepared)[0]) == 0
 
 
 def test_a_model_of_frames_keeps_none():

@@ -8,7 +8,7 @@ import pytest
 from edgevtx.compare import compare, find_empty
 from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import SENSITIVE, TOLERANCES, error_of, sensitivity
-from edgevtx.manifest import ClassifyDecode, DetectDecode, EmbedDecode, PyramidDecode
+from edgevtx.manifest import Check, ClassifyDecode, DetectDecode, EmbedDecode, PyramidDecode
 
 DETECT = DetectDecode(top_k=40, threshold=0.3)
 CLASSIFY = ClassifyDecode(top_k=5)
@@ -191,6 +191,24 @@ def test_a_task_without_anything_to_compare_proves_nothing_where_only_the_task_i
     for precision, empty in (("fp32", None), ("bf16", "task: boxes above 0.3")):
         found = find_empty(compare(reference, reference, DETECT, precision), precision)
         assert (found.name if found else None) == empty
+
+
+def test_a_check_is_spared_for_its_level_and_not_for_its_name():
+    empty = {"name": "task: boxes", "passed": True, "compared": 0, "error": 0.0, "tolerance": 0.0}
+    for level in ("form", "values", "reference"):
+        check = Check(level=level, **empty)
+        assert find_empty([check], "fp32") is find_empty([check], "bf16") is check
+    renamed = Check(level="task", **{**empty, "name": "whatever"})
+    assert find_empty([renamed], "fp32") is None
+    assert find_empty([renamed], "bf16") is renamed
+
+
+@pytest.mark.parametrize("kind", ["detect", "classify", "embed"])
+def test_every_check_has_its_level(kind):
+    reference, decode = KINDS[kind]
+    levels = [check.level for check in compare(reference(), reference(), decode, "fp32")]
+    assert levels == sorted(levels, key=["form", "values", "task"].index)
+    assert set(levels) == {"form", "values", "task"}
 
 
 def test_many_ties_among_classes_fail():

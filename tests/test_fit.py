@@ -193,7 +193,7 @@ def test_verdicts_graphs_and_golden_stay_and_the_answer_is_replayed(backbone, fi
 
 
 def test_equal_images_give_equal_bytes_and_a_fitted_bundle_can_be_fitted_again(backbone, images, fitted, tmp_path):
-    again = fit(fitted.bundle, images, tmp_path / "things.vtx", k=7, temperature=0.1)
+    again = fit(str(fitted.bundle), str(images), str(tmp_path / "things.vtx"), k=7, temperature=0.1)
     first, second = Bundle.open(fitted.bundle).manifest, Bundle.open(again.bundle).manifest
     assert {item.path: item.sha256 for item in first.files} == {item.path: item.sha256 for item in second.files}
     assert len(second.notes) == len(first.notes)
@@ -217,8 +217,12 @@ def test_equal_images_give_equal_bytes_and_a_fitted_bundle_can_be_fitted_again(b
             "none of the 7 files in .*rocket is an image",
         ),
         (lambda root: None, {"k": 19}, InputError, "k is 19, but 18 images were read; choose 1 to 18"),
-        (lambda root: None, {"k": 0}, InputError, "k is 0, but"),
-        (lambda root: None, {"temperature": 0.0}, InputError, "temperature is 0.0; choose a number above 0"),
+        (lambda root: None, {"k": 0}, InputError, "neighbours that vote, must be 1 or more, a whole number, but got 0"),
+        (lambda root: None, {"k": 2.5}, InputError, "must be 1 or more, a whole number, but got 2.5"),
+        *(
+            (lambda root: None, {"temperature": value}, InputError, f"votes must be above 0, but got {value!r}")
+            for value in (0.0, -0.1, float("nan"), float("inf"), "warm", None)
+        ),
     ],
 )
 def test_what_is_no_folder_of_classes_is_refused(spoil, options, error, sentence, backbone, images, tmp_path):

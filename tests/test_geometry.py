@@ -18,6 +18,7 @@ RULES: list[SizeRule] = [
     LongestEdge(longest=1024),
     Letterbox(height=416, width=640),
     Letterbox(height=640, width=640, centered=False),
+    ShortestEdge(shortest=512, longest=2048, rounding="nearest"),
 ]
 SIZES = st.integers(1, 5000)
 
@@ -71,6 +72,21 @@ def test_detr_sizes_of_photographs(short: int, long: int, turned: bool) -> None:
 
     size = (long, short) if turned else (short, long)
     assert resized_size(size, RULES[2]) == get_size_with_aspect_ratio(size, 800, 1333)
+
+
+@given(height=SIZES, width=SIZES, shortest=st.integers(16, 1200), ratio=st.floats(1, 4))
+@settings(max_examples=600, deadline=None)
+def test_edges_rounded_to_the_nearest_are_mmcvs(height: int, width: int, shortest: int, ratio: float) -> None:
+    """`mmcv.rescale_size` of a scale of (longest, shortest): one factor for both edges, each rounded half up."""
+    longest = int(shortest * ratio)
+    factor = min(longest / max(height, width), shortest / min(height, width))
+    want = tuple(int(side * float(factor) + 0.5) for side in (height, width))
+    assert resized_size((height, width), ShortestEdge(shortest=shortest, longest=longest, rounding="nearest")) == want
+
+
+def test_shortest_edge_alone_rounds_to_the_nearest_where_asked() -> None:
+    assert resized_size((375, 500), ShortestEdge(shortest=512, rounding="nearest")) == (512, 683)
+    assert resized_size((375, 500), ShortestEdge(shortest=512)) == (512, 682)
 
 
 @given(height=SIZES, width=SIZES, longest=st.integers(16, 1500))

@@ -114,6 +114,50 @@ def test_wrong_offsets_sizes_and_run_lengths_are_refused() -> None:
         MaskSet.from_dense(np.ones((2, 2), bool))
 
 
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([{"counts": [4]}], r"must be \{.size.: \[H, W\], .counts.: ...\}, but got the keys \['counts'\]"),
+        ([{"size": [2, 2]}], r"but got the keys \['size'\]"),
+        ({"size": [2, 2], "counts": [4]}, "but got str; pass a list"),
+        ([None], "but got NoneType"),
+        ([[2, 2]], "but got list"),
+        ([{"size": 4, "counts": [4]}], r"two whole numbers \[H, W\], but got 4"),
+        ([{"size": [2, 2, 1], "counts": [4]}], "two whole numbers"),
+        ([{"size": [2.0, 2.0], "counts": [4]}], "two whole numbers"),
+        ([{"size": None, "counts": [4]}], "two whole numbers"),
+        ([{"size": "22", "counts": [4]}], "two whole numbers"),
+        ([{"size": [-2, -2], "counts": [4]}], "0 px or more"),
+        ([{"size": [2, 2], "counts": None}], "COCO's string or a list of whole numbers, but got NoneType"),
+        ([{"size": [2, 2], "counts": 4}], "but got int"),
+        ([{"size": [2, 2], "counts": {"a": 4}}], "but got dict"),
+        ([{"size": [2, 2], "counts": [1.5, 2.5]}], "a list of whole numbers"),
+        ([{"size": [2, 2], "counts": ["4"]}], "a list of whole numbers"),
+        ([{"size": [2, 2], "counts": [[1], [1, 2]]}], "a list of whole numbers"),
+        ([{"size": [2, 2], "counts": [[4]]}], "a list of whole numbers"),
+        ([{"size": [2, 2], "counts": [10**30]}], "a list of whole numbers"),
+        ([{"size": [2, 2], "counts": [2**62] * 4 + [4]}], "add up to 2 x 2 px"),
+        ([{"size": [2, 2], "counts": []}], "add up to 2 x 2 px, but add up to 0"),
+        ([{"size": [2, 2], "counts": "\ud800"}], "no compressed COCO"),
+        ([{"size": [2, 2], "counts": "4 \u00e9"}], "no compressed COCO"),
+    ],
+)
+def test_what_is_no_run_length_says_what_was_expected(runs: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MaskSet.from_rle(runs)  # type: ignore[arg-type]
+
+
+def test_run_lengths_of_another_frame_are_refused() -> None:
+    runs = [{"size": [2, 2], "counts": [4]}, {"size": [1, 4], "counts": [4]}]
+    with pytest.raises(InputError, match=r"of one frame, but the sizes are \[\(1, 4\), \(2, 2\)\]"):
+        MaskSet.from_rle(runs)
+    with pytest.raises(InputError, match="of one frame"):
+        MaskSet.from_rle(runs[:1], size=(4, 1))
+    with pytest.raises(InputError, match="two whole numbers"):
+        MaskSet.from_rle([], size=4)  # type: ignore[arg-type]
+    assert len(MaskSet.from_rle([{"size": [0, 5], "counts": []}])) == 1
+
+
 def test_no_masks() -> None:
     none = MaskSet.empty((4, 5))
     assert none.dense().shape == (0, 4, 5) and none.boxes.shape == (0, 4) and none.rle() == []

@@ -1,6 +1,6 @@
 """The command line: one module a verb, imported when it is used.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification refused, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 verification refused, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -124,12 +125,26 @@ def cli(debug: bool) -> None:
     logging.getLogger("edgevtx").setLevel(level)
 
 
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM, by which services are stopped, end the program as Ctrl-C does: temporary folders are removed."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the console script calls it."""
     # it is None where it was closed before the start
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
-        with contextlib.redirect_stdout(Output(sys.stdout)):
+        with contextlib.redirect_stdout(Output(sys.stdout)), _sigterm_as_ctrl_c():
             cli.main(args=None if arguments is None else list(arguments), prog_name="edgevtx")
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else FAILED

@@ -72,9 +72,8 @@ if TYPE_CHECKING:
 @click.option(
     "--resize",
     type=click.Choice(["pillow", "opencv"]),
-    default="pillow",
-    show_default=True,
-    help="pillow equals the checkpoint's own processor; opencv is faster and gated by verification.",
+    help="pillow (the default) equals the checkpoint's own processor; opencv is faster and gated by verification. "
+    "Imported YOLOs resize as their projects do and take neither.",
 )
 @click.option(
     "--clip-fps",

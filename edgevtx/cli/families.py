@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,20 +60,40 @@ def missing_export_extra(error: ImportError) -> Exception:
 def _facts(recipe: Recipe) -> dict[str, Any]:
     hidden = ("build", "tiny_config", "further")
     names = [field.name for field in dataclasses.fields(recipe) if field.name not in hidden]
-    return {**{name: getattr(recipe, name) for name in names}, "results": recipe.results}
+    return {**{name: getattr(recipe, name) for name in names}, "results": recipe.results, "denoise": _denoisers()}
 
 
 def _list(recipes: list[Recipe]) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("family", "task", "what", "model types"):
-        table.add_column(name, overflow="fold")
+    table.add_column("family", no_wrap=True)
+    table.add_column("task: result", no_wrap=True)
+    table.add_column("what", overflow="fold")
     for recipe in recipes:
-        table.add_row(recipe.family, ", ".join(recipe.results), recipe.title, ", ".join(recipe.model_types))
+        table.add_row(recipe.family, _answers(recipe.results), recipe.title)
     out = console()
     out.print(table)
-    out.print("\nedgevtx families FAMILY says more of one.")
+    out.print("\nedgevtx families FAMILY says more of one: its variants, model types and layouts of checkpoints.")
+    out.print(
+        f"edgevtx fit gives {_listed(item.family for item in recipes if item.fit)} classes from folders of images."
+    )
+    out.print(f"Every family can denoise its frames: --denoise {_listed(_denoisers())}.")
+
+
+def _answers(results: Mapping[Any, str]) -> str:
+    return "\n".join(f"{task}: {result}" for task, result in results.items())
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _denoisers() -> list[str]:
+    from edgevtx.denoise import KINDS
+
+    return list(KINDS)
 
 
 def _describe(recipe: Recipe) -> None:
@@ -84,10 +105,13 @@ def _describe(recipe: Recipe) -> None:
                 "family": recipe.family,
                 "what": recipe.title,
                 "paper": recipe.paper,
-                "tasks": "\n".join(f"{task}: {result}" for task, result in recipe.results.items()),
+                "tasks": _answers(recipe.results),
+                "by edgevtx fit": _answers(recipe.fit),
+                "variants": "\n".join(recipe.variants),
                 "model types": ", ".join(recipe.model_types),
                 "checkpoints": "\n".join(recipe.layouts),
                 "options": "\n".join(recipe.options),
+                "denoising": f"--denoise {_listed(_denoisers())}",
             }
         )
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -56,8 +55,8 @@ def command(
     with common.stages("load the model") as progress:
         report = fit(
             bundle,
-            Path(images),
-            Path(out),
+            images,
+            out,
             k=k,
             temperature=temperature,
             runtime=runtime,

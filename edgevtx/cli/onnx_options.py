@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from edgevtx.export.onnx_file import OnnxFile
 
 STYLES = ("yolox", "yolov5", "yolov8", "detr", "rtdetr", "classify")
-# the click options that are fields of `edgevtx.export.onnx_graph.ImportOptions` under the same name
+# the click options that are fields of `edgevtx.export.onnx_settings.ImportOptions` under the same name
 FIELDS = (
-    "decode", "size", "scale", "mean", "std", "channel_order", "letterbox", "shortest_edge", "boxes", "activation",
-    "threshold", "iou",
+    "decode", "size", "scale", "mean", "std", "channel_order", "letterbox", "shortest_edge", "boxes", "anchors",
+    "activation", "threshold", "iou",
 )  # fmt: skip
 
 
@@ -31,6 +31,24 @@ def _triple(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     if len(numbers) not in (1, 3):
         raise click.BadParameter(f"{value!r} is neither one number nor three; write 0.5 or 0.485,0.456,0.406")
     return numbers * 3 if len(numbers) == 1 else numbers
+
+
+def _anchors(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[tuple[tuple[float, float], ...], ...] | str | None:
+    """WIDTH,HEIGHT,... of each level, levels separated by /; or the word published."""
+    if value is None or value == "published":
+        return value
+    try:
+        levels = [[float(side) for side in level.split(",")] for level in value.split("/")]
+    except ValueError:
+        levels = []
+    if not levels or any(len(level) % 2 for level in levels):
+        raise click.BadParameter(
+            f"{value!r} is neither the word published nor a width and a height in px for each anchor; write "
+            "10,13,16,30,33,23/30,61,62,45,59,119/116,90,156,198,373,326"
+        )
+    return tuple(tuple(zip(level[::2], level[1::2], strict=True)) for level in levels)
 
 
 def onnx_options(command: common.Command) -> common.Command:
@@ -66,6 +84,13 @@ def onnx_options(command: common.Command) -> common.Command:
             help="onnx: whether grids and strides are still to be applied (yolox: raw, yolov5: decoded).",
         ),
         click.option(
+            "--anchors",
+            metavar="W,H,.../...",
+            callback=_anchors,
+            help="onnx: of yolov5's raw maps, in px of the input, level by level, the finest first; published: those "
+            "of YOLOv5's P5 or P6 models.",
+        ),
+        click.option(
             "--activation",
             type=click.Choice(["softmax", "sigmoid", "none"]),
             help="onnx: what a classifier's outputs still need (softmax).",
@@ -97,6 +122,6 @@ def check_onnx_options(options: Mapping[str, Any]) -> None:
 def open_graph(options: Mapping[str, Any]) -> OnnxFile:
     """The ONNX file of `--graph` with its settings."""
     from edgevtx.export.onnx_file import OnnxFile
-    from edgevtx.export.onnx_graph import ImportOptions
+    from edgevtx.export.onnx_settings import ImportOptions
 
     return OnnxFile.open(options["graph"], ImportOptions(**{name: options[name] for name in FIELDS}))

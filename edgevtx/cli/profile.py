@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
-from edgevtx.errors import OutputError
+from edgevtx.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from edgevtx.profile import Profile
@@ -71,7 +71,7 @@ def command(
         progress("load the model")
         with load(bundle, progress=progress, **common.engine_arguments(options)) as model:
             if isinstance(model, ClipPredictor):
-                given = _in_clips(given, model.clip.frames)
+                given = _in_clips(given, model.clip.frames, name)
             progress(f"measure {frames} frames")
             found = profile(model, given, count=frames, warmup=warmup, source=name, read=read)
     text = json.dumps(found.to_dict(), indent=2)
@@ -86,10 +86,17 @@ def command(
         _print(found)
 
 
-def _in_clips(frames: Iterator[Any], count: int) -> Iterator[list[Any]]:
-    """Lists of `count` frames, which a model of clips takes as one; a shorter rest is left out."""
-    while len(clip := list(itertools.islice(frames, count))) == count:
+def _in_clips(frames: Iterator[Any], count: int, source: str) -> Iterator[list[Any]]:
+    """Lists of `count` frames, which a model of clips takes as one; a shorter rest is left out.
+
+    Raises `InputError` where there is not even one.
+    """
+    clip = list(itertools.islice(frames, count))
+    if len(clip) < count:
+        raise InputError(f"{source} gave {len(clip)} frames, and the model takes clips of {count}; give a longer video")
+    while len(clip) == count:
         yield clip
+        clip = list(itertools.islice(frames, count))
 
 
 def _refuse_unwritable(path: Path) -> None:
@@ -111,7 +118,7 @@ def _refuse_unwritable(path: Path) -> None:
 def _frames(source: str | None, size: tuple[int, int], count: int) -> Iterator[tuple[Iterator[Any], str, bool]]:
     """Frames, what they are, and whether reading them is part of the measurement."""
     from edgevtx.profile import synthetic_frames
-    from edgevtx.stream.sources import Capture, open_source
+    from edgevtx.stream.sources import open_source
 
     if source is None:
         height, width = size
@@ -119,8 +126,10 @@ def _frames(source: str | None, size: tuple[int, int], count: int) -> Iterator[t
         return
     with open_source(source) as opened:
         images = (frame.image for frame in opened)
-        read = isinstance(opened, Capture)
-        yield images if read else itertools.cycle(list(itertools.islice(images, RING))), opened.name, read
+        if opened.stills:
+            yield itertools.cycle(list(itertools.islice(images, RING))), opened.name, False
+        else:
+            yield images, opened.name, True
 
 
 def _print(found: Profile) -> None:

@@ -128,12 +128,11 @@ def plan_outputs(folder: Path, source: Source, jsonl_only: bool, overwrite: bool
     """What will be written, refused now rather than after the model was compiled."""
     from edgevtx.errors import OutputError
     from edgevtx.stream.sinks import claim, make_folder
-    from edgevtx.stream.sources import Capture
 
     make_folder(folder)
     targets = {"jsonl": folder / "results.jsonl"}
     if not jsonl_only:
-        kind = "video" if isinstance(source, Capture) else "images"
+        kind = "images" if source.stills else "video"
         targets[kind] = folder / ("annotated.mp4" if kind == "video" else "annotated")
     for kind, path in targets.items():
         if kind != "images":

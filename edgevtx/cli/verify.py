@@ -116,14 +116,24 @@ def replay_all(
 
 
 def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verdict:
-    """The verdict over all networks of the bundle: the first that is refused, or else that of the first network."""
+    """The verdict over all networks of the bundle: the worst status and its reason, and the checks of all."""
     import msgspec
 
-    from edgevtx.manifest import REFUSED
+    from edgevtx.manifest import badness
 
-    verdicts = [replay_part(bundle, part, target, precision, device) for part in bundle.manifest.part_names]
-    found = next((item for item in verdicts if item.status in REFUSED), verdicts[0])
-    return msgspec.structs.replace(found, precision=precision)  # a part may run in another one
+    found = {part: replay_part(bundle, part, target, precision, device) for part in bundle.manifest.part_names}
+    worst = max(found, key=lambda part: badness(found[part].status))
+    reason = found[worst].reason
+    return msgspec.structs.replace(
+        found[""],
+        status=found[worst].status,
+        reason=f"{worst}: {reason}" if worst and reason else reason,
+        checks=tuple(
+            msgspec.structs.replace(check, name=f"{part} {check.name}".lstrip())
+            for part, verdict in found.items()
+            for check in verdict.checks
+        ),
+    )
 
 
 def replay_part(bundle: Bundle, part: str, target: str, precision: str, device: str) -> Verdict:

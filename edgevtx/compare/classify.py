@@ -37,6 +37,7 @@ def compare_classes(reference: Arrays, outputs: Arrays, rule: ClassifyDecode, to
         values,
         Check(
             name="task: classes",
+            level="task",
             passed=failed_rows == 0
             and unsorted == 0
             and wrong <= allowed

@@ -34,6 +34,7 @@ def compare_detections(
         checks.append(
             Check(
                 name="values: rows without a partner",
+                level="values",
                 passed=lost == 0 and ties <= tolerance.ties * total,
                 compared=total,
                 error=float(lost),
@@ -95,6 +96,7 @@ def _boxes_check(reference: Arrays, outputs: Arrays, threshold: float, tolerance
     allowed = (1 - tolerance.agreement) * total
     return Check(
         name=f"task: boxes above {threshold:g}",
+        level="task",
         passed=missed <= allowed,
         compared=total,
         error=float(missed),

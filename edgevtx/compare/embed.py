@@ -23,6 +23,7 @@ def compare_features(
         checks.append(
             Check(
                 name=f"task: cosine of {name}",
+                level="task",
                 passed=cosine >= tolerance.cosine,
                 compared=len(want),
                 error=round_error(1 - cosine),

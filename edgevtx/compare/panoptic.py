@@ -38,6 +38,7 @@ def _masks_check(reference: Array, found: Array, rule: PanopticDecode, tolerance
     error = 1 - int((first & second).sum()) / union if union else 0.0
     return Check(
         name="task: masks",
+        level="task",
         passed=error <= 1 - tolerance.iou,
         compared=union,
         error=round_error(error),

@@ -32,6 +32,7 @@ def compare_masks(reference: Arrays, outputs: Arrays, rule: PromptMasksDecode, t
     checks.append(
         Check(
             name="task: masks that overlap",
+            level="task",
             passed=share <= 1 - tolerance.agreement and ties <= tolerance.ties * clear.size,
             compared=len(iou),
             error=round_error(share),

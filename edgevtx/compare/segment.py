@@ -25,6 +25,7 @@ def compare_segmentation(reference: Arrays, outputs: Arrays, rule: SegmentDecode
         values_check("logits", want, got, tolerance),
         Check(
             name="task: class of each pixel",
+            level="task",
             passed=wrong <= allowed and tied <= tolerance.ties * classes.size,
             compared=classes.size,
             error=float(wrong),

@@ -74,6 +74,7 @@ def values_check(name: str, reference: Array, found: Array, tolerance: Tolerance
     error = error_of(reference, found)
     return Check(
         name=f"values: {name}",
+        level="values",
         passed=error <= tolerance.values,
         compared=int(reference.size),
         error=round_error(error) if np.isfinite(error) else None,

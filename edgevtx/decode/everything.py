@@ -18,7 +18,7 @@ from edgevtx.decode.detect import suppress as suppress_classes
 from edgevtx.decode.prompt import resampling, stability_scores
 from edgevtx.decode.upsample import threshold_maps
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.masks import MaskSet
+from edgevtx.masks import MaskSet, tight
 from edgevtx.results import Masks
 
 if TYPE_CHECKING:
@@ -164,17 +164,44 @@ def remove_small_regions(masks: MaskSet, area: int) -> tuple[MaskSet, NDArray[np
     """
     if area <= 0:
         return masks, np.ones(len(masks), np.bool_)
-    changed, same = [], []
-    for mask in masks.dense():
-        filled, holes = _without(mask, area, "holes")
+    crops, offsets, same = [], [], []
+    for item in range(len(masks)):
+        mask, (left, top), outside = _surrounded(masks, item, area)
+        filled, holes = _without(mask, area, "holes", outside)
         whole, islands = _without(filled, area, "islands")
-        changed.append(MaskSet.from_dense(whole[None]))
+        x0, y0, x1, y1 = tight(whole)
+        crops.append(whole[y0:y1, x0:x1].copy())
+        offsets.append((left + x0, top + y0))
         same.append(not (holes or islands))
-    return MaskSet.concatenate([MaskSet.empty(masks.size), *changed]), np.array(same, np.bool_)
+    changed = MaskSet(masks.size, tuple(crops), np.array(offsets, np.int64).reshape(-1, 2))
+    return changed, np.array(same, np.bool_)
 
 
-def _without(mask: Array, area: int, kind: Literal["holes", "islands"]) -> tuple[Array, bool]:
-    """The mask (H,W) without small holes or islands, and whether it had any."""
+def _surrounded(masks: MaskSet, item: int, area: int) -> tuple[Array, tuple[int, int], list[tuple[int, int]]]:
+    """A mask (h,w) with a px of background around it, the x, y of this part of the frame, and a row and column in it
+    of each side beyond which the background goes on.
+
+    A side where less than `area` px of the frame would be left beyond is taken in, so that no small hole lies outside.
+    """
+    (height, width), (x, y) = masks.size, masks.offsets[item].tolist()
+    x0, y0, x1, y1 = masks.boxes[item].astype(int).tolist()
+    top = y0 - 1 if (y0 - 1) * width >= area else 0
+    bottom = y1 + 1 if (height - y1 - 1) * width >= area else height
+    left = x0 - 1 if (x0 - 1) * (bottom - top) >= area else 0
+    right = x1 + 1 if (width - x1 - 1) * (bottom - top) >= area else width
+    mask = np.zeros((bottom - top, right - left), np.bool_)
+    mask[y0 - top : y1 - top, x0 - left : x1 - left] = masks.crops[item][y0 - y : y1 - y, x0 - x : x1 - x]
+    sides = {(0, 0): top > 0 or left > 0, (-1, 0): bottom < height, (0, -1): right < width}
+    return mask, (left, top), [corner for corner, goes_on in sides.items() if goes_on]
+
+
+def _without(
+    mask: Array, area: int, kind: Literal["holes", "islands"], large: Sequence[tuple[int, int]] = ()
+) -> tuple[Array, bool]:
+    """The mask (H,W) without small holes or islands, and whether it had any.
+
+    What is at a row and column of `large` counts as large, whatever is seen of it.
+    """
     try:
         import cv2
     except ImportError:
@@ -183,6 +210,8 @@ def _without(mask: Array, area: int, kind: Literal["holes", "islands"]) -> tuple
         ) from None
     work = (mask ^ (kind == "holes")).astype(np.uint8)
     count, regions, stats, _ = cv2.connectedComponentsWithStats(work, connectivity=8)
+    for corner in large:
+        stats[regions[corner], cv2.CC_STAT_AREA] = area
     sizes = stats[1:, cv2.CC_STAT_AREA]
     small = 1 + np.flatnonzero(sizes < area)
     if not len(small):

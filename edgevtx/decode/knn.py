@@ -95,6 +95,7 @@ def compare_answers(reference: Arrays, outputs: Arrays, bank: Bank, rule: KnnDec
             ties, wrong = ties + close, wrong + (not close)
     return Check(
         name="task: class of the nearest neighbours",
+        level="task",
         passed=wrong == 0,
         compared=len(reference["cls"]),
         error=float(wrong),

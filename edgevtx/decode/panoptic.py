@@ -68,10 +68,12 @@ def decode_panoptic(
         standing[k] = _stands(int(areas[k]), candidates[k], resampling, rule)
     ids = number_segments(kinds, standing, rule.label_ids_to_fuse)
     names = names_of(kinds, labels)
-    segments = tuple(
-        Segment(int(ids[k]), int(kinds[k]), names[k], float(scores_of[k]), int(areas[k])) for k in np.flatnonzero(ids)
-    )
-    return PanopticSegmentation(leaders.paint(ids, fill=0), segments, detect)
+    segments = []
+    for number in range(1, int(ids.max()) + 1):
+        rows = np.flatnonzero(ids == number)  # several of a fused class
+        first, score, area = rows[0], float(scores_of[rows].max()), int(areas[rows].sum())
+        segments.append(Segment(number, int(kinds[first]), names[first], score, area))
+    return PanopticSegmentation(leaders.paint(ids, fill=0), tuple(segments), detect)
 
 
 def weighed_probabilities(logits: Array, rows: NDArray[np.intp], scores: NDArray[np.float32]) -> Floats:
@@ -113,14 +115,16 @@ def number_segments(
 ) -> NDArray[np.int32]:
     """The id of each query's segment (K,) int32, 0 where it does not stand.
 
-    Ids count up in the order of the queries; a fused class takes the id that it had first. As in the reference, the
-    count goes on from the id given last: after a fused class an id can come twice.
+    Ids count up in the order of the queries; a fused class keeps the id that it had first. transformers counts on from
+    the id given last, and so gives one id to several things after a fused class (huggingface/transformers#23461);
+    DETR's authors do not, and neither is it done here.
     """
-    ids, last, first = np.zeros(len(class_ids), np.int32), 0, dict[int, int]()
+    ids, count, first = np.zeros(len(class_ids), np.int32), 0, dict[int, int]()
     for k in np.flatnonzero(standing):
         kind = int(class_ids[k])
-        last = first.get(kind, last + 1)
+        if kind not in first:
+            count += 1
+        ids[k] = first.get(kind, count)
         if kind in fused:
-            first[kind] = last
-        ids[k] = last
+            first[kind] = int(ids[k])
     return ids

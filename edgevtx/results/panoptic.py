@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A part of a frame that one query won. `area` in px; `score` in 0..1."""
+    """A part of a frame that one query won, or several queries of a class that is fused.
+
+    `area` in px; `score` in 0..1, the best of the queries'.
+    """
 
     id: int
     class_id: int
@@ -32,8 +35,8 @@ class PanopticSegmentation:
     """Every pixel of a frame given to one segment, and the objects behind them.
 
     `segment_map` (H,W) int32, the id of each pixel's segment, 0 where there is none; `segments` in the order of the
-    queries, whose ids are transformers': parts of a fused class share one. `detections`, made by `detect` when first
-    asked for, are all objects above the threshold, best first, each with its whole mask, also where others hide it.
+    queries, with ids from 1, one for all parts of a fused class. `detections`, made by `detect` when first asked for,
+    are all objects above the threshold, best first, each with its whole mask, also where others hide it.
     """
 
     segment_map: NDArray[np.int32]

@@ -8,7 +8,8 @@ engine on another device, and takes turns with one on the CPU.
 
 A model of clips keeps each frame when it is preprocessed, and has its engine run where a clip is due. Every frame still
 has its record, with the last clip's answer. Frames of a live source are taken while the engine runs, for a clip with
-a gap would be none: of the clips that become due meanwhile the newest is answered, and few of the frames keep a record.
+a gap would be none: of the clips that become due meanwhile the newest is answered, and of the frames that wait for a
+record only the newest few keep it (see `edgevtx.stream.live`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgevtx.clip import ClipPredictor
 from edgevtx.errors import InputError
-from edgevtx.stream.sources import Frame, ImageFile, ImageFolder, Skipped, Source
+from edgevtx.stream.live import Waiting, newest
+from edgevtx.stream.sources import Frame, Skipped, Source
 
 if TYPE_CHECKING:
     from edgevtx.results import Result
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
 
 STAGES = ("read", "preprocess", "engine", "decode", "write")  # and "denoise" after "preprocess", where a bundle does
 _GRACE_SECONDS = 2.0  # how long a stopped run waits for a camera that has fallen silent
-_WAITING = 4  # records of a live clip's frames that may wait for the engine, each with its image
+_WAITING = 4  # frames of a live clip that may wait for the engine and their record, each with its image
 _VIDEO_FPS = 25.0  # of a video file that states neither positions nor a rate
-_CAPTURE_SECONDS = 1.0  # how long a camera's last read is waited for: less than the grace, which includes it
 
 
 @dataclass
@@ -99,8 +100,8 @@ def run(
     Of a live source the newest frame is taken, and older ones are dropped. Of a folder, what cannot be read and
     what `predictor.prepare` refuses is skipped, told to the sinks and listed in the summary; `limit` does not count
     it, and `InputError` is raised where nothing else was there. A model of clips reads the frames' own times, and
-    `InputError` is raised for a source of single images, which have none. `on_record` is called on the writer
-    thread, after the sinks.
+    `InputError` is raised for a source of single images, which have none, and for a video that ends before its first
+    clip is full. `on_record` is called on the writer thread, after the sinks.
 
     Setting `stop` ends the run after the frames that were already read; they are written. The sinks are closed in
     any case, KeyboardInterrupt included, so that their files are complete; a second KeyboardInterrupt meanwhile
@@ -136,12 +137,11 @@ class _Run:
         # Only a live clip waits for nothing: its frames are not to be missed.
         self.clips = isinstance(predictor, ClipPredictor)
         self.live_clips = self.clips and source.live
+        self.ended = self.clip_answered = False
         self.cores: contextlib.AbstractContextManager[Any] = (
             threading.Lock() if predictor.info.device == "CPU" and not self.live_clips else contextlib.nullcontext()
         )
-        self.due: _Item | None = None  # the live clip that waits for the engine
-        self.choosing = threading.Lock()
-        self.prepared: queue.SimpleQueue[_Item | Skipped | None] = queue.SimpleQueue()
+        self.prepared = Waiting(_WAITING if self.live_clips else None)  # of _Item, Skipped, and None at the end
         self.inferred: queue.Queue[_Item | Skipped | None] = queue.Queue(maxsize=2)
         # A live frame is taken only when the engine starts on the one before: one waits, not two.
         self.slots = threading.Semaphore(1 if source.live else 2)
@@ -170,15 +170,26 @@ class _Run:
             self._join(reader, writer)
         finally:
             self._close_sinks()
-        if self.failure is None and self.summary.skipped and not self.summary.frames and not self.stop.is_set():
-            count, first = len(self.summary.skipped), self.summary.skipped[0]
-            self._fail(InputError(f"none of the {count} files in {self.source.name} could be used; {first}"))
         if self.failure is not None:
             raise self.failure
+        if not self.stop.is_set():
+            self._check_answers()
         return self._summarise(begin)
 
+    def _check_answers(self) -> None:
+        """Raise `InputError` where nothing of a whole source could be answered."""
+        if self.summary.skipped and not self.summary.frames:
+            count, first = len(self.summary.skipped), self.summary.skipped[0]
+            raise InputError(f"none of the {count} files in {self.source.name} could be used; {first}")
+        if self.clips and self.ended and not self.clip_answered:
+            clip, name = self.predictor.clip, self.predictor.info.name
+            raise InputError(
+                f"{self.source.name} gave {self.summary.frames} frames, too few for a clip: {name} takes {clip.frames} "
+                f"frames at {clip.fps:g} a second; give a longer video"
+            )
+
     def _check_source(self) -> None:
-        if self.clips and isinstance(self.source, ImageFile | ImageFolder):
+        if self.clips and self.source.stills:
             raise InputError(
                 f"{self.source.name} holds single images, and {self.predictor.info.name} takes clips of "
                 f"{self.predictor.clip.frames} frames; give it a video, a camera or a stream"
@@ -210,7 +221,7 @@ class _Run:
                 if self.source.live:
                     frames = stack.enter_context(contextlib.closing(newest(frames, self.finished)))
                 given = told = 0
-                while limit is None or given < limit:
+                while limit is None or given - self.prepared.dropped < limit:
                     if not self.live_clips:
                         self.slots.acquire()
                     if self.stop.is_set() or self.finished.is_set():
@@ -221,6 +232,7 @@ class _Run:
                         self.prepared.put(skipped)
                     told = len(self.source.skipped)
                     if frame is None:
+                        self.ended = True
                         break
                     given += self._prepare(frame, options, begin)
             except BaseException as error:
@@ -247,10 +259,7 @@ class _Run:
         if (denoised := getattr(prepared, "denoise_ms", None)) is not None:
             stages["preprocess"] -= denoised
             stages["denoise"] = denoised
-        item = _Item(frame, prepared, stages)
-        if self.live_clips and not self._choose(item):
-            return False
-        self.prepared.put(item)
+        self.prepared.put(_Item(frame, prepared, stages))
         return True
 
     def _time(self, frame: Frame) -> float:
@@ -259,22 +268,13 @@ class _Run:
             return frame.monotonic
         return frame.position or frame.index / (self.source.fps or _VIDEO_FPS)
 
-    def _choose(self, item: _Item) -> bool:
-        """Whether a live clip's frame gets a record. A clip that is due takes the turn of one that still waits."""
-        if item.prepared.pending:
-            return self.prepared.qsize() < _WAITING
-        with self.choosing:
-            if self.due is not None:
-                self.due.prepared = replace(self.due.prepared, inputs={})
-            self.due = item
-        return True
-
     def _next(self) -> _Item | Skipped | None:
         """The next prepared frame, or file that was skipped; None at the end, or when a stopped source keeps silent."""
         waited = 0.0
         while True:
             try:
-                return self.prepared.get(timeout=0.1)
+                item: _Item | Skipped | None = self.prepared.get(timeout=0.1)
+                return item
             except queue.Empty:
                 waited = waited + 0.1 if self.stop.is_set() else 0.0
                 if self.finished.is_set() or (self.source.live and waited > _GRACE_SECONDS):
@@ -284,13 +284,11 @@ class _Run:
         while (item := self._next()) is not None and not self.finished.is_set():
             if isinstance(item, _Item):
                 self.slots.release()
-                with self.choosing:
-                    if self.due is item:
-                        self.due = None
                 with self.cores:
                     begin = time.perf_counter()
                     item.outputs = self.predictor.infer(item.prepared, threshold=self.threshold)
                 item.stages["engine"] = _ms(begin, time.perf_counter())
+                self.clip_answered |= self.clips and not item.prepared.pending
             self.inferred.put(item)
 
     def _write(self, options: dict[str, Any]) -> None:
@@ -349,50 +347,6 @@ class _Run:
         for sink in self.sinks:
             found.notes += sink.notes
         return found
-
-
-def newest(frames: Iterator[Frame], finished: threading.Event) -> Generator[Frame, None, None]:
-    """The frames of a live source, each the newest when it is asked for.
-
-    A thread keeps reading, so that neither the driver's nor the network's buffer fills with old frames. Closing
-    the generator ends the thread, unless the camera keeps it in a read.
-    """
-    changed = threading.Condition()
-    closed = threading.Event()
-    slot: list[Frame] = []
-    ended: list[BaseException | None] = []
-
-    def read() -> None:
-        error: BaseException | None = None
-        try:
-            for frame in frames:
-                with changed:
-                    slot[:] = [frame]
-                    changed.notify()
-                if closed.is_set() or finished.is_set():
-                    break
-        except BaseException as problem:
-            error = problem
-        with changed:
-            ended.append(error)
-            changed.notify()
-
-    thread = threading.Thread(target=read, name="edgevtx-capture", daemon=True)
-    thread.start()
-    try:
-        while True:
-            with changed:
-                changed.wait_for(lambda: slot or ended or finished.is_set(), timeout=0.5)
-                frame = slot.pop() if slot else None
-                if frame is None and (ended or finished.is_set()):
-                    if ended and ended[0] is not None:
-                        raise ended[0]
-                    return
-            if frame is not None:
-                yield frame
-    finally:
-        closed.set()
-        thread.join(_CAPTURE_SECONDS)
 
 
 def _ms(begin: float, end: float) -> float:

@@ -65,13 +65,15 @@ class Skipped:
 class Source:
     """An iterable of `Frame`, to be iterated once; a context manager.
 
-    `live` says that frames come at their own pace and that a late reader must drop, not queue. `fps`, `size`
-    (height, width) and `count` are what the source announces, None where it does not. `skips` says that a frame
-    which cannot be used is no reason to end: the next one has nothing to do with it. `skipped` and `notes` grow
-    while the source is read: files that could not be read, a video that was cut short.
+    `live` says that frames come at their own pace and that a late reader must drop, not queue. `stills` says that
+    they are single images, with no time between them. `fps`, `size` (height, width) and `count` are what the source
+    announces, None where it does not. `skips` says that a frame which cannot be used is no reason to end: the next one
+    has nothing to do with it. `skipped` and `notes` grow while the source is read: files that could not be read, a
+    video that was cut short.
     """
 
     live = False
+    stills = False
     skips = False
 
     def __init__(self, name: str) -> None:
@@ -131,6 +133,8 @@ def redact(url: str) -> str:
 class ImageFile(Source):
     """One image."""
 
+    stills = True
+
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.count = 1
@@ -145,6 +149,7 @@ class ImageFile(Source):
 class ImageFolder(Source):
     """The images directly in a folder, by name. What cannot be read as an image is skipped, and is in `skipped`."""
 
+    stills = True
     skips = True
 
     def __init__(self, folder: Path) -> None:

@@ -64,12 +64,12 @@ def read(
     layout reads off the shapes. Tensors that the layout does not know are refused, with `allow_partial` they are
     left out and named in the notes. Raises `CheckpointError`.
     """
-    tensors, wrapper = state_dict(path)
-    layout, tensors = _recognise(path, tensors, timm is not None)
-    source = Source(path.name, tensors, wrapper, timm or {}, config or {})
+    found = state_dict(path)
+    layout, tensors = _recognise(path, found.tensors, timm is not None)
+    source = Source(path.name, tensors, found.wrapper, timm or {}, config or {}, found.classes)
     reading = layout.read(source)
     mapped, unmapped = translate(reading.rules, tensors)
-    notes = [f"read as {layout.name}" + (f", from {wrapper}" if wrapper else ""), *reading.notes]
+    notes = [f"read as {layout.name}" + (f", from {found.wrapper}" if found.wrapper else ""), *reading.notes]
     if unmapped:
         if not allow_partial:
             raise CheckpointError(
@@ -77,7 +77,7 @@ def read(
                 f"{'has' if len(unmapped) == 1 else 'have'} no place in it: {listed(unmapped)}; it may be a variant "
                 f"that is not supported (compare {layout.source}); --allow-partial (allow_partial=True) leaves them out"
             )
-        notes.append(f"{len(unmapped)} tensors of the file were left out: {', '.join(unmapped)}")
+        notes.append(f"{len(unmapped)} of the file's {len(tensors)} tensors were left out: {', '.join(unmapped)}")
     return Published(
         layout.name,
         _with(path, reading.config, config or {}),

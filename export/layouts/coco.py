@@ -7,7 +7,7 @@ from edgevtx.export.layouts.mapping import numbered
 
 # ids up to 90 that COCO gives to nothing
 _SKIPPED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-_STUFF = {
+_STUFF_FROM = {
     92: "banner, blanket",
     95: "bridge",
     100: "cardboard",
@@ -37,16 +37,18 @@ _STUFF = {
     "floor-other-merged, pavement-merged, mountain-merged, grass-merged, dirt-merged, paper-merged, "
     "food-other-merged, building-other-merged, rock-merged, wall-other-merged, rug-merged",
 }
+STUFF = {first + step: name for first, names in _STUFF_FROM.items() for step, name in enumerate(names.split(", "))}
+"""The 53 kinds of stuff by id: they have no instances, and in COCO's panoptic annotations no `isthing`."""
+
+PANOPTIC = 250
+"""How many ids DETR's panoptic models count: things, stuff, and those that COCO gives to nothing."""
+
 UNUSED = "N/A"
 """The name of an id that COCO gives to nothing."""
 
 
 def _things() -> dict[int, str]:
     return dict(zip((index for index in range(1, 91) if index not in _SKIPPED), COCO, strict=True))
-
-
-def _stuff() -> dict[int, str]:
-    return {first + step: name for first, names in _STUFF.items() for step, name in enumerate(names.split(", "))}
 
 
 def id2label(classes: int) -> dict[str, str]:
@@ -57,7 +59,7 @@ def id2label(classes: int) -> dict[str, str]:
     """
     if classes == 80:
         return {str(index): name for index, name in enumerate(COCO)}
-    if classes not in (91, 250):
+    if classes not in (91, PANOPTIC):
         return numbered(classes)
-    known = _things() if classes == 91 else _things() | _stuff()
+    known = _things() if classes == 91 else _things() | STUFF
     return {str(index): known.get(index, UNUSED) for index in range(classes)}

@@ -96,6 +96,7 @@ def _config(source: Source, prefix: str) -> Reading:
     heads = source.told("encoder_attention_heads", HEADS.get(width), f"is {width} wide, which no published model is")
     dilation = bool(source.config.get("dilation", "dc5" in source.file.lower()))
     encoder, decoder = f"{prefix}transformer.encoder.layers.", f"{prefix}transformer.decoder.layers."
+    classes = source.shape(f"{prefix}class_embed.weight")[0] - 1  # the last one is "no object"
     config: dict[str, Any] = {
         "model_type": "detr",
         "architectures": ["DetrForSegmentation" if prefix else "DetrForObjectDetection"],
@@ -114,9 +115,11 @@ def _config(source: Source, prefix: str) -> Reading:
         "decoder_ffn_dim": source.shape(f"{decoder}0.linear1.weight")[0],
         "position_embedding_type": "learned" if f"{prefix}backbone.1.row_embed.weight" in source else "sine",
         "activation_function": "relu",
-        # the last class is "no object"
-        "id2label": coco.id2label(source.shape(f"{prefix}class_embed.weight")[0] - 1),
+        "id2label": coco.id2label(classes),
     }
+    if prefix and classes == coco.PANOPTIC:
+        # the authors' post-processing makes one segment of all queries of a kind of stuff
+        config["label_ids_to_fuse"] = list(coco.STUFF)
     processor = {
         "image_processor_type": "DetrImageProcessor",
         "format": "coco_panoptic" if prefix else "coco_detection",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -46,19 +46,33 @@ def _refusal(path: Path, message: str) -> str:
         return f"the weights of {path} cannot be read, for it is no file that torch.save wrote; copy the file again"
     return (
         f"{path} holds pickled objects beside tensors ({', '.join(sorted(objects)[:4])}); reading them can run "
-        "code, so only tensors are read; where you trust the file, save those alone: "
+        "code, so only tensors are read; where you trust the file, save those alone, and give class names that it has "
+        "with --labels: "
         f"c = torch.load('{path.name}', weights_only=False); torch.save({{k: c[k] for k in c if k in "
         "('model', 'state_dict', 'teacher', 'ema')}, 'weights.pth')"
     )
 
 
-def state_dict(path: Path) -> tuple[Tensors, str]:
-    """A file's state dict, and the keys of `WRAPPERS` that it was found under (`ema.module`; empty for none).
+class StateDict(NamedTuple):
+    """A state dict from a file.
+
+    `wrapper`: the keys of `WRAPPERS` that it was found under (`ema.module`; empty for none). `classes`: the names that
+    MMSegmentation and its kin keep beside it; empty where there are none.
+    """
+
+    tensors: Tensors
+    wrapper: str
+    classes: tuple[str, ...] = ()
+
+
+def state_dict(path: Path) -> StateDict:
+    """A file's state dict.
 
     A dictionary without tensors is opened by the first of `WRAPPERS` that it has; then a prefix that every name
     has is taken off (`module.`, `_orig_mod.`, `teacher.` where the rest is `student.`). Raises `CheckpointError`.
     """
     found, under = read_weights(path), list[str]()
+    classes = _class_names(found)
     while isinstance(found, dict) and not any(isinstance(value, torch.Tensor) for value in found.values()):
         key = next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None)
         if key is None:
@@ -74,7 +88,19 @@ def state_dict(path: Path) -> tuple[Tensors, str]:
             f"{path} holds no tensors where a state dict is looked for ({held or 'it is empty'}); expected one, alone "
             f"or under {', '.join(WRAPPERS)}"
         )
-    return _without_prefix(tensors), ".".join(under)
+    return StateDict(_without_prefix(tensors), ".".join(under), classes)
+
+
+def _class_names(found: Any) -> tuple[str, ...]:
+    """The names under `meta`: as `CLASSES` up to MMSegmentation 0.x, as `dataset_meta` since 1.0."""
+    meta = found.get("meta") if isinstance(found, dict) else None
+    if not isinstance(meta, dict):
+        return ()
+    since = meta.get("dataset_meta")
+    names = (since.get("classes", since.get("CLASSES")) if isinstance(since, dict) else None) or meta.get("CLASSES")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
 
 
 def _without_prefix(tensors: Tensors) -> Tensors:

@@ -83,7 +83,8 @@ class Source:
     """A state dict as its author published it, and what is known beside its tensors.
 
     `file` is the file's name, which tells variants apart that differ in no tensor; `wrapper` the key it was found
-    under; `timm` the `config.json` that timm writes beside it; `config` what the user gave with `--config`.
+    under; `timm` the `config.json` that timm writes beside it; `config` what the user gave with `--config`; `classes`
+    the names of its classes, where the file has them.
     """
 
     file: str
@@ -91,6 +92,7 @@ class Source:
     wrapper: str = ""
     timm: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors

@@ -3,7 +3,8 @@
 Read for names and shapes: open-mmlab/mmsegmentation (`mmseg/models/backbones/vit.py`, `necks/mla_neck.py`,
 `decode_heads/setr_up_head.py`, `decode_heads/setr_mla_head.py`, `configs/setr`). Auxiliary heads are for training.
 What no tensor tells is that of the published configs: heads of 64 channels, a class token for all but MLA, MLA's layers
-at every quarter of the depth, positions interpolated bilinearly, and windows by the size trained for.
+at every quarter of the depth, positions interpolated bilinearly, and windows and the scale of test images by the size
+trained for (`configs/_base_/datasets`). The names of the classes are read from the file's `meta`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 from edgevtx.errors import CheckpointError
 from edgevtx.export.layouts.mapping import Layout, Reading, Rule, Source, has_all, numbered
-from edgevtx.export.layouts.timm import BILINEAR, IMAGENET
+from edgevtx.export.layouts.timm import IMAGENET
 
 HEAD_WIDTH = 64
 # side of the image trained for -> stride of the windows, the shortest and longest edge of test images: Cityscapes,
-# ADE20K, Pascal Context
-PUBLISHED = {768: (512, 1024, 2048), 512: (341, 512, 2048), 480: (320, 480, 520)}
+# ADE20K, Pascal Context, whose images are smaller than its windows unless they are nearly square
+PUBLISHED = {768: (512, 1025, 2049), 512: (341, 512, 2048), 480: (320, 520, 520)}
 
 _BACKBONE = {
     "cls_token": "cls_token",
@@ -56,6 +57,7 @@ def _read(source: Source) -> Reading:
     decoder = _decoder(source)
     size = _image_size(source, patch)
     published = {1024: 16, 768: 12, 384: 6, 192: 3}.get(width)
+    classes = source.shape("decode_head.conv_seg.weight")[0]
     config: dict[str, Any] = {
         "model_type": "setr",
         "decoder": decoder,
@@ -66,7 +68,7 @@ def _read(source: Source) -> Reading:
         "num_attention_heads": source.told("num_attention_heads", published, "does not tell how its heads are split"),
         "intermediate_size": source.shape("backbone.layers.0.ffn.layers.0.0.weight")[0],
         "class_token": decoder != "mla",
-        "id2label": numbered(source.shape("decode_head.conv_seg.weight")[0]),
+        "id2label": numbered(classes),
     }
     if decoder == "mla":
         config["out_indices"] = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
@@ -91,7 +93,12 @@ def _read(source: Source) -> Reading:
         *(Rule(f"auxiliary_head.#.{name}") for name in (*_AUXILIARY, "conv_seg.@")),
     )
     assumed = "assumed as published: attention heads, class token, layers taken, windows, image processor"
-    return Reading(config, processor, rules, notes=(f"{assumed}; --config replaces them",))
+    notes = [f"{assumed}; --config replaces them"]
+    if len(source.classes) == classes:
+        config["id2label"] = {str(index): name for index, name in enumerate(source.classes)}
+    elif source.classes:
+        notes.append(f"the file names {len(source.classes)} classes and has {classes}, so they are numbered")
+    return Reading(config, processor, rules, tuple(notes))
 
 
 def _decoder(source: Source) -> str:
@@ -128,14 +135,14 @@ def _image_size(source: Source, patch: int) -> tuple[int, int]:
 def _inference(size: tuple[int, int]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The image processor, and the windows where the published config of that size has some."""
     mean, std = IMAGENET
-    common = {"resample": BILINEAR, "image_mean": list(mean), "image_std": list(std)}
-    if size[0] != size[1] or size[0] not in PUBLISHED:
-        whole = {"height": size[0], "width": size[1]}
-        return {"image_processor_type": "ViTImageProcessor", "size": whole, **common}, None
-    stride, shortest, longest = PUBLISHED[size[0]]
-    edges = {"shortest_edge": shortest, "longest_edge": longest}
-    window = {"size": list(size), "stride": [stride, stride]}
-    return {"image_processor_type": "DetrImageProcessor", "size": edges, **common}, window
+    edges: dict[str, int] = {"height": size[0], "width": size[1]}
+    window = None
+    if size[0] == size[1] and size[0] in PUBLISHED:
+        stride, shortest, longest = PUBLISHED[size[0]]
+        edges = {"shortest_edge": shortest, "longest_edge": longest}
+        window = {"size": list(size), "stride": [stride, stride]}
+    processor = {"image_processor_type": "MMSegImageProcessor", "size": edges}
+    return {**processor, "image_mean": list(mean), "image_std": list(std)}, window
 
 
 LAYOUTS = (

@@ -83,13 +83,12 @@ class AttentionResNet(nn.Module):
 def _change(layers: Any, settings: AttentionResNetSettings) -> None:
     """Put a stage's attention into it."""
     channels = layers[-1].layer[0].convolution.in_channels  # what the last layer gets
+    given = {} if settings.reduction is None else {"reduction": settings.reduction}
     if settings.model_type == "sagan_resnet":
-        layers.insert(len(layers) - 1, SaganAttention(channels, settings.reduction or 8))
+        layers.insert(len(layers) - 1, SaganAttention(channels, **given))
         return
     if settings.model_type == "nonlocal_resnet":
-        block = NonLocalBlock(
-            channels, reduction=settings.reduction or 2, subsample=settings.subsample, scaled=settings.scaled
-        )
+        block = NonLocalBlock(channels, subsample=settings.subsample, scaled=settings.scaled, **given)
         layers.insert(len(layers) - 1, block)
         return
     for layer in layers:

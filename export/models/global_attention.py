@@ -11,6 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def bottleneck(channels: int, reduction: int) -> int:
+    """Channels / reduction, rounded down; raises `ValueError` where nothing would be left."""
+    if not 1 <= reduction <= channels:
+        raise ValueError(f"reduction is {reduction} for a stage of {channels} channels; choose 1 to {channels}")
+    return channels // reduction
+
+
 class SaganAttention(nn.Module):
     """x (N,C,H,W) -> gamma * attention(x) + x, of the same shape.
 
@@ -20,7 +27,7 @@ class SaganAttention(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
-        inner = channels // reduction
+        inner = bottleneck(channels, reduction)
         self.query = nn.Conv2d(channels, inner, 1, bias=False)
         self.key = nn.Conv2d(channels, inner, 1, bias=False)
         self.value = nn.Conv2d(channels, inner, 1, bias=False)
@@ -46,7 +53,7 @@ class NonLocalBlock(nn.Module):
     ) -> None:
         super().__init__()
         convolution = nn.Conv2d if dims == 2 else nn.Conv3d
-        inner = channels // reduction
+        inner = bottleneck(channels, reduction)
         self.theta = convolution(channels, inner, 1)
         self.phi = convolution(channels, inner, 1)
         self.g = convolution(channels, inner, 1)

@@ -38,7 +38,7 @@ def is_hybrid(config: dict[str, Any]) -> bool:
 def in_pixels(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a hybrid with `patch_size` in pixels of the image, not in cells of the map, and its backbone's.
 
-    Raises `ValueError` for a backbone that is not one of `BACKBONES`.
+    Raises `ValueError` for a backbone that is not one of `BACKBONES`, or of which no stage is asked for.
     """
     backbone = dict(config.get("backbone_config") or R50)
     kind = backbone.get("model_type") or "bit"
@@ -48,6 +48,10 @@ def in_pixels(config: dict[str, Any]) -> dict[str, Any]:
         backbone["out_features"] = [f"stage{len(backbone.get('depths', (3, 4, 6, 3)))}"]
     built = BACKBONES[kind][0].from_dict(backbone)
     stage = built.stage_names.index(built.out_features[-1])
+    if stage == 0:
+        raise ValueError(
+            f"out_features of the backbone end at the stem; expected one of {', '.join(built.stage_names[1:])}"
+        )
     # a stride of 4 in the stem (of 2, where nothing pools), 2 in every stage after the first
     stride = 4 * 2 ** (stage - 1)
     if kind == "bit":

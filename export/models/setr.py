@@ -14,9 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgevtx.manifest import Windows
-
 Decoder = Literal["naive", "pup", "mla"]
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sliding-window inference: windows of `size` (height, width) px, `stride` (down, right) px apart."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     position_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     activation: Literal["softmax", "sigmoid"] = "softmax"
     threshold: float = 0.5
-    window: Windows | None = None
+    window: Window | None = None
 
 
 class Layer(nn.Module):

@@ -28,7 +28,6 @@ from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.norm_affine import fold_norm_affine
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
-from edgevtx.export.rewrite.pointwise import use_pointwise_convolutions
 from edgevtx.export.rewrite.reshapes import fix_reshapes
 
 Rewrite = Callable[[ir.Model], int]
@@ -93,17 +92,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         ),
     ),
     "openvino": (
-        Variant("", ">=2025.0", ("fp32",), {**OPENVINO, "declare-lowest-opset": declare_lowest_opset}),
-        Variant(
-            "bf16",
-            ">=2025.0",
-            ("bf16",),
-            {
-                **OPENVINO,
-                "use-pointwise-convolutions": use_pointwise_convolutions,
-                "declare-lowest-opset": declare_lowest_opset,
-            },
-        ),
+        Variant("", ">=2025.0", ("fp32", "bf16"), {**OPENVINO, "declare-lowest-opset": declare_lowest_opset}),
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 FRAMES = 3000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +57,30 @@ def test_ctrl_c_ends_with_complete_files(
     assert len(lines) < FRAMES
     capture = cv2.VideoCapture(str(out / "annotated.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == len(lines)
+
+
+def test_sigterm_removes_temporary_folders(tmp_path: Path) -> None:
+    """As an export has one: gigabytes beside its --out."""
+    script = (
+        "import sys, tempfile, time\n"
+        "from edgevtx import bundle\n"
+        "from edgevtx.cli import main\n"
+        "def wait(path):\n"
+        "    with tempfile.TemporaryDirectory(dir=path):\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "bundle.Bundle.open = wait\n"
+        "sys.exit(main(['info', sys.argv[1]]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert list(tmp_path.iterdir())
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.decode()) == (130, "edgevtx: stopped\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_traceback(edgevtx_process: Any, bundle: Path, long_clip: Path) -> None:

@@ -406,6 +406,15 @@ def test_profile(edgevtx_cli: Any, bundle: Path, clip: Path, photo: Path, tmp_pa
     assert image["stages"]["total"]["n"] == 5 and image["frame_size"] == [72, 108]
 
 
+def test_profile_of_a_video_that_is_shorter_than_a_clip_says_so() -> None:
+    from edgevtx.cli.profile import _in_clips
+    from edgevtx.errors import InputError
+
+    assert list(_in_clips(iter(range(7)), 3, "a.mp4")) == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(InputError, match=r"a\.mp4 gave 2 frames, and the model takes clips of 3; give a longer video"):
+        next(_in_clips(iter(range(2)), 3, "a.mp4"))
+
+
 def test_profile_gives_its_source_back(
     edgevtx_cli: Any, bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,21 +471,6 @@ def test_doctor_refuses_versions_below_what_the_package_asks_for(
     assert rows["export", "torch"].level == "unusable"
     assert rows["base", "click"].level == rows["runtimes", "onnxruntime"].level == "ok"
     assert edgevtx_cli("doctor").exit_code == 1
-
-
-def test_families(edgevtx_cli: Any) -> None:
-    from edgevtx.export.recipe import FAMILIES
-
-    text = edgevtx_cli("families")
-    assert text.exit_code == 0, text.stderr
-    facts = json.loads(edgevtx_cli("families", "--json").stdout)
-    assert [row["family"] for row in facts] == list(FAMILIES)
-    assert all(row["family"] in text.stdout and row["paper"] and row["layouts"] for row in facts)
-    assert "facebookresearch DETR" in edgevtx_cli("families", "detr").stdout
-    assert all(row["results"] and row["layouts"] for row in facts)
-    swin = next(row for row in facts if row["family"] == "swin")
-    assert swin["results"] == {"classify": "Classification", "embed": "Features"}
-    assert facts[0]["paper"] in edgevtx_cli("families", facts[0]["family"]).stdout.replace("\n", " ")
 
 
 def test_without_torch_the_export_verbs_name_the_extra(edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,6 +597,15 @@ def test_an_onnx_graph_is_exported_and_denoised(
         (["onnx", "--graph", "absent.onnx", "--decode", "detr"], 1, "absent.onnx is no file"),
         (["onnx", "--graph", "x.onnx", "--decode", "detr", "--mean", "1,2"], 2, "neither one number nor three"),
         (["onnx", "--graph", "x.onnx", "--decode", "detr", "--size", "9"], 2, "is no size"),
+        (["onnx", "--graph", "x.onnx", "--decode", "yolov5", "--anchors", "1,2,3"], 2, "a width and a height in px"),
+        (["onnx", "--graph", "x.onnx", "--decode", "yolov5", "--anchors", "P5"], 2, "neither the word published nor"),
+        (
+            ["onnx", "--graph", "GRAPH", "--decode", "yolov5", "--anchors", "1,2/3,4"],
+            2,
+            "add --decode yolov5 --boxes raw",
+        ),
+        (["vit", "--anchors", "published", "--config", "c.json"], 2, "--anchors belongs to the family onnx"),
+        (["onnx", "--graph", "GRAPH", "--decode", "yolox", "--resize", "pillow"], 2, "--resize pillow does not apply"),
         (["onnx", "--graph", "GRAPH", "--decode", "yolox"], 1, "gives logits [1, 3]; expected one output"),
         (["onnx", "--graph", "GRAPH", "--decode", "classify", "--labels", "coco"], 2, "80 labels were given"),
         (["onnx", "--graph", "GRAPH", "--decode", "classify", "--denoise", "blur"], 2, "unknown denoising 'blur'"),
@@ -617,6 +620,20 @@ def test_wrong_options_of_an_onnx_graph(
     assert found.exit_code == code
     assert words in found.stderr and "Traceback" not in found.stderr
     assert not (tmp_path / "x.vtx").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("published", "published"),
+        ("10,13, 16,30.5/30,61,62,45", (((10, 13), (16, 30.5)), ((30, 61), (62, 45)))),
+    ],
+)
+def test_anchors_are_read_level_by_level(given: str, read: Any) -> None:
+    from edgevtx.cli.export import command
+
+    context = command.make_context("export", ["onnx", "--anchors", given, "--out", "x.vtx"])
+    assert context.params["anchors"] == read
 
 
 def test_labels_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -124,6 +125,60 @@ def test_small_holes_are_filled_and_small_islands_removed():
     np.testing.assert_array_equal(found.dense(), np.stack([whole, whole, dot]))  # the largest island stays
     assert same.tolist() == [False, True, False]
     assert remove_small_regions(given, 0)[0] is given
+
+
+def cleaned(mask, area):
+    """Small holes and islands gone, on the whole frame: regions touch over their corners, as in SAM's own code."""
+    label = pytest.importorskip("skimage.measure").label
+    changed = False
+    for holes in (True, False):
+        regions = label(mask ^ holes, connectivity=2)
+        sizes = np.bincount(regions.ravel())[1:]
+        small = 1 + np.flatnonzero(sizes < area)
+        if not len(small):
+            continue
+        changed = True
+        if holes:
+            mask = mask | np.isin(regions, small)
+        else:
+            kept = np.setdiff1d(np.arange(1, len(sizes) + 1), small)
+            mask = np.isin(regions, kept if len(kept) else 1 + sizes.argmax())
+    return mask, not changed
+
+
+@pytest.mark.parametrize("size", [(9, 14), (30, 21), (60, 80)])
+@pytest.mark.parametrize("area", [1, 6, 25, 90])
+def test_small_regions_are_those_of_the_whole_frame(size, area, monkeypatch):
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(area)
+    masks = np.zeros((60, *size), np.bool_)
+    for mask in masks[1:]:  # the first one is empty
+        (top, left), (tall, wide) = rng.integers(-4, size), rng.integers(2, np.add(size, 8))
+        box = mask[max(top, 0) : max(top + tall, 0), max(left, 0) : max(left + wide, 0)]
+        box[...] = rng.random(box.shape) < rng.choice([0.3, 0.7, 0.95, 1.0])
+    tight = MaskSet.from_dense(masks)
+    loose = MaskSet(size, tuple(masks), np.zeros((60, 2), np.int64))
+    monkeypatch.setattr(MaskSet, "from_dense", None)
+    wanted = [cleaned(mask, area) for mask in masks]
+    for given in (tight, loose):
+        found, same = remove_small_regions(given, area)
+        for one, kept, (mask, untouched) in zip(found.dense(), same, wanted, strict=True):
+            assert kept == untouched
+            if one.sum() == mask.sum() < area:
+                continue  # of islands that are all small the largest stays, and of equally large ones any
+            np.testing.assert_array_equal(one, mask)
+
+
+def test_small_regions_of_small_masks_need_no_memory_for_the_frame(monkeypatch):
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    crops = tuple(rng.random((30, 40)) < 0.8 for _ in range(200))
+    masks = MaskSet((2160, 3840), crops, rng.integers(5, 2000, (200, 2)))
+    tracemalloc.start()
+    found, _ = remove_small_regions(masks, 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6 and len(found) == 200  # one of them dense is 8.3 MB
 
 
 @pytest.mark.parametrize(

@@ -97,22 +97,35 @@ def test_the_merge_equals_transformers(frame: tuple[int, int], sharp: float, opt
     assert segments >= 9
 
 
-def test_fused_classes_share_an_id_as_in_transformers() -> None:
+def test_queries_of_a_fused_class_are_one_segment_and_all_others_keep_theirs() -> None:
+    """Against transformers' merge without fusing: it gives one id to several things after a fused class (#23461)."""
     fused = 0
     for seed in range(6):
         logits, masks = scene(24, (32, 43), seed)
         logits[::3, 0] += 6  # much sky
-        wanted = reference(logits, masks, (480, 640), label_ids_to_fuse={0})
+        wanted = reference(logits, masks, (480, 640))
         found = answer(outputs_of(logits, masks), (480, 640), label_ids_to_fuse=(0,))
-        assert (found.segment_map != np.maximum(wanted["segmentation"].numpy(), 0)).mean() < 1e-4
-        assert [one.id for one in found.segments] == [one["id"] for one in wanted["segments_info"]]
-        fused += len(found.segments) - len({one.id for one in found.segments})
+        apart = np.maximum(wanted["segmentation"].numpy(), 0)
+        infos = wanted["segments_info"]
+        sky = [one for one in infos if one["label_id"] == 0]
+        things = [one for one in infos if one["label_id"] != 0]
+        assert [one.id for one in found.segments] == list(range(1, len(things) + 2))
+        (whole,) = [one for one in found.segments if one.class_id == 0]
+        region = np.isin(apart, [one["id"] for one in sky])
+        assert ((found.segment_map == whole.id) != region).mean() < 1e-4
+        assert whole.score == pytest.approx(max(one["score"] for one in sky), abs=1e-5)
+        for ours, theirs in zip([one for one in found.segments if one.class_id], things, strict=True):
+            assert ours.class_id == theirs["label_id"]
+            assert ((found.segment_map == ours.id) != (apart == theirs["id"])).mean() < 1e-4
+        areas = np.bincount(found.segment_map.ravel())
+        assert [one.area for one in found.segments] == [areas[one.id] for one in found.segments]
+        fused += len(sky) - 1
     assert fused >= 3
 
 
 def test_ids_count_on_after_a_fused_class() -> None:
     standing = np.array([True, True, True, False, True])
-    assert number_segments(np.array([0, 1, 0, 1, 2]), standing, (0,)).tolist() == [1, 2, 1, 0, 2]
+    assert number_segments(np.array([0, 1, 0, 1, 2]), standing, (0,)).tolist() == [1, 2, 1, 0, 3]
     assert number_segments(np.array([0, 1, 0, 1, 2]), standing, ()).tolist() == [1, 2, 3, 0, 4]
 
 

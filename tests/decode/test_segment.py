@@ -11,7 +11,7 @@ from edgevtx.decode import decode
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.geometry import plan
 from edgevtx.manifest import Exact, Letterbox, Preprocess, SegmentDecode, ShortestEdge, Windows
-from edgevtx.windows import cut_windows, middle_window, run_in_turns, window_corners
+from edgevtx.windows import average_windows, cut_windows, middle_window, run_in_turns, window_corners
 
 LABELS = ("background", "smoke", "flame")
 
@@ -120,8 +120,23 @@ def test_windows_cover_the_image_and_the_last_ones_are_moved_back():
         np.testing.assert_array_equal(view, image[top : top + 4, left : left + 6])
     np.testing.assert_array_equal(middle_window(image, windows), views[4])
     assert cut_windows(image, None)[0] is image
-    with pytest.raises(InputError, match="scales to 12x3 px, which holds no window of 6x4 px"):
-        window_corners((3, 12), windows)
+
+
+@pytest.mark.parametrize("size", [(3, 12), (9, 5), (2, 2)], ids=str)
+def test_an_image_smaller_than_a_window_is_padded_to_it_and_the_border_dropped(size):
+    windows = Windows(size=(4, 6), stride=(3, 5), fill=(10, 20, 30))
+    image = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(*size, 3)
+    whole = np.empty((max(size[0], 4), max(size[1], 6), 3), np.uint8)
+    whole[:] = (10, 20, 30)
+    whole[: size[0], : size[1]] = image
+    corners = window_corners(size, windows)
+    assert corners == window_corners(whole.shape[:2], windows)
+    for (top, left), view in zip(corners, cut_windows(image, windows), strict=True):
+        np.testing.assert_array_equal(view, whole[top : top + 4, left : left + 6])
+    # maps that say of each pixel where it lies in the padded image come back as they were
+    place = np.stack(np.meshgrid(np.arange(12.0), np.arange(12.0), indexing="ij")).astype(np.float32)
+    maps = (place[:, top : top + 4, left : left + 6] for top, left in corners)
+    np.testing.assert_array_equal(average_windows(maps, size, windows), place[:, : size[0], : size[1]])
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

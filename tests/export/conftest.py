@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,40 @@ SMALL = {
     "detr_panoptic": {"size": {"shortest_edge": 128, "longest_edge": 213}},
     "rtdetr": {"size": {"height": 128, "width": 192}},
 }
+
+
+def _sized(height: int, width: int) -> dict[str, Any]:
+    return {"processor": {"size": {"height": height, "width": width}, "do_center_crop": False}}
+
+
+# a second input size for the families whose graphs have one size: the processor's where the model follows it (position
+# tables are interpolated, windows padded), else the config's
+ANOTHER_SIZE: dict[str, dict[str, Any]] = {
+    "vit": _sized(80, 96),
+    "dino": _sized(70, 84),
+    "rtdetr": _sized(96, 160),
+    "setr": _sized(96, 128),
+    "swin": _sized(72, 104),
+    "dinoseg": {"input_size": [70, 84]},
+    "vivit": {"image_size": 48},
+    "attention_cnn": {"image_size": 64},
+    "sam": {"vision_config": {"image_size": 160}, "prompt_encoder_config": {"image_size": 160}},
+}
+
+
+@pytest.fixture
+def another_size() -> Callable[[str], dict[str, Any]]:
+    """What `config_folder` is to change of a family for a second input size; nothing where sizes are dynamic."""
+
+    def changes(family: str) -> dict[str, Any]:
+        from edgevtx.export.recipe import get_recipe
+
+        config = next(iter(get_recipe(family).tiny_config().values()))
+        found = ANOTHER_SIZE.get(family, {})
+        nested = {key: {**config[key], **value} for key, value in found.items() if key.endswith("_config")}
+        return {**found, **nested}
+
+    return changes
 
 
 @pytest.fixture
@@ -133,3 +167,11 @@ def run_graph(model: Any, runtime: str, feeds: dict[str, Array]) -> dict[str, Ar
 def graph_runner() -> Callable[..., dict[str, Array]]:
     """See `run_graph`."""
     return run_graph
+
+
+@pytest.fixture
+def constant_graph(tmp_path: Path) -> Callable[..., Path]:
+    """constant_graph({name: array}, Written()) -> a graph that gives these arrays whatever it is shown."""
+    from tests.export.onnx_files import write_constants
+
+    return partial(write_constants, tmp_path / "constant.onnx")

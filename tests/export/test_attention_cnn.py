@@ -66,6 +66,9 @@ def test_the_blocks_stand_where_the_config_puts_them(config_folder):
     [
         ("sagan_resnet", {"depths": [1]}, "hidden_sizes has 2 entries, depths has 1"),
         ("sagan_resnet", {"attention_stages": [0]}, "attention_stages names stage 0 of 2"),
+        ("sagan_resnet", {"embedding_size": 4, "hidden_sizes": [4, 8]}, "reduction is 8 for a stage of 4 channels"),
+        ("sagan_resnet", {"reduction": 0}, "reduction is 0 for a stage of .* channels; choose 1 to"),
+        ("nonlocal_resnet", {"reduction": 999}, "reduction is 999 for a stage of"),
         ("sasa_resnet", {"window": 4}, "window is 4; an odd number is expected"),
         ("sasa_resnet", {"num_attention_heads": 3}, "do not divide into 3 heads"),
         ("local_relation_resnet", {"share": 3}, "do not divide into groups of 3"),

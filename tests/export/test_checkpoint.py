@@ -287,8 +287,30 @@ def test_a_module_of_ours_has_every_tensor_accounted_for(published):
         load()
 
 
+MISSPELT = {
+    "setr": (None, {"head_chanels": 8}, "head_channels"),
+    "dinoseg": (None, {"decoder_chanels": [16, 8]}, "decoder_channels"),
+    "attention_cnn": (None, {"reducton": 4}, "reduction"),
+    "vivit": ("vivit-factorised-encoder", {"poling": "mean"}, "pooling"),
+}
+
+
+@pytest.mark.parametrize("family", MISSPELT)
+def test_a_misspelt_field_is_refused_by_its_name_with_the_one_that_is_meant(family, config_folder):
+    kind, change, meant = MISSPELT[family]
+    checkpoint = Checkpoint.open(config_folder(family, kind, **change), seed=0)
+    with pytest.raises(CheckpointError, match=rf"{next(iter(change))} \(did you mean {meant}\?\); mend the spelling"):
+        get_recipe(family).build(checkpoint, BuildOptions())
+
+
 def test_a_config_of_ours_is_checked_field_by_field(published):
     assert Checkpoint.open(published).settings(TinySettings) == TinySettings(width=4)
+    common = {"architectures": None, "torch_dtype": "float32", "transformers_version": "5.0", "_comment": "mine"}
+    (published / "config.json").write_text(json.dumps({"model_type": "tiny", "width": 4, "extra": 1, **common}))
+    checkpoint = Checkpoint.open(published)
+    assert checkpoint.settings(TinySettings, also=("extra",)) == checkpoint.settings(TinySettings, also=None)
+    with pytest.raises(CheckpointError, match=r"a field that nothing here reads: extra; .*known: names, width"):
+        checkpoint.settings(TinySettings)
     (published / "config.json").write_text(json.dumps({"model_type": "tiny", "width": "wide"}))
     with pytest.raises(CheckpointError, match=r"not a usable config: Expected `int`, got `str` - at `\$.width`"):
         Checkpoint.open(published).settings(TinySettings)

@@ -172,6 +172,10 @@ def test_without_a_backbone_config_it_is_the_published_one():
     [
         ({"backbone_config": {"model_type": "swin"}}, "the backbone is of type swin, expected bit or resnet"),
         ({"backbone_config": {**BIT, "out_features": ["stage9"]}}, "is not a usable config"),
+        (
+            {"backbone_config": {**BIT, "out_features": ["stem"]}},
+            "out_features of the backbone end at the stem; expected",
+        ),
         ({"image_size": 72}, "is 72x72, but a token covers 16x16 px; set"),
     ],
 )

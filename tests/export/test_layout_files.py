@@ -73,9 +73,9 @@ WRAPPED = {
 
 @pytest.mark.parametrize(("wrap", "under"), WRAPPED.values(), ids=list(WRAPPED))
 def test_a_state_dict_is_found_under_what_trainers_wrap_it_in(wrap, under, tensors, save):
-    found, wrapper = state_dict(save(wrap(tensors)))
-    assert_same(found, tensors)
-    assert wrapper == under
+    found = state_dict(save(wrap(tensors)))
+    assert_same(found.tensors, tensors)
+    assert (found.wrapper, found.classes) == (under, ())
 
 
 def test_pickled_and_safetensors_files_of_any_precision_give_the_same_model(tensors, save):
@@ -176,9 +176,9 @@ def test_a_refused_pickle_is_read_after_the_advice_was_followed(tensors, save, t
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(path)
     monkeypatch.chdir(tmp_path)
-    advice = str(caught.value).rpartition("save those alone: ")[2]
+    advice = str(caught.value).rpartition("with --labels: ")[2]
     exec(advice, {"torch": torch})
-    assert_same(state_dict(tmp_path / "weights.pth")[0], tensors)
+    assert_same(state_dict(tmp_path / "weights.pth").tensors, tensors)
 
 
 def test_damaged_files_are_refused_in_one_sentence(tensors, save, tmp_path):

@@ -69,9 +69,10 @@ def test_every_family_goes_from_checkpoint_to_the_answer_of_the_reference(family
 
 
 @pytest.mark.parametrize("family", CONFIGURED)
-def test_a_dynamic_batch_is_verified_at_a_size_that_was_not_traced(family, seeded, tmp_path):
+def test_a_dynamic_batch_and_another_input_size_are_verified(family, config_folder, another_size, tmp_path):
     options = replace(FP32, build=BuildOptions(batch=None), targets=("onnxruntime",))
-    report = export(family, seeded(family), tmp_path / "any.vtx", options)
+    checkpoint = Checkpoint.open(config_folder(family, **another_size(family)), seed=0)
+    report = export(family, checkpoint, tmp_path / "any.vtx", options)
     assert report.manifest.image_input.shape[0] is None
     assert not report.refused
     clip = report.manifest.preprocess.clip

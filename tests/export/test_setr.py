@@ -26,22 +26,25 @@ from tests.export import mmseg_setr as mmseg  # noqa: E402
 
 DECODERS = ("naive", "pup", "mla")
 TOLD = {"num_attention_heads": mmseg.HEADS}  # of so small a model no published config tells
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+IMAGENET = {"image_mean": MEAN, "image_std": STD, "resample": 2}
 
 
 @pytest.fixture
 def official(tmp_path):
     """(kind of decoder, processor=, state=, **config) -> an official checkpoint's file, opened."""
 
-    def make(kind, *, processor=None, state=None, **config):
+    def make(kind, *, processor=None, state=None, meta=None, allow_partial=False, **config):
         folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         state = mmseg.random_state(kind) if state is None else state
-        torch.save({"meta": {"CLASSES": ("road",), "epoch": 3}, "state_dict": state}, folder / "setr.pth")
+        torch.save({"meta": {"epoch": 3, **(meta or {})}, "state_dict": state}, folder / "setr.pth")
         (folder / "config.json").write_text(json.dumps({**TOLD, **config}))
         if processor:
-            (folder / "preprocessor_config.json").write_text(json.dumps({**IMAGENET, **processor}))
-        return Checkpoint.open(folder / "setr.pth", config=folder / "config.json")
+            (folder / "preprocessor_config.json").write_text(
+                json.dumps({**({} if "MMSeg" in processor["image_processor_type"] else IMAGENET), **processor})
+            )
+        return Checkpoint.open(folder / "setr.pth", config=folder / "config.json", allow_partial=allow_partial)
 
     return make
 
@@ -129,15 +132,119 @@ def test_windows_that_do_not_overlap_rightly_would_be_noticed(official, photos):
     assert not compare_results(*answers).passed
 
 
+# mmcv's way to test images, with windows that most photographs of that size are smaller than
+SMALL = {"image_processor_type": "MMSegImageProcessor", "size": {"shortest_edge": 70, "longest_edge": 70}}
+STRIDES = {"size": [64, 64], "stride": [43, 43]}
+
+
+def mmcv_pixels(frame, longest, shortest):
+    """mmcv's `imrescale` and `imnormalize` of MMSegmentation's configs: BGR uint8 -> (1,3,h,w), and the BGR image."""
+    cv2 = pytest.importorskip("cv2")
+    height, width = frame.shape[:2]
+    factor = min(longest / max(height, width), shortest / min(height, width))
+    size = int(width * float(factor) + 0.5), int(height * float(factor) + 0.5)
+    image = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+    mean, std = np.float64([123.675, 116.28, 103.53]), np.float64([58.395, 57.12, 57.375])
+    pixels = (cv2.cvtColor(image.astype(np.float32), cv2.COLOR_BGR2RGB) - mean) * (1 / std)
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None], image
+
+
+@pytest.mark.parametrize("name", ["coffee", "portrait", "astronaut"])
+def test_frames_smaller_than_a_window_are_padded_to_it_as_in_training(name, official, photos):
+    state, frame = mmseg.random_state("pup"), photos[name]
+    checkpoint = official("pup", processor={**SMALL, "image_mean": MEAN, "image_std": STD}, window=STRIDES)
+    traceable = setr.build(checkpoint, BuildOptions())
+    assert traceable.preprocess.windows.fill == (104, 116, 124)
+    pixels, _ = mmcv_pixels(frame, 70, 70)
+    height, width = pixels.shape[2:]
+    assert (height < 64 or width < 64) == (name != "astronaut")
+    colour = (torch.tensor([124.0, 116.0, 104.0]) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    whole = colour[None, :, None, None].repeat(1, 1, max(height, 64), max(width, 64))
+    whole[:, :, :height, :width] = pixels
+    expected = mmseg.slide(state, "pup", whole, (64, 64), (43, 43))[:, :, :height, :width]
+    classes = mmseg.class_map(expected, frame.shape[:2])
+    assert len(np.unique(classes)) >= 3
+    assert (answer(traceable, frame).class_map == classes).mean() > 0.9999
+    assert (traceable.reference(frame).class_map == classes).mean() > 0.9999
+
+
 # -- official files --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("side", "stride", "edges"), [(768, 512, (1024, 2048)), (512, 341, (512, 2048))])
+PUBLISHED = [(768, 512, (1025, 2049)), (512, 341, (512, 2048)), (480, 320, (520, 520))]
+
+
+@pytest.mark.parametrize(("side", "stride", "edges"), PUBLISHED)
 def test_published_sizes_bring_their_windows_and_image_processor(side, stride, edges, official):
     checkpoint = official("pup", state=mmseg.random_state("pup", side=side))
+    assert checkpoint.published.layout == "MMSegmentation SETR"
     assert checkpoint.config["window"] == {"size": [side, side], "stride": [stride, stride]}
     assert checkpoint.processor_config["size"] == dict(zip(("shortest_edge", "longest_edge"), edges, strict=True))
     assert any("assumed as published" in note for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize(("side", "edges"), [(side, edges) for side, _, edges in PUBLISHED] + [(64, None)], ids=str)
+def test_frames_are_prepared_as_mmcv_prepares_them(side, edges, official, photos):
+    checkpoint = official("naive", state=mmseg.random_state("naive", side=side))
+    traceable = setr.build(checkpoint, BuildOptions())
+    cv2 = pytest.importorskip("cv2")
+    for name in ("coffee", "portrait", "chelsea"):
+        image, _ = prepare(photos[name], traceable.preprocess)
+        found = reference_inputs(load_processor(checkpoint, "ViT"), [photos[name]])["pixel_values"]
+        if edges is None:  # of no published size: the whole frame
+            np.testing.assert_array_equal(image, cv2.resize(photos[name], (64, 64), interpolation=cv2.INTER_LINEAR))
+            continue
+        pixels, expected = mmcv_pixels(photos[name], max(edges), min(edges))
+        np.testing.assert_array_equal(image, expected)
+        torch.testing.assert_close(found, pixels, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frame", [(480, 640), (1080, 1920), (333, 500), (500, 333), (64, 1000)], ids=str)
+def test_any_frame_is_answered_by_a_model_of_pascal_context(frame, official):
+    traceable = setr.build(official("naive", state=mmseg.random_state("naive", side=480)), BuildOptions())
+    noise = np.random.default_rng(0).integers(0, 256, (*frame, 3), np.uint8)
+    image, geometry = prepare(noise, traceable.preprocess)
+    assert max(image.shape[:2]) == 520
+    inputs = collate([image], traceable.inputs, traceable.preprocess.windows)
+    assert len(inputs["pixels"]) == 2 and inputs["pixels"].shape[1:3] == (480, 480)
+    assert geometry.input_size == image.shape[:2]
+
+
+NAMES = ("road", "sky", "tree", "person", "car")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"CLASSES": NAMES, "PALETTE": [[1, 2, 3]] * 5},
+        {"dataset_meta": {"classes": list(NAMES), "palette": [[1, 2, 3]] * 5}},
+        {"dataset_meta": {"CLASSES": NAMES}},
+    ],
+    ids=["up to 0.x", "since 1.0", "1.0's first"],
+)
+def test_class_names_are_those_of_the_files_meta(meta, official):
+    traceable = setr.build(official("naive", meta=meta), BuildOptions())
+    assert traceable.labels == NAMES
+    assert setr.build(official("naive", meta=meta), BuildOptions(labels=("a", "b", "c", "d", "e"))).labels[0] == "a"
+    replaced = official("naive", meta=meta, id2label={str(index): f"mine {index}" for index in range(5)})
+    assert replaced.labels[0] == "mine 0"
+
+
+@pytest.mark.parametrize("meta", [{}, {"CLASSES": None}, {"CLASSES": [1, 2, 3, 4, 5]}, {"dataset_meta": {}}], ids=str)
+def test_classes_without_names_are_numbered(meta, official):
+    assert official("naive", meta=meta).labels == ("0", "1", "2", "3", "4")
+
+
+def test_names_of_another_number_of_classes_are_not_used_and_said(official):
+    checkpoint = official("naive", meta={"CLASSES": ("road",)})
+    assert checkpoint.labels == ("0", "1", "2", "3", "4")
+    assert "the file names 1 classes and has 5, so they are numbered" in checkpoint.notes
+
+
+def test_a_meta_with_objects_of_a_program_is_refused_with_what_to_do(official):
+    class_names = np.array(NAMES, dtype=object)
+    with pytest.raises(CheckpointError, match=r"pickled objects .* save those alone, and give class names.* --labels"):
+        official("naive", meta={"CLASSES": class_names})
 
 
 def test_every_tensor_of_an_official_file_is_accounted_for(official):
@@ -148,6 +255,10 @@ def test_every_tensor_of_an_official_file_is_accounted_for(official):
     short = {name: value for name, value in state.items() if name != "backbone.layers.3.ln2.weight"}
     with pytest.raises(CheckpointError, match=r"1 missing tensor .*backbone.layers.3.norm2.weight"):
         setr.build(official("mla", state=short), BuildOptions())
+    partial = official("mla", state={**short, "decode_head.extra.weight": torch.zeros(1)}, allow_partial=True)
+    setr.build(partial, BuildOptions())
+    assert any("left out: decode_head.extra.weight" in note for note in partial.notes)
+    assert any("missing tensor for Setr: backbone.layers.3.norm2.weight" in note for note in partial.notes)
     three = {name: value for name, value in mmseg.random_state("pup").items() if ".up_convs.3." not in name}
     with pytest.raises(CheckpointError, match="a decoder of 3 convolutions of 3x3; expected SETR's"):
         official("pup", state=three)
@@ -184,6 +295,11 @@ REFUSED = {
         "window of .* is 64x60 px .*, which patches of 16 px do not fill",
     ),
     "windows with gaps": ({"window": {"size": [64, 64], "stride": [32, 65]}}, "parts of the frame are never seen"),
+    "a misspelt field": ({"decoder_chanels": 8}, r"decoder_chanels \(did you mean decoder_channels\?\)"),
+    "a misspelt field of a window": (
+        {"window": {"size": [64, 64], "strid": [32, 32]}},
+        r"unknown field `strid` - at `\$.window`|missing required field `stride`",
+    ),
     "a stride of nothing": ({"window": {"size": [64, 64], "stride": [0, 64]}}, "the stride must lie in 1 to the size"),
 }
 
@@ -213,11 +329,13 @@ def test_labels_and_top_k_that_do_not_fit_are_refused(build):
         build(options=BuildOptions(top_k=3))
 
 
-def test_a_narrow_frame_that_holds_no_window_is_refused(build, photos):
-    traceable = build(window={"size": [64, 64], "stride": [32, 32]})
-    panorama = np.ascontiguousarray(photos["coffee"][:60])
-    with pytest.raises(InputError, match="holds no window of 64x64 px; use frames or a roi that are less narrow"):
-        answer(traceable, panorama)
+def test_an_image_processor_of_mmsegmentation_takes_its_two_ways_of_sizes_alone(build):
+    mmseg_like = {"image_processor_type": "MMSegImageProcessor", "image_mean": MEAN, "image_std": STD}
+    for size in ({"shortest_edge": 64}, {"longest_edge": 64}, 64):
+        with pytest.raises(CheckpointError, match="expected height and width, or shortest_edge and longest_edge"):
+            build({**mmseg_like, "size": size})
+    with pytest.raises(CheckpointError, match="do_pad"):
+        build({**mmseg_like, "size": {"height": 64, "width": 64}, "do_pad": True})
 
 
 def test_one_class_gives_its_probability_and_what_exceeds_the_threshold(build, photos):

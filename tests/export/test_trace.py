@@ -17,11 +17,13 @@ pytest.importorskip("transformers")
 
 from edgevtx.errors import ExportError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
 from edgevtx.export.pack import write_graphs  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, Traceable, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import VARIANTS, lower  # noqa: E402
 from edgevtx.export.trace import OPSET, example_inputs, trace  # noqa: E402
 from edgevtx.manifest import ClassifyDecode, Exact, Preprocess, TensorInfo  # noqa: E402
+from tests.export.onnx_files import STYLES, network  # noqa: E402
 
 # -- small modules ---------------------------------------------------------------------------------------------
 
@@ -216,16 +218,19 @@ def replace_shape(info, shape):
 # -- every family ----------------------------------------------------------------------------------------------
 
 
-# the family onnx has no config to trace: test_onnx_graph
-@pytest.fixture(scope="module", params=[name for name in FAMILIES if get_recipe(name).tiny_config()])
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """A family's tiny model: (traceable, traced graph, lowered graphs by target)."""
     import json
 
     folder = tmp_path_factory.mktemp(request.param)
-    config = next(iter(get_recipe(request.param).tiny_config().values()))
-    (folder / "config.json").write_text(json.dumps(config))
-    built = get_recipe(request.param).build(Checkpoint.open(folder, seed=0), BuildOptions())
+    if request.param == "onnx":
+        checkpoint = OnnxFile.open(network(folder / "x.onnx", "yolox"), STYLES["yolox"])
+    else:
+        config = next(iter(get_recipe(request.param).tiny_config().values()))
+        (folder / "config.json").write_text(json.dumps(config))
+        checkpoint = Checkpoint.open(folder, seed=0)
+    built = get_recipe(request.param).build(checkpoint, BuildOptions())
     model = trace(built)
     return built, model, {target: lower(model, target) for target in VARIANTS}
 

@@ -7,8 +7,7 @@ project.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +20,19 @@ cv2 = pytest.importorskip("cv2")
 import edgevtx  # noqa: E402
 from edgevtx.export.labels import COCO  # noqa: E402
 from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
-from edgevtx.export.onnx_graph import ImportOptions, build  # noqa: E402
+from edgevtx.export.onnx_graph import build  # noqa: E402
+from edgevtx.export.onnx_settings import ImportOptions  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
 from edgevtx.results import Detections  # noqa: E402
 
-DATA = Path(os.environ.get("EDGEVTX_TEST_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
-
-
-def data(name: str) -> Path:
-    """A file of the test data; skips where it is absent."""
-    if not (DATA / name).is_file():
-        pytest.skip(f"{name} is not in {DATA}; set EDGEVTX_TEST_DATA to a folder that has it")
-    return DATA / name
-
-
 OPTIONS = BuildOptions(labels=COCO)
 
 
 @pytest.fixture(scope="module")
-def file() -> OnnxFile:
-    return OnnxFile.open(data("yolox_nano.onnx"), ImportOptions(decode="yolox"))
+def file(data_file: Callable[[str], Path]) -> OnnxFile:
+    return OnnxFile.open(data_file("yolox_nano.onnx"), ImportOptions(decode="yolox"))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +44,10 @@ def model(file: OnnxFile, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield loaded
 
 
-def test_it_finds_the_bus_and_the_persons_on_a_street(model: edgevtx.Predictor, file: OnnxFile) -> None:
-    frame = edgevtx.read_image(data("bus.jpg"))
+def test_it_finds_the_bus_and_the_persons_on_a_street(
+    model: edgevtx.Predictor, file: OnnxFile, data_file: Callable[[str], Path]
+) -> None:
+    frame = edgevtx.read_image(data_file("bus.jpg"))
     found = model(frame)
     assert isinstance(found, Detections)
     confident = found[found.scores > 0.5]
@@ -66,8 +58,10 @@ def test_it_finds_the_bus_and_the_persons_on_a_street(model: edgevtx.Predictor, 
 
 
 @pytest.mark.parametrize("number", [0, 200, 400])
-def test_it_finds_the_pedestrians_of_a_real_video(number: int, model: edgevtx.Predictor, file: OnnxFile) -> None:
-    video = cv2.VideoCapture(str(data("vtest.avi")))
+def test_it_finds_the_pedestrians_of_a_real_video(
+    number: int, model: edgevtx.Predictor, file: OnnxFile, data_file: Callable[[str], Path]
+) -> None:
+    video = cv2.VideoCapture(str(data_file("vtest.avi")))
     video.set(cv2.CAP_PROP_POS_FRAMES, number)
     frame = video.read()[1]
     video.release()
@@ -87,9 +81,9 @@ def test_it_finds_the_pedestrians_of_a_real_video(number: int, model: edgevtx.Pr
     assert check.passed and check.compared >= 40, check
 
 
-def test_one_person_is_one_box(model: edgevtx.Predictor) -> None:
+def test_one_person_is_one_box(model: edgevtx.Predictor, data_file: Callable[[str], Path]) -> None:
     """Without suppression the same frame gives every person several times."""
-    video = cv2.VideoCapture(str(data("vtest.avi")))
+    video = cv2.VideoCapture(str(data_file("vtest.avi")))
     frame = video.read()[1]
     video.release()
     outputs = model.infer(model.prepare(frame))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from pathlib import Path
+import weakref
 from types import SimpleNamespace
 
 import msgspec
@@ -19,7 +19,6 @@ from edgevtx.preprocess import prepare
 from edgevtx.stream.pipeline import run
 from edgevtx.stream.sources import Frame, Source, open_source
 
-VTEST = Path(__file__).parents[3] / "shared" / "data" / "vtest.avi"
 SIZE = (24, 32)
 
 
@@ -144,21 +143,47 @@ def test_single_images_are_refused(tmp_path):
             run(source, clip_model())
 
 
+def test_a_video_that_ends_before_its_first_clip_is_full_is_an_error(make_video):
+    model = clip_model(frames=8, fps=5.0)
+    words = "gave 20 frames, too few for a clip: brightness takes 8 frames at 5 a second; give a longer video"
+    with open_source(make_video(frames=20)) as source, pytest.raises(InputError, match=words):
+        run(source, model)
+    path = make_video(frames=36)
+    with open_source(path) as source:
+        assert run(source, model).frames == 36
+    with open_source(path) as source:
+        assert run(source, model, limit=20).frames == 20  # as was asked
+
+
 class Camera(Source):
-    """A live source of `count` frames, one every `period` seconds; a frame's brightness is its number."""
+    """A live source of `count` frames, one every `period` seconds; a frame's brightness is its number.
+
+    `held` is how many of its images are in memory, `most_held` how many were at once.
+    """
 
     live = True
 
     def __init__(self, count, period=0.02):
         super().__init__("camera")
         self.frames, self.period = count, period
+        self.held = self.most_held = 0
 
     def __iter__(self):
         begin = time.monotonic()
         for index in range(self.frames):
             while (now := time.monotonic()) < begin + index * self.period:
                 time.sleep(0.002)
-            yield Frame(np.full((48, 64, 3), index, np.uint8), index, time.time(), self.name, monotonic=now)
+            yield Frame(self._image(index), index, time.time(), self.name, monotonic=now)
+
+    def _image(self, index):
+        image = np.full((48, 64, 3), index % 256, np.uint8)
+        self.held += 1
+        self.most_held = max(self.most_held, self.held)
+        weakref.finalize(image, self._let_go)
+        return image
+
+    def _let_go(self):
+        self.held -= 1
 
 
 def test_a_live_clip_has_no_gap_while_the_engine_runs(caplog):
@@ -178,6 +203,38 @@ def test_a_live_clip_has_no_gap_while_the_engine_runs(caplog):
     assert indices == sorted(indices)
 
 
+class SlowSink:
+    """Takes `seconds` for a record, and keeps its frame's number and its answer."""
+
+    notes = ()
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.indices, self.answers = seconds, [], []
+
+    def write(self, record):
+        time.sleep(self.seconds)
+        self.indices.append(record.frame.index)
+        self.answers.append(list(record.result.class_ids))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("engine", "sink"), [(0.5, 0.0), (0.0, 0.2), (0.3, 0.1)])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_camera_that_is_faster_than_the_model_or_a_sink_fills_no_memory(engine, sink, stride):
+    """At a stride of 1 every frame makes a clip due; 300 come while a few are answered."""
+    camera, sink = Camera(300, period=0.005), SlowSink(sink)
+    model = clip_model(frames=24, fps=200.0, stride=stride, engine=Brightness(engine))
+    summary = run(camera, model, [sink])
+    assert camera.most_held <= 14  # 4 wait for the engine, one is in it, 2 wait for the sinks, and those at hand
+    assert sink.indices == sorted(set(sink.indices))
+    assert sink.indices[-1] == 299  # the oldest are dropped, never the newest
+    assert summary.frames == len(sink.indices) < 150
+    assert summary.dropped == 300 - summary.frames
+    assert any(sink.answers), "no clip was answered"
+
+
 def test_a_live_run_can_be_stopped_and_limited():
     stop = threading.Event()
     threading.Timer(0.4, stop.set).start()
@@ -187,16 +244,15 @@ def test_a_live_run_can_be_stopped_and_limited():
     assert summary.frames == len(records) == 10
 
 
-@pytest.mark.skipif(not VTEST.is_file(), reason="the real video is not part of the repository")
-def test_a_real_video():
-    engine = Brightness()
-    with open_source(VTEST) as source:
+def test_a_real_video(data_file):
+    path, engine = data_file("vtest.avi"), Brightness()
+    with open_source(path) as source:
         assert source.fps == 10.0
         records, summary = records_of(source, clip_model(frames=16, fps=5.0, stride=8, engine=engine), limit=120)
     assert summary.frames == 120
     assert [len(record.result) for record in records].count(0) == 30  # 16 frames of ours lie 3 s apart
     assert len(engine.seen) == 6
     rule = clip_model().manifest.preprocess
-    with open_source(VTEST) as source:
+    with open_source(path) as source:
         taken = [prepare(frame.image, rule)[0] for frame in itertools.islice(source, 31)]
     np.testing.assert_array_equal(engine.seen[0], taken[0:31:2])
