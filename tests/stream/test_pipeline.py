@@ -389,9 +389,8 @@ def test_a_live_source_is_read_at_its_newest_frame(predictor: Any) -> None:
 
     prepare, infer = predictor.prepare, predictor.infer
     predictor.prepare = lambda frame, **options: (taken.set(), prepare(frame, **options))[1]
-    predictor.infer = lambda prepared, **options: (passed.wait(HANG), infer(prepared))[
-        1
-    ]  # 30 frames come during the first
+    # 30 frames come during the first
+    predictor.infer = lambda prepared, **options: (passed.wait(HANG), infer(prepared))[1]
     sink = Memory()
     summary = run(Numbers(32, live=True, at=at), predictor, [sink], on_record=on_record)
     first, *waited = sink.seen[:-2]
