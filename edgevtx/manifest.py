@@ -472,7 +472,11 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle's manifest; see the module."""
+    """A bundle's manifest; see the module.
+
+    `noise` is by network and output: how far rounding alone moves the reference's answer, in standard deviations, where
+    that is more than the tolerance allows for; see `edgevtx.compare.tolerance`.
+    """
 
     schema: str = SCHEMA
     name: str
@@ -489,6 +493,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance
     tools: dict[str, str]
     parts: dict[str, Part] = {}
+    noise: dict[str, dict[str, float]] = {}
     files: tuple[File, ...] = ()
     notes: tuple[str, ...] = ()
 

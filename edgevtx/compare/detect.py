@@ -42,7 +42,7 @@ def compare_detections(
                 ties=ties,
             )
         )
-    checks.append(_boxes_check(reference, outputs, rule.threshold, tolerance))
+    checks.append(compare_boxes(reference, outputs, rule.threshold, tolerance))
     return checks
 
 
@@ -76,8 +76,11 @@ def match_rows(reference: Arrays, outputs: Arrays, tolerance: Tolerance) -> Rows
     return Rows(matched, partners[matched], ties, len(left) - ties)
 
 
-def _boxes_check(reference: Arrays, outputs: Arrays, threshold: float, tolerance: Tolerance) -> Check:
-    """The task's answer: every box above the threshold has a partner of its class on the other side."""
+def compare_boxes(reference: Arrays, outputs: Arrays, threshold: float, tolerance: Tolerance) -> Check:
+    """The task's answer: every box above the threshold has a partner of its class on the other side.
+
+    Boxes (N,K,4), scores (N,K) and class_ids (N,K) by name; `error` counts boxes without a partner, of both sides.
+    """
     total = found = 0
     worst = 1.0
     for n in range(len(reference["scores"])):

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgevtx.compare.tolerance import Tolerance, compare_values, round_error
 from edgevtx.manifest import Check, EmbedDecode, KnnDecode, PyramidDecode
-from edgevtx.runtimes.base import Arrays
+from edgevtx.runtimes.base import Array, Arrays
 
 
 def compare_features(
@@ -16,10 +16,8 @@ def compare_features(
     for name in reference:
         if name == "attention":  # probabilities, and no vectors
             continue
-        want = reference[name].astype(np.float64).reshape(-1, reference[name].shape[-1])
-        got = outputs[name].astype(np.float64).reshape(want.shape)
-        norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
-        cosine = float(((want * got).sum(axis=1) / np.maximum(norms, 1e-12)).min())
+        want = reference[name].reshape(-1, reference[name].shape[-1])
+        cosine = smallest_cosine(want, outputs[name].reshape(want.shape))
         checks.append(
             Check(
                 name=f"task: cosine of {name}",
@@ -31,3 +29,10 @@ def compare_features(
             )
         )
     return checks
+
+
+def smallest_cosine(first: Array, second: Array) -> float:
+    """The smallest cosine between the rows of two arrays (R,D); a row of zeros has none, and counts as 0."""
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(((first * second).sum(axis=1) / np.maximum(norms, 1e-12)).min(initial=1.0))

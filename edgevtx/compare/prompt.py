@@ -20,7 +20,7 @@ def compare_masks(reference: Arrays, outputs: Arrays, rule: PromptMasksDecode, t
     """
     checks = compare_values(reference, outputs, rule, tolerance)
     want, got = (_masks(arrays, rule) for arrays in (reference, outputs))
-    kept = _telling(want)
+    kept = telling(want.sum(1), want.shape[1])
     logits = reference["low_res_logits"].astype(np.float64)
     near = tolerance.tie * float(np.sqrt(np.mean((outputs["low_res_logits"] - logits) ** 2)))
     clear = (np.abs(logits - rule.mask_threshold) > near).reshape(want.shape)[kept]
@@ -48,7 +48,8 @@ def compare_masks(reference: Arrays, outputs: Arrays, rule: PromptMasksDecode, t
 
 def count_masks(outputs: Arrays, rule: PromptMasksDecode) -> int:
     """Masks that are neither empty nor everything."""
-    return int(_telling(_masks(outputs, rule)).sum())
+    masks = _masks(outputs, rule)
+    return int(telling(masks.sum(1), masks.shape[1]).sum())
 
 
 def _masks(arrays: Arrays, rule: PromptMasksDecode) -> Array:
@@ -57,7 +58,7 @@ def _masks(arrays: Arrays, rule: PromptMasksDecode) -> Array:
     return masks
 
 
-def _telling(masks: Array) -> Array:
-    areas = masks.sum(1)
-    kept: Array = (areas >= FEWEST) & (areas <= masks.shape[1] - FEWEST)
+def telling(areas: Array, pixels: int) -> Array:
+    """Which masks, by their areas in px of a map of `pixels`, are neither (nearly) empty nor everything: (R,) bool."""
+    kept: Array = (areas >= FEWEST) & (areas <= pixels - FEWEST)
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ def compare_segmentation(reference: Arrays, outputs: Arrays, rule: SegmentDecode
             name="task: class of each pixel",
             level="task",
             passed=wrong <= allowed and tied <= tolerance.ties * classes.size,
-            compared=classes.size,
+            compared=minority(classes),
             error=float(wrong),
             tolerance=round_error(allowed),
             ties=tied,
@@ -37,9 +38,13 @@ def compare_segmentation(reference: Arrays, outputs: Arrays, rule: SegmentDecode
 
 
 def count_minority(outputs: Arrays, rule: SegmentDecode) -> int:
+    """See `minority`, of the classes that the outputs give."""
+    return minority(_classes(outputs["logits"], rule))
+
+
+def minority(classes: NDArray[np.integer[Any]]) -> int:
     """How many pixels are not of the most common class: where there are none, a wrong map is easily overlooked."""
-    classes = _classes(outputs["logits"], rule)
-    return int(classes.size - np.unique(classes, return_counts=True)[1].max())
+    return int(classes.size - np.unique(classes, return_counts=True)[1].max(initial=0))
 
 
 def _classes(logits: Array, rule: SegmentDecode) -> NDArray[np.int64]:

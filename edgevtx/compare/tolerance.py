@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,6 +17,13 @@ are judged as well, so that a large error cannot excuse itself as a tie."""
 PEAK = 10.0
 """How much more than the mean one element may be off; see `error_of`."""
 
+NOISE = 3.0
+"""Two float32 computations may differ by this many times the reference's own rounding noise: each of them has as much,
+and that of an engine's kernels may be somewhat more."""
+
+NOISIEST = 10.0
+"""... but by no more than this many times the tolerance, so that noise excuses no fault."""
+
 SENSITIVE = 100.0
 """Outputs that should differ must do so by this many times the tolerance, or they could not have shown a fault."""
 
@@ -28,7 +36,7 @@ class Tolerance:
     K best must be there, and not only the task's answer; a lower precision selects other rows where little is found.
     `iou`, `agreement`: a share `agreement` of the boxes must be matched at `iou` with the same class, and the same
     share of images must keep its top class. `cosine`: smallest cosine of feature vectors. `tie`: see `TIE`; `ties`:
-    largest share of ties.
+    largest share of ties. `noise`: the reference's own, by output, in standard deviations, where it was measured.
     """
 
     values: float
@@ -38,6 +46,12 @@ class Tolerance:
     cosine: float
     tie: float
     ties: float = 0.05
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    def limit(self, name: str) -> float:
+        """The largest error of an output: `values`, or `NOISE` times its noise, at most `NOISIEST` times fp32's."""
+        most = NOISIEST * TOLERANCES["fp32"].values
+        return max(self.values, min(NOISE * self.noise.get(name, 0.0), most))
 
 
 TOLERANCES = {
@@ -71,14 +85,14 @@ def error_of(reference: Array, found: Array) -> float:
 
 
 def values_check(name: str, reference: Array, found: Array, tolerance: Tolerance, ties: int = 0) -> Check:
-    error = error_of(reference, found)
+    error, limit = error_of(reference, found), tolerance.limit(name)
     return Check(
         name=f"values: {name}",
         level="values",
-        passed=error <= tolerance.values,
+        passed=error <= limit,
         compared=int(reference.size),
         error=round_error(error) if np.isfinite(error) else None,
-        tolerance=tolerance.values,
+        tolerance=round_error(limit),
         ties=ties,
     )
 

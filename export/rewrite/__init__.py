@@ -70,12 +70,12 @@ COMMON: dict[str, Rewrite] = {
     "merge-parallel-convs": merge_parallel_convs,
     "fold-attention-scale": fold_attention_scale,
     "fold-norm-affine": fold_norm_affine,
+    "spell-out-group-normalization": spell_out_group_normalization,
 }
 OPENVINO: dict[str, Rewrite] = {
     **COMMON,
     "spell-out-attention": spell_out_attention,
     "drop-default-grid-mode": drop_default_grid_mode,
-    "spell-out-group-normalization": spell_out_group_normalization,
 }
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "onnxruntime": (

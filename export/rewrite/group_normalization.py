@@ -1,5 +1,7 @@
-"""Group normalisation, spelled out for a compiler that crashes on it.
+"""Group normalisation, spelled out for runtimes that do not have it, or crash on it.
 
+ONNX Runtime runs the operator as the standard's function body, whose variance is the mean of squares less the square of
+the mean: what is left of float32 where the mean is large is noise. It also takes a dozen passes over the tensor.
 OpenVINO 2026.4 ends with a segmentation fault while it compiles relu(norm(conv(x)) + x) for x of 28x28 and smaller, the
 end of a residual layer, as one GroupNormalization.
 """

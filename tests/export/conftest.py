@@ -40,7 +40,7 @@ ANOTHER_SIZE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def another_size() -> Callable[[str], dict[str, Any]]:
     """What `config_folder` is to change of a family for a second input size; nothing where sizes are dynamic."""
 
@@ -55,8 +55,8 @@ def another_size() -> Callable[[str], dict[str, Any]]:
     return changes
 
 
-@pytest.fixture
-def config_folder(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a folder of config.json and preprocessor_config.json: (family, model_type, processor=, **changes)."""
 
     def make(
@@ -66,8 +66,7 @@ def config_folder(tmp_path: Path) -> Callable[..., Path]:
 
         configs = get_recipe(family).tiny_config()
         config = {**configs[model_type or next(iter(configs))], **changes}
-        folder = tmp_path / f"{family}-{config['model_type']}-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp(f"{family}-{config['model_type']}-")
         (folder / "config.json").write_text(json.dumps(config))
         processor = SMALL.get(family) if processor is None else processor
         if processor:

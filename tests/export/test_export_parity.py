@@ -9,7 +9,16 @@ import pytest
 
 from edgevtx.errors import InputError
 from edgevtx.export.parity import compare_results
-from edgevtx.results import Classification, Detections, Features
+from edgevtx.masks import MaskSet
+from edgevtx.results import (
+    Classification,
+    Detections,
+    Features,
+    Masks,
+    PanopticSegmentation,
+    Segment,
+    SemanticSegmentation,
+)
 
 
 def detections(count=60, seed=0):
@@ -31,8 +40,35 @@ def features():
     return Features(rng.normal(size=8).astype(np.float32), rng.normal(size=(3, 4, 8)).astype(np.float32))
 
 
+def discs(radius=30, shift=0):
+    """(3,200,300) bool."""
+    y, x = np.mgrid[:200, :300]
+    return np.stack([np.hypot(y - 90, x - at - shift) < radius for at in (60, 150, 240)])
+
+
+def masks(dense=None):
+    dense = discs() if dense is None else dense
+    logits = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    return Masks(MaskSet.from_dense(dense), np.float32([[0.9, 0.7, 0.5]]), logits)
+
+
+def segmentation(class_map=None):
+    class_map = discs().any(0).astype(np.int32) if class_map is None else class_map
+    return SemanticSegmentation(class_map, ("background", "thing"), class_map.clip(0).astype(np.float32) / 2)
+
+
+def panoptic(dense=None, segment_map=None):
+    dense = discs() if dense is None else dense
+    segment_map = dense.any(0).astype(np.int32) if segment_map is None else segment_map
+    found = replace(detections(3), masks=MaskSet.from_dense(dense), scores=np.float32([0.9, 0.8, 0.7]))
+    return PanopticSegmentation(segment_map, (Segment(1, 0, "0", 0.9, int(segment_map.sum())),), lambda: found)
+
+
+EVERY = [detections, classes, features, masks, segmentation, panoptic]
+
+
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("make", [detections, classes, features])
+@pytest.mark.parametrize("make", EVERY)
 def test_the_same_answer_passes(make, exact):
     check = compare_results(make(), make(), exact=exact)
     assert check.passed
@@ -89,3 +125,69 @@ def test_a_shifted_attention_map_fails():
 def test_results_of_different_tasks_cannot_be_compared():
     with pytest.raises(InputError, match="cannot compare"):
         compare_results(classes(), features())
+
+
+# -- masks and maps --------------------------------------------------------------------------------------------
+
+NOTHING, EVERYTHING = np.zeros((3, 200, 300), bool), np.ones((3, 200, 300), bool)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        masks(NOTHING),
+        masks(EVERYTHING),
+        segmentation(np.zeros((200, 300), np.int32)),
+        segmentation(np.where(discs().any(0), -1, 1).astype(np.int32)),
+        panoptic(NOTHING, discs().any(0).astype(np.int32)),
+    ],
+    ids=["no mask", "all masks", "one class", "one class where looked at", "no masks of boxes"],
+)
+def test_what_is_empty_or_the_same_everywhere_is_not_compared(empty, exact):
+    check = compare_results(empty, empty, exact=exact)
+    assert check.passed and check.compared == 0
+
+
+@pytest.mark.parametrize("make", [masks, panoptic])
+def test_masks_are_judged_by_the_pixels_that_they_cover(make):
+    small = np.zeros((3, 200, 300), bool)
+    small[:, 50:57, 50:57] = True  # less than a thousandth of the frame
+    assert compare_results(make(small), make(small)).passed
+    assert not compare_results(make(small), make(np.roll(small, 9, axis=2))).passed
+    assert not compare_results(make(discs()), make(discs(shift=1))).passed
+    assert not compare_results(make(discs()), make(discs(shift=9)), exact=False).passed
+
+
+def test_one_class_instead_of_two_fails():
+    one = segmentation(np.zeros((200, 300), np.int32))
+    for pair in ((segmentation(), one), (one, segmentation())):
+        assert not compare_results(*pair, exact=False).passed
+
+
+# -- what is not finite ----------------------------------------------------------------------------------------
+
+FLOATS = {
+    detections: ("boxes", "scores"),
+    classes: ("scores",),
+    features: ("cls", "patches"),
+    masks: ("iou",),
+    segmentation: ("scores",),
+}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("make", "name"), [(make, name) for make, names in FLOATS.items() for name in names])
+def test_nan_fails_on_either_side_and_on_both(make, name, exact):
+    good = make()
+    array = getattr(good, name).copy()
+    array.reshape(-1)[-1] = np.nan
+    bad = replace(good, **{name: array})
+    for pair in ((good, bad), (bad, good), (bad, bad)):
+        check = compare_results(*pair, exact=exact)
+        assert not check.passed and check.error is None and "NaN" in check.note
+
+
+def test_a_segments_score_that_is_nan_fails():
+    bad = replace(panoptic(), segments=(Segment(1, 0, "0", float("nan"), 5),))
+    assert not compare_results(bad, bad).passed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -14,25 +15,33 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 import edgevtx  # noqa: E402
-from edgevtx.bundle import Bundle  # noqa: E402
+from edgevtx.bundle import Bundle, write_bundle  # noqa: E402
 from edgevtx.cli import cli  # noqa: E402
+from edgevtx.compare.tolerance import SENSITIVE  # noqa: E402
 from edgevtx.errors import VerificationError  # noqa: E402
 from edgevtx.export import pipeline, verify  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, TraceablePart, get_recipe  # noqa: E402
+from edgevtx.export.samples import Photo  # noqa: E402
+from edgevtx.export.verify import make_samples, measure_sensitivity  # noqa: E402
 from edgevtx.golden import read_golden, write_golden  # noqa: E402
 from edgevtx.manifest import TensorInfo  # noqa: E402
 
 
 class Matches(torch.nn.Module):
-    """patches (1,h,w,D), queries (P,D) -> scores (P,h,w)."""
+    """patches (1,h,w,D), queries (P,D) -> scores (P,h,w); `deaf` is the input that is not looked at."""
+
+    def __init__(self, deaf=""):
+        super().__init__()
+        self.deaf = deaf
 
     def forward(self, patches, queries):
-        return (self.product(patches, queries),)
-
-    def product(self, patches, queries):
-        return torch.einsum("hwd,pd->phw", patches[0], queries)
+        if self.deaf == "patches":
+            patches = torch.ones_like(patches)
+        if self.deaf == "queries":
+            queries = torch.ones_like(queries)
+        return (torch.einsum("hwd,pd->phw", patches[0], queries),)
 
 
 def reference(inputs):
@@ -60,6 +69,15 @@ def with_matches(checkpoint, options):
     return traceable
 
 
+@pytest.fixture(scope="module")
+def exported(config_folder, tmp_path_factory):
+    recipe = dataclasses.replace(get_recipe("dino"), build=with_matches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "get_recipe", lambda family: recipe)
+        checkpoint = Checkpoint.open(config_folder("dino"), seed=0)
+        return export("dino", checkpoint, tmp_path_factory.mktemp("parts") / "two", ExportOptions())
+
+
 @pytest.fixture
 def export_two(config_folder, tmp_path, monkeypatch):
     """export_two(targets=...) -> the report of the dino family with its second network."""
@@ -68,14 +86,9 @@ def export_two(config_folder, tmp_path, monkeypatch):
 
     def call(**options):
         checkpoint = Checkpoint.open(config_folder("dino"), seed=0)
-        return export("dino", checkpoint, tmp_path / "two", ExportOptions(build=BuildOptions(), **options))
+        return export("dino", checkpoint, tmp_path / "two", ExportOptions(**options))
 
     return call
-
-
-@pytest.fixture
-def exported(export_two):
-    return export_two(targets=("openvino", "onnxruntime"))
 
 
 def test_every_network_is_a_graph_of_its_own_over_shared_weights(exported):
@@ -106,16 +119,14 @@ def test_a_part_runs_by_its_name_at_sizes_that_were_not_traced(exported, runtime
 
 
 def test_a_part_whose_golden_answer_differs_is_refused(exported, tmp_path):
-    golden = read_golden(exported.bundle / "golden.npz")
+    copy = shutil.copytree(exported.bundle, tmp_path / "copy")
+    golden = read_golden(copy / "golden.npz")
     golden.parts["match"].outputs["scores"] += 1
-    write_golden(tmp_path / "golden.npz", golden)
-    (exported.bundle / "golden.npz").write_bytes((tmp_path / "golden.npz").read_bytes())
-    from edgevtx.bundle import write_bundle
-
-    manifest = Bundle.open(_rewritten(exported, write_bundle, tmp_path)).manifest
-    assert manifest.parts
+    write_golden(copy / "golden.npz", golden)
+    changed = write_bundle(copy, msgspec.structs.replace(exported.manifest, files=()), tmp_path / "changed")
+    assert Bundle.open(changed).manifest.parts
     with pytest.raises(VerificationError, match=r"golden sample .* values: scores"):
-        edgevtx.load(tmp_path / "changed", runtime="onnxruntime")
+        edgevtx.load(changed, runtime="onnxruntime")
 
 
 def fail_part(monkeypatch, part, *precisions):
@@ -184,17 +195,29 @@ def test_a_network_that_fails_in_all_it_could_run_in_is_refused(export_two, monk
     assert report.bundle is None
 
 
-def test_a_part_that_differs_from_its_reference_is_refused(export_two, monkeypatch):
+def test_a_part_that_differs_from_its_reference_is_refused(exported, export_two, monkeypatch):
     """Every graph and engine agrees with our module, and our module not with the reference's."""
-    right = export_two(targets=("onnxruntime",))
-    assert "reference of match: values: scores" in {check.name for check in right.manifest.verdicts[0].checks}
-    monkeypatch.setattr(Matches, "forward", lambda self, patches, queries: (2 * self.product(patches, queries),))
+    assert "reference of match: values: scores" in {check.name for check in exported.manifest.verdicts[0].checks}
+    forward = Matches.forward
+    monkeypatch.setattr(Matches, "forward", lambda self, *inputs: (2 * forward(self, *inputs)[0],))
     wrong = export_two(targets=("onnxruntime",))
     assert [item.reason[:18] for item in wrong.refused] == ["reference of match"]
 
 
-def _rewritten(exported, write_bundle, tmp_path):
-    import msgspec
+@pytest.mark.parametrize("deaf", ["", "patches", "queries"])
+def test_every_input_of_every_network_must_matter(deaf, config_folder, photos):
+    traceable = with_matches(Checkpoint.open(config_folder("dino"), seed=0), BuildOptions())
+    traceable.parts["match"].module = Matches(deaf)
+    samples = list(make_samples(traceable, [Photo(name, photos[name]) for name in ("coffee", "rocket")]))
+    found = measure_sensitivity(traceable, samples)
+    assert found == 0 if deaf else found > SENSITIVE
 
-    manifest = msgspec.structs.replace(exported.manifest, files=())
-    return write_bundle(exported.bundle, manifest, tmp_path / "changed")
+
+def test_a_part_whose_examples_are_all_alike_is_insensitive(config_folder, photos):
+    traceable = with_matches(Checkpoint.open(config_folder("dino"), seed=0), BuildOptions())
+    ones = {
+        item.name: np.ones([size or 2 for size in item.shape], np.float32) for item in traceable.parts["match"].inputs
+    }
+    traceable.parts["match"].examples = lambda outputs: [ones]
+    samples = list(make_samples(traceable, [Photo(name, photos[name]) for name in ("coffee", "rocket")]))
+    assert measure_sensitivity(traceable, samples) == 0

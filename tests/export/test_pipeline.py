@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from dataclasses import replace
 
 import msgspec
@@ -12,7 +11,8 @@ import pytest
 
 import edgevtx
 from edgevtx.bundle import Bundle
-from edgevtx.errors import CompileError, InputError, OutputError, VerificationError
+from edgevtx.compare.tolerance import SENSITIVE
+from edgevtx.errors import CompileError, ExportError, InputError, OutputError, VerificationError
 from edgevtx.export import pipeline, verify
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.parity import compare_results
@@ -27,16 +27,9 @@ CONFIGURED = sorted(family for family in FAMILIES if get_recipe(family).tiny_con
 
 
 @pytest.fixture
-def seeded(tmp_path):
+def seeded(config_folder):
     """A function family -> checkpoint of its first tiny config, with seeded weights."""
-
-    def make(family: str, model_type: str | None = None) -> Checkpoint:
-        configs = get_recipe(family).tiny_config()
-        path = tmp_path / f"{family}.config.json"
-        path.write_text(json.dumps(configs[model_type or next(iter(configs))]))
-        return Checkpoint.open(path, seed=0)
-
-    return make
+    return lambda family: Checkpoint.open(config_folder(family), seed=0)
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +161,65 @@ def test_weights_that_ignore_the_image_are_insensitive(seeded, tmp_path, monkeyp
     assert {item.status for item in report.refused} == {"insensitive"}
     with pytest.raises(VerificationError, match="cannot show a fault"):
         edgevtx.load(tmp_path / "deaf.vtx")
+
+
+def test_a_map_of_one_class_shows_no_fault(seeded, tmp_path, monkeypatch):
+    checkpoint = seeded("setr")
+    load = Checkpoint.load_module
+
+    def flat(self, *args, **kwargs):
+        model = load(self, *args, **kwargs)
+        model.decoder.classifier.bias.data[1] += 50
+        return model
+
+    monkeypatch.setattr(Checkpoint, "load_module", flat)
+    report = export("setr", checkpoint, tmp_path / "flat.vtx", replace(FP32, targets=("onnxruntime",)))
+    assert [item.status for item in report.refused] == ["insensitive"]
+    assert "over 0 compared" in report.refused[0].reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_give_nan_are_refused_before_anything_is_compared(value, seeded, tmp_path, monkeypatch):
+    """The graphs give it too, which would be no proof."""
+    checkpoint = seeded("vit")
+    load = Checkpoint.load
+
+    def broken(self, *args, **kwargs):
+        model = load(self, *args, **kwargs)
+        model.classifier.weight.data[0, 0] = value
+        return model
+
+    monkeypatch.setattr(Checkpoint, "load", broken)
+    with pytest.raises(ExportError, match=r"NaN or infinity in 'scores' .* give another checkpoint"):
+        export("vit", checkpoint, tmp_path / "nan.vtx", FP32)
+    assert not list(tmp_path.glob("*.vtx"))
+
+
+@pytest.mark.parametrize(
+    ("off", "noise", "kept"),
+    [
+        (3e-4, {"scores": 2e-4}, True),
+        (3e-4, {}, False),
+        (3e-4, {"scores": 5e-5}, False),
+        (2e-3, {"scores": 1.0}, False),
+    ],
+    ids=["the reference's rounding", "not measured", "less rounding", "too far for rounding"],
+)
+def test_an_engine_may_be_off_by_the_references_own_rounding(off, noise, kept, seeded, tmp_path, monkeypatch):
+    right = verify.compare
+
+    def compare(reference, outputs, *rest):
+        return right(reference, {**outputs, "scores": outputs["scores"] + off * reference["scores"].std()}, *rest)
+
+    monkeypatch.setattr(verify, "compare", compare)
+    monkeypatch.setattr(verify, "rounding_noise", lambda network, exchanges, decode: noise)
+    report = export("vit", seeded("vit"), tmp_path / "rough.vtx", replace(FP32, targets=("onnxruntime",)))
+    assert (report.bundle is not None) == kept
+    if kept:
+        assert Bundle.open(tmp_path / "rough.vtx").manifest.noise == {"": noise}
+        assert report.manifest.verdicts[0].sensitivity > SENSITIVE
+    else:
+        assert "values: scores" in report.refused[0].reason
 
 
 def test_a_module_that_differs_from_the_reference_is_refused(seeded, tmp_path, monkeypatch):

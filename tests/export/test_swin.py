@@ -14,6 +14,7 @@ from edgevtx.compare.tolerance import error_of  # noqa: E402
 from edgevtx.errors import CheckpointError, InputError  # noqa: E402
 from edgevtx.export import swin  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.models import swin as network  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
 from edgevtx.export.rewrite.edit import tensor_of  # noqa: E402
@@ -93,15 +94,15 @@ def test_a_camera_size_gives_the_whole_frame_at_the_processors_scale(build, phot
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_a_mask_that_is_off_by_one_is_noticed(off, build, photos, monkeypatch):
-    right = swin.shift_mask
-    monkeypatch.setattr(swin, "shift_mask", lambda grid, window, shift: right(grid, window, shift + off))
+    right = network.shift_mask
+    monkeypatch.setattr(network, "shift_mask", lambda grid, window, shift: right(grid, window, shift + off))
     assert max(differences(build("swin", "Backbone"), photos["coffee"])) > 1e-3
 
 
 def test_a_wrong_corner_in_patch_merging_is_noticed(build, photos, monkeypatch):
-    right = swin.merge_order
+    right = network.merge_order
     swapped = lambda grid, coarse: right(grid, coarse).reshape(-1, 4)[:, [0, 2, 1, 3]].flatten()  # noqa: E731
-    monkeypatch.setattr(swin, "merge_order", swapped)
+    monkeypatch.setattr(network, "merge_order", swapped)
     assert max(differences(build("swinv2", "Backbone"), photos["coffee"])) > 1e-3
 
 
@@ -137,17 +138,17 @@ def test_windows_hold_what_rolling_and_partitioning_gives(grid, shift):
     from transformers.models.swin.modeling_swin import window_partition
 
     tokens = torch.randn(1, grid[0] * grid[1], 5)
-    order = swin.window_order(grid, 4, shift)
+    order = network.window_order(grid, 4, shift)
     padded = torch.nn.functional.pad(tokens.reshape(1, *grid, 5), (0, 0, 0, -grid[1] % 4, 0, -grid[0] % 4))
     expected = window_partition(padded.roll((-shift, -shift), (1, 2)), 4).reshape(1, -1, 5)
-    raster, count = swin.raster(grid), grid[0] * grid[1]
-    found = swin.Reorder(raster, order, count)(tokens)
+    raster, count = network.raster(grid), grid[0] * grid[1]
+    found = network.Reorder(raster, order, count)(tokens)
     assert torch.equal(found, expected)
-    assert torch.equal(swin.Reorder(order, raster, count)(found), tokens)
+    assert torch.equal(network.Reorder(order, raster, count)(found), tokens)
 
 
 def test_what_a_mask_hides_leaves_no_denormal_number():
-    mask = swin.shift_mask((8, 8), 4, 2)
+    mask = network.shift_mask((8, 8), 4, 2)
     hidden = torch.softmax(mask + torch.randn(mask.shape) * 20, -1)
     assert (hidden[mask != 0] == 0).all()
     assert float(np.finfo(np.float32).tiny) > float(torch.tensor(-100.0).exp()) > 0  # the reference's does

@@ -219,17 +219,13 @@ def replace_shape(info, shape):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory):
+def family(request, config_folder, tmp_path_factory):
     """A family's tiny model: (traceable, traced graph, lowered graphs by target)."""
-    import json
-
-    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "onnx":
-        checkpoint = OnnxFile.open(network(folder / "x.onnx", "yolox"), STYLES["yolox"])
+        file = tmp_path_factory.mktemp("onnx") / "x.onnx"
+        checkpoint = OnnxFile.open(network(file, "yolox"), STYLES["yolox"])
     else:
-        config = next(iter(get_recipe(request.param).tiny_config().values()))
-        (folder / "config.json").write_text(json.dumps(config))
-        checkpoint = Checkpoint.open(folder, seed=0)
+        checkpoint = Checkpoint.open(config_folder(request.param), seed=0)
     built = get_recipe(request.param).build(checkpoint, BuildOptions())
     model = trace(built)
     return built, model, {target: lower(model, target) for target in VARIANTS}
