@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from edgevtx.results import Classification, Result
 from edgevtx.runtimes.base import Array, Arrays
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from edgevtx.predictor import FrameOptions
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +147,13 @@ class ClipPredictor(Predictor):
         *,
         threshold: float | None = None,
         top_k: int | None = None,
-        color: Literal["bgr", "rgb"] = "bgr",
-        roi: tuple[int, int, int, int] | None = None,
-        rotation: int = 0,
+        **options: Unpack[FrameOptions],
     ) -> Result:
         """Answer one clip (T,H,W,3) uint8 or a list of T frames, T no less than the model's, sampled uniformly.
 
         The other arguments are as those of `Predictor`. Raises `InputError` for a single frame or a shorter clip.
         """
-        prepared = self._prepare_many([frame], color, roi=roi, rotation=rotation)
+        prepared = self._prepare_many([frame], **options)
         return self.decode(self.infer(prepared), prepared, threshold=threshold, top_k=top_k)[0]
 
     def push(self, frame: Array, time: float | None = None, **options: Any) -> Result | None:
@@ -186,10 +186,8 @@ class ClipPredictor(Predictor):
         self,
         frame: Array,
         *,
-        color: Literal["bgr", "rgb"] = "bgr",
-        roi: tuple[int, int, int, int] | None = None,
-        rotation: int = 0,
         time: float | None = None,
+        **options: Unpack[FrameOptions],
     ) -> Prepared:
         """Push one frame: what is due for the engine, or a pending `Prepared`. Touches no engine."""
         start = perf_counter()
@@ -200,19 +198,19 @@ class ClipPredictor(Predictor):
             )
         times: dict[str, float] = {}
         rule = self.manifest.preprocess
-        row, geometry = prepare(frame, rule, color=color, roi=roi, rotation=rotation, times=times)
+        row, geometry = prepare(frame, rule, times=times, **options)
         rows = self._buffer.push(row, clock.monotonic() if time is None else time)
         self._timed = time is not None
         inputs = {} if rows is None else collate([np.stack(rows)], self.manifest.inputs)
         spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
         return Moment(inputs, (geometry,), spent - (denoised or 0.0), denoised, stream=self._buffer.stream)
 
-    def infer(self, prepared: Prepared) -> Arrays:
+    def infer(self, prepared: Prepared, *, threshold: float | None = None) -> Arrays:
         """Run the engine on a full clip; nothing is run, and no output given, where none is due."""
         if prepared.pending:
             self.stages = {**prepared.stages, "engine": 0.0, "decode": 0.0}
             return {}
-        return super().infer(prepared)
+        return super().infer(prepared, threshold=threshold)
 
     def decode(
         self, outputs: Arrays, prepared: Prepared, *, threshold: float | None = None, top_k: int | None = None

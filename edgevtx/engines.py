@@ -13,7 +13,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,12 +63,16 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class PreparedEngine:
-    """An engine's files, ready to be opened. `seconds` is what preparing took, next to nothing on a cache hit."""
+    """An engine's files, ready to be opened. `seconds` is what preparing took, next to nothing on a cache hit.
+
+    `options` are those that it was made with, in the precision that the bundle has for this network.
+    """
 
     folder: Path
     graph: Graph
     graph_path: Path
     record: EngineRecord
+    options: EngineOptions
     cache_hit: bool
     seconds: float
     again: Callable[[], PreparedEngine] | None = None
@@ -86,7 +90,8 @@ def prepare_engine(
 ) -> PreparedEngine:
     """Find the engine of a bundle's network for this device in the cache, or compile it into the cache.
 
-    `part` names the network; "" is the one that takes frames.
+    `part` names the network; "" is the one that takes frames. Its precision is the one of `options`, or what the
+    bundle's verdict has in its place (see `edgevtx.manifest.Verdict`).
     `compile`: "auto" compiles on a miss, "never" raises `CompileError` instead, "force" compiles in any case.
     Raises `RuntimeUnavailableError` (package, device, provider or precision are not to be had here), `CompileError`
     (no graph serves, the compiler refused, or another precision came out) and `OutputError` (full disk).
@@ -95,6 +100,7 @@ def prepare_engine(
         raise InputError(f"compile must be auto, never or force, but got {compile!r}")
     started = time.perf_counter()
     backend = get_backend(target)
+    asked, options = options, replace(options, precision=bundle.manifest.precision_of(part, target, options.precision))
     fingerprint = backend.fingerprint(options)
     graph = bundle.select_graph(target, backend.probe().version, options.precision, part)
     key = _key(bundle, graph, target, fingerprint)
@@ -107,10 +113,10 @@ def prepare_engine(
         (folder / RECORD).write_bytes(_encode(record))
 
     def again() -> PreparedEngine:
-        return prepare_engine(bundle, target, options, part=part, compile="force", progress=progress)
+        return prepare_engine(bundle, target, asked, part=part, compile="force", progress=progress)
 
     if compile == "never":
-        entry, hit = _find_only(key, bundle, target, options), True
+        entry, hit = _find_only(key, bundle, target, asked), True
     else:
         entry, hit = cache.obtain("engines", key, check=_check, build=build, force=compile == "force")
     return PreparedEngine(
@@ -118,17 +124,18 @@ def prepare_engine(
         graph=graph,
         graph_path=bundle.graph_path(graph),
         record=read_record(entry),
+        options=options,
         cache_hit=hit,
         seconds=time.perf_counter() - started,
         again=None if compile == "never" else again,
     )
 
 
-def open_prepared(prepared: PreparedEngine, options: EngineOptions) -> Engine:
+def open_prepared(prepared: PreparedEngine) -> Engine:
     """Open an engine. One out of the cache that its runtime refuses is compiled again, once, and `prepared` updated."""
     backend = get_backend(prepared.record.report.target)
     try:
-        return backend.open(prepared.graph_path, prepared.folder, options)
+        return backend.open(prepared.graph_path, prepared.folder, prepared.options)
     except CompileError as error:
         if not prepared.cache_hit or prepared.again is None:
             raise
@@ -136,7 +143,7 @@ def open_prepared(prepared: PreparedEngine, options: EngineOptions) -> Engine:
         fresh = prepared.again()
         prepared.folder, prepared.record = fresh.folder, fresh.record
         prepared.cache_hit, prepared.seconds = False, prepared.seconds + fresh.seconds
-        return backend.open(prepared.graph_path, prepared.folder, options)
+        return backend.open(prepared.graph_path, prepared.folder, prepared.options)
 
 
 def record_verdict(prepared: PreparedEngine, verdict: Verdict) -> None:

@@ -446,12 +446,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     `graph` names the variant. `device` and `target_version` say where an engine ran; both are empty when only
     the graph was checked. `sensitivity` is the smallest difference between outputs that should differ (two
-    images; an image and its channel-swapped copy), in units of the tolerance.
+    images; an image and its channel-swapped copy), in units of the tolerance. `parts` names the further networks that
+    run in another precision, since they did not pass in this one: {"decoder": "fp32"}.
     """
 
     target: str
     precision: str
     status: Status
+    parts: dict[str, str] = {}
     graph: str = ""
     target_version: str = ""
     device: str = ""
@@ -526,6 +528,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The verdict for a target at a precision, or None where it was never verified."""
         found = (item for item in self.verdicts if (item.target, item.precision) == (target, precision))
         return next(found, None)
+
+    def precision_of(self, part: str, target: str, precision: str) -> str:
+        """The precision in which a network runs where the bundle runs in `precision`."""
+        verdict = self.verdict(target, precision)
+        return verdict.parts.get(part, precision) if verdict else precision
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import msgspec
 import numpy as np
@@ -44,7 +44,7 @@ class ModelInfo:
     """What was really loaded. Times in seconds; `precision_share` is read back from the compiled engine.
 
     Of a bundle of several networks `verdict` is the worst of theirs, times are those of all, the rest is that of the
-    one that takes frames.
+    one that takes frames. `part_precisions` names the others that run in another precision than that one.
     """
 
     name: str
@@ -62,10 +62,19 @@ class ModelInfo:
     cache_hit: bool
     load_seconds: float
     compile_seconds: float
+    part_precisions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         return dataclasses.asdict(self)
+
+
+class FrameOptions(TypedDict, total=False):
+    """How a frame is looked at; see `Predictor.__call__`."""
+
+    color: Literal["bgr", "rgb"]
+    roi: tuple[int, int, int, int] | None
+    rotation: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class Predictor:
         180, 270) that make the frame upright. Results are in pixels of the frame as given. Raises `InputError`.
         """
         prepared = self.prepare(frame, color=color, roi=roi, rotation=rotation)
-        outputs = self.infer(prepared)
+        outputs = self.infer(prepared, threshold=threshold)
         return self.decode(outputs, prepared, threshold=threshold, top_k=top_k)[0]
 
     def batch(
@@ -159,8 +168,8 @@ class Predictor:
         results: list[Result] = []
         stages = dict.fromkeys(("preprocess", "engine", "decode"), 0.0)
         for start in range(0, len(frames), size):
-            prepared = self._prepare_many(frames[start : start + size], color)
-            outputs = self.infer(prepared)
+            prepared = self._prepare_many(frames[start : start + size], color=color)
+            outputs = self.infer(prepared, threshold=threshold)
             results += self.decode(outputs, prepared, threshold=threshold, top_k=top_k)
             stages = {name: stages.get(name, 0.0) + spent for name, spent in self.stages.items()}
         self.stages = stages
@@ -185,10 +194,14 @@ class Predictor:
 
         `time` is the frame's own, in seconds; only models of clips read it.
         """
-        return self._prepare_many([frame], color, roi=roi, rotation=rotation)
+        return self._prepare_many([frame], color=color, roi=roi, rotation=rotation)
 
-    def infer(self, prepared: Prepared) -> Arrays:
-        """Run the engine: outputs by name, as the manifest lists them."""
+    def infer(self, prepared: Prepared, *, threshold: float | None = None) -> Arrays:
+        """Run the engine: outputs by name, as the manifest lists them.
+
+        `threshold` is the one that `decode` will be given, for models that ask many questions of a frame and keep only
+        what is good enough (see `edgevtx.prompt`).
+        """
         start = perf_counter()
         outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
         self.stages = {**prepared.stages, "engine": 1e3 * (perf_counter() - start), "decode": 0.0}
@@ -252,13 +265,11 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _prepare_many(
-        self, frames: Sequence[Array | Sequence[Array]], color: Literal["bgr", "rgb"], **options: Any
-    ) -> Prepared:
+    def _prepare_many(self, frames: Sequence[Array | Sequence[Array]], **options: Any) -> Prepared:
         start = perf_counter()
         times: dict[str, float] = {}
         rule = self.manifest.preprocess
-        pairs = [prepare_item(frame, rule, color=color, times=times, **options) for frame in frames]
+        pairs = [prepare_item(frame, rule, times=times, **options) for frame in frames]
         inputs = collate([image for image, _ in pairs], self.manifest.inputs, rule.windows)
         spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
         return Prepared(inputs, tuple(geometry for _, geometry in pairs), spent - (denoised or 0.0), denoised)
@@ -327,7 +338,7 @@ def load(
     with contextlib.ExitStack() as opened:
         for part in bundle.manifest.part_names:
             made = prepare_engine(bundle, target, options, part=part, compile=compile, progress=progress)
-            engines[part] = opened.enter_context(contextlib.closing(open_prepared(made, options)))
+            engines[part] = opened.enter_context(contextlib.closing(open_prepared(made)))
             verdicts.append(accept(bundle, made, engines[part], allow_unverified=allow_unverified))
             prepared.append(made)
         info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
@@ -439,4 +450,7 @@ def _info(
         cache_hit=all(item.cache_hit for item in prepared),
         load_seconds=round(seconds, 4),
         compile_seconds=round(sum(item.record.report.compile_seconds for item in prepared), 4),
+        part_precisions={
+            item.graph.part: item.record.precision for item in prepared if item.record.precision != precision
+        },
     )

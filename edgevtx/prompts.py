@@ -108,7 +108,8 @@ def encode_prompts(prompts: Prompts, geometry: Geometry, rule: PromptDecode) -> 
     """Prompts as inputs of the decoder: those with equally many points together, so that none is padded.
 
     `points` (P,K,2) float32 in px of the input, `point_labels` (P,K) int32, `mask_prompt` (P,1,h,w), `has_mask` (P,)
-    float32. As the reference does, a point that is none is added where there is no box; a box is two more points.
+    float32. As the reference does, a point that is none is added to points without a box; a box is two more points, and
+    a mask alone is none: K is 0.
     """
     rows = [_tokens(prompts, row, geometry) for row in range(len(prompts))]
     lengths = np.array([len(labels) for _, labels in rows])
@@ -142,9 +143,6 @@ def _tokens(prompts: Prompts, row: int, geometry: Geometry) -> tuple[Array, Arra
     if prompts.texts is not None:
         places.append(np.zeros((1, 2)))
         labels.append(np.array([TEXT]))
-    if len(labels) == 1:  # a mask alone
-        places.append(np.zeros((1, 2)))
-        labels.append(np.array([NO_POINT]))
     return np.concatenate(places), np.concatenate(labels)
 
 

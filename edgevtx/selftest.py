@@ -12,9 +12,9 @@ from edgevtx.decode.knn import compare_answers
 from edgevtx.engines import PreparedEngine, record_verdict
 from edgevtx.errors import VerificationError
 from edgevtx.golden import Golden
-from edgevtx.manifest import REFUSED, Check, Graph, KnnDecode, Manifest, Preprocess, Status, Verdict
+from edgevtx.manifest import REFUSED, Check, KnnDecode, Manifest, Preprocess, Status, Verdict
 from edgevtx.preprocess import prepare_item
-from edgevtx.runtimes.base import BuildReport, Engine
+from edgevtx.runtimes.base import Engine
 from edgevtx.windows import middle_window
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 LEVELS = {"pillow": 0.1, "opencv": 0.5, "opencv-plain": 0.5}
 
 
-def replay(bundle: Bundle, engine: Engine, report: BuildReport, precision: str, graph: Graph) -> Verdict:
-    """Run the golden sample's input through an engine of `graph`, and compare with what is stored.
+def replay(bundle: Bundle, engine: Engine, prepared: PreparedEngine) -> Verdict:
+    """Run the golden sample's input through an engine, and compare with what is stored.
 
     Of the network that takes frames the golden frame is prepared again as well.
     """
+    report, precision, graph = prepared.record.report, prepared.record.precision, prepared.graph
     golden = bundle.golden()
     exchange = golden.exchange(graph.part)
     with engine.new_runtime() as runtime:
@@ -101,7 +102,7 @@ def accept(bundle: Bundle, prepared: PreparedEngine, engine: Engine, *, allow_un
     precision = prepared.record.precision
     verdict = prepared.record.verdict
     if verdict is None:
-        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph)
+        verdict = replay(bundle, engine, prepared)
         record_verdict(prepared, verdict)
         log.info("golden sample on %s %s: %s", engine.target, precision, verdict.status)
     exported = status_here(bundle.manifest, engine, precision)

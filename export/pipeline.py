@@ -25,8 +25,10 @@ from edgevtx.export.rewrite import VARIANTS, lower
 from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import (
+    EXACT,
     Facts,
     Sample,
+    check_parts,
     check_reference,
     is_near,
     judge,
@@ -130,7 +132,7 @@ def export(
                 graph
                 for target in options.targets
                 for graph in lower(model, target)
-                if set(graph.precisions) & set(options.precisions)
+                if set(graph.precisions) & {*options.precisions, *([EXACT] if part else [])}
             ]
             for part, model in models.items()
         }
@@ -142,7 +144,7 @@ def export(
         facts = Facts(
             samples=samples,
             manifest=manifest,
-            reference=check_reference(traceable, samples, manifest),
+            references=(check_reference(traceable, samples, manifest), *check_parts(traceable, samples)),
             sensitivity=measure_sensitivity(traceable, samples),
         )
         _write_golden(folder, samples, manifest)
@@ -280,14 +282,15 @@ def _settle(
 ) -> tuple[Manifest, tuple[Verdict, ...]]:
     """Drop the graphs and precisions that failed, unless they are to be kept, and recommend what passed."""
     refused = tuple(item for item in verdicts if item.status in REFUSED)
-    dropped = set() if options.keep_failed else {(item.target, item.precision) for item in refused}
+    served = {
+        (item.target, part, item.parts.get(part, item.precision))
+        for item in verdicts
+        if options.keep_failed or item not in refused
+        for part in manifest.part_names
+    }
     graphs = []
     for graph in manifest.graphs:
-        left = tuple(
-            precision
-            for precision in graph.precisions
-            if precision in options.precisions and (graph.target, precision) not in dropped
-        )
+        left = tuple(precision for precision in graph.precisions if (graph.target, graph.part, precision) in served)
         if left:
             graphs.append(msgspec.structs.replace(graph, precisions=left))
     files = {graph.file for graph in graphs}

@@ -121,7 +121,8 @@ class TraceablePart:
     `module.forward` takes tensors in the order of `inputs` and returns a tuple in the order of `outputs`; `dynamic` as
     for `Traceable`. `examples(outputs)` makes inputs from the first network's outputs for one frame: the first of them
     is traced (its dynamic dimensions must be 2 or more), and all are verified. `decode` is None where the outputs are
-    only another network's inputs.
+    only another network's inputs. `reference(inputs)` is what the reference's own network answers to such inputs, for
+    those that it has one for.
     """
 
     module: torch.nn.Module
@@ -130,6 +131,7 @@ class TraceablePart:
     dynamic: dict[str, dict[int, str]]
     examples: Callable[[Arrays], Sequence[Arrays]]
     decode: Decode | None = None
+    reference: Callable[[Arrays], Arrays] | None = None
 
 
 @dataclass(frozen=True)

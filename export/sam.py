@@ -11,51 +11,27 @@ embedding to the width of SAM's prompt tokens) and `tokenizer.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from edgevtx.decode.prompt import decode_prompts
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.layouts import names_for
 from edgevtx.export.models.sam_decoder import Decoder
 from edgevtx.export.models.sam_encoder import Encoder
-from edgevtx.export.models.sam_text import TextEncoder
-from edgevtx.export.processor import load_processor, preprocess_of, reference_inputs
+from edgevtx.export.processor import load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable, TraceablePart
+from edgevtx.export.sam_questions import our_answer, reference_answer
+from edgevtx.export.sam_text import Texts, load_texts
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.export.trial import seed_weights
-from edgevtx.geometry import Geometry
-from edgevtx.manifest import LongestEdge, PromptDecode, PromptMasksDecode, TensorInfo, TextPrompts
-from edgevtx.masks import MaskSet
-from edgevtx.prompts import TEXT, Prompts, encode_prompts
-from edgevtx.results import Masks
-from edgevtx.runtimes.base import Array, Arrays
-
-TOKENIZER = "tokenizer.json"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt that every image is verified with: x, y in 0..1 of the frame."""
-
-    points: tuple[tuple[float, float], ...]
-    labels: tuple[int, ...]
-    box: tuple[float, float, float, float] | None = None
-
-
-QUESTIONS = (
-    Question(((0.5, 0.5),), (1,)),
-    Question(((0.3, 0.4), (0.72, 0.7)), (1, 0)),
-    Question(((0.6, 0.45),), (1,), (0.25, 0.2, 0.8, 0.75)),
-)
+from edgevtx.manifest import LongestEdge, PromptDecode, PromptMasksDecode, TensorInfo
+from edgevtx.prompts import TEXT
+from edgevtx.runtimes.base import Arrays
 
 
 class ImageEncoder(nn.Module):
@@ -101,12 +77,12 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         )
 
     size = (side, side)
-    texts = _text_part(checkpoint, vision.output_channels)
+    texts = load_texts(checkpoint, vision.output_channels)
     traced = traced_copy(model, "vision_encoder.patch_embed.projection", preprocess)
     decoder = Decoder(traced, text=texts is not None).eval()
     embedding = TensorInfo(name="embedding", shape=(options.batch, vision.output_channels, grid, grid), dtype="float32")
     masks = decoder.masks
-    rule = PromptDecode(masks=masks, mask_size=(4 * grid, 4 * grid), text=texts[1] if texts else None)
+    rule = PromptDecode(masks=masks, mask_size=(4 * grid, 4 * grid), text=texts.prompts if texts else None)
     return Traceable(
         family=RECIPE.family,
         task=RECIPE.task,
@@ -122,10 +98,10 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         preprocess=preprocess,
         decode=rule,
         labels=(),
-        reference=partial(_reference, model, processor),
-        answer=partial(_answer, decoder, rule),
+        reference=partial(reference_answer, model, processor, texts=texts),
+        answer=partial(our_answer, decoder, rule, texts),
         parts=_parts(decoder, rule, embedding, texts),
-        files={TOKENIZER: checkpoint.path / TOKENIZER} if texts else {},
+        files={texts.prompts.file: texts.tokenizer} if texts else {},
         notes=needless_frame(options.frame, size),
     )
 
@@ -134,7 +110,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
 
 
 def _parts(
-    decoder: Decoder, rule: PromptDecode, embedding: TensorInfo, texts: tuple[TextEncoder, TextPrompts] | None
+    decoder: Decoder, rule: PromptDecode, embedding: TensorInfo, texts: Texts | None
 ) -> dict[str, TraceablePart]:
     """The decoder, and where the checkpoint has one the text encoder."""
     channels = embedding.shape[1]
@@ -164,21 +140,18 @@ def _parts(
         )
     }
     if texts:
-        length = texts[1].length
-        parts["text"] = TraceablePart(
-            module=texts[0],
-            inputs=(TensorInfo(name="token_ids", shape=(None, length), dtype="int64"),),
-            outputs=(TensorInfo(name="text_embedding", shape=(None, channels), dtype="float32"),),
-            dynamic={"token_ids": {0: "prompts"}},
-            examples=partial(_texts, texts[0], length),
-        )
+        parts["text"] = texts.part()
     return parts
 
 
 def _examples(rule: PromptDecode, side: float, text: int | None, outputs: Arrays) -> list[Arrays]:
-    """Inputs of the decoder for one frame: four prompts of three points, one of five, with masks and without."""
+    """Inputs of the decoder for one frame: four prompts of three points, two of five and two masks alone."""
     random = np.random.default_rng(0)
-    labels = ([[1, 0, -1], [1, 1, -1], [1, 2, 3], [0, 1, -1]], [[1, 0, 1, 2, 3]])
+    labels: tuple[list[list[int]], ...] = (
+        [[1, 0, -1], [1, 1, -1], [1, 2, 3], [0, 1, -1]],
+        [[1, 0, 1, 2, 3], [1, 1, 0, 0, -1]],
+        [[], []],
+    )
     found = []
     for kinds in labels:
         count = len(kinds)
@@ -190,130 +163,13 @@ def _examples(rule: PromptDecode, side: float, text: int | None, outputs: Arrays
             "points": random.uniform(0, side, (count, len(kinds[0]), 2)).astype(np.float32),
             "point_labels": np.array(kinds, np.int32),
             "mask_prompt": 4 * masks,
-            "has_mask": (np.arange(count) % 2).astype(np.float32),
+            "has_mask": (np.arange(count) % 2).astype(np.float32) if kinds[0] else np.ones(count, np.float32),
         }
         if text is not None:
-            feeds["point_labels"][0, -1] = TEXT
+            feeds["point_labels"][0, -1:] = TEXT
             feeds["text"] = random.standard_normal((count, text)).astype(np.float32)
         found.append(feeds)
     return found
-
-
-def _texts(encoder: TextEncoder, length: int, outputs: Arrays) -> list[Arrays]:
-    """Token ids that end at different places; what they say does not matter."""
-    random = np.random.default_rng(0)
-    words = encoder.text.embeddings.token_embedding.num_embeddings
-    end = encoder.end if encoder.end != 2 else words - 1
-    ids = random.integers(0, words, (3, length))
-    ids[ids == end] = (end + 1) % words
-    for row, stop in zip(ids, (3, length // 2, length - 1), strict=True):
-        row[stop:] = end
-    return [{"token_ids": ids.astype(np.int64)}]
-
-
-def _text_part(checkpoint: Checkpoint, channels: int) -> tuple[TextEncoder, TextPrompts] | None:
-    """The text encoder of a checkpoint that has one; see the module. Raises `CheckpointError` where it is not whole."""
-    from transformers import CLIPTextModelWithProjection
-
-    folder = checkpoint.path / "text_encoder"
-    if not folder.is_dir():
-        return None
-    clip: Any = Checkpoint.open(folder, checkpoint.seed).load(CLIPTextModelWithProjection)
-    projection = nn.Linear(int(clip.config.projection_dim), channels)
-    file = checkpoint.path / "text_projection.safetensors"
-    if file.is_file():
-        _load_projection(projection, file)
-    elif checkpoint.seed is None:
-        raise CheckpointError(
-            f"{checkpoint.path} has a text_encoder but no {file.name}, which maps CLIP's embedding to SAM's prompts; "
-            "copy it there, or remove text_encoder to export without texts"
-        )
-    else:
-        seed_weights(projection, checkpoint.seed)
-    if not (checkpoint.path / TOKENIZER).is_file():
-        raise CheckpointError(
-            f"{checkpoint.path} has a text_encoder but no {TOKENIZER}, without which no text becomes tokens; copy the "
-            "tokenizer's there, or remove text_encoder to export without texts"
-        )
-    encoder = TextEncoder(clip, projection.requires_grad_(False)).eval()
-    return encoder, TextPrompts(file=TOKENIZER, length=int(clip.config.max_position_embeddings))
-
-
-def _load_projection(projection: nn.Linear, file: Path) -> None:
-    from safetensors.torch import load_file
-
-    try:
-        projection.load_state_dict({name: value.float() for name, value in load_file(file).items()})
-    except Exception as error:  # safetensors and torch raise unlike types
-        lines = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{file} cannot be used ({lines[-1].strip()}); it must hold weight {list(projection.weight.shape)} and "
-            f"bias {list(projection.bias.shape)}"
-        ) from None
-
-
-# -- the answer, theirs and ours ---------------------------------------------------------------------------------
-
-
-def _reference(model: Any, processor: Any, frame: Array) -> Masks:
-    """Transformers' processor, model and post-processing for the `QUESTIONS`: three masks each."""
-    from transformers import SamProcessor
-
-    whole = SamProcessor(processor)
-    height, width = frame.shape[:2]
-    inputs = reference_inputs(processor, [frame])
-    pad = {"height": int(processor.pad_size["height"]), "width": int(processor.pad_size["width"])}
-    embedding = model.get_image_embeddings(inputs["pixel_values"])
-    masks, ious, logits = [], [], []
-    for question in QUESTIONS:
-        points = [[[[x * width, y * height] for x, y in question.points]]]
-        box = (
-            None
-            if question.box is None
-            else [[[v * s for v, s in zip(question.box, [width, height] * 2, strict=True)]]]
-        )
-        asked = whole(
-            images=frame[..., ::-1].copy(),
-            input_points=points,
-            input_labels=[[list(question.labels)]],
-            input_boxes=box,
-            return_tensors="pt",
-        )
-        boxes = {} if box is None else {"input_boxes": asked["input_boxes"].float()}
-        with torch.no_grad():
-            found = model(
-                image_embeddings=embedding,
-                input_points=asked["input_points"].float(),
-                input_labels=asked["input_labels"],
-                multimask_output=True,
-                **boxes,
-            )
-        sizes = asked["original_sizes"], asked["reshaped_input_sizes"]
-        masks.append(processor.post_process_masks(found.pred_masks, *sizes, pad_size=pad)[0][0].numpy())
-        ious.append(found.iou_scores[0, 0].numpy())
-        logits.append(found.pred_masks[0, 0].numpy())
-    return Masks(MaskSet.from_dense(np.concatenate(masks)), np.stack(ious), np.stack(logits))
-
-
-def _answer(decoder: Decoder, rule: PromptDecode, outputs: Arrays, geometry: Geometry) -> Masks:
-    """Our answer to the `QUESTIONS` for the first frame of a batch."""
-    height, width = geometry.frame_size
-    found = []
-    for question in QUESTIONS:
-        prompts = Prompts(
-            points=(np.array(question.points) * (width, height),),
-            labels=(np.array(question.labels),),
-            boxes=None if question.box is None else np.array([question.box]) * ([width, height] * 2),
-        )
-        (feeds,) = encode_prompts(prompts, geometry, rule)
-        if decoder.text:
-            feeds.inputs["text"] = np.zeros((1, outputs["embedding"].shape[1]), np.float32)
-        tensors = [torch.from_numpy(outputs["embedding"][:1]), *map(torch.from_numpy, feeds.inputs.values())]
-        with torch.inference_mode():
-            logits, iou = decoder(*tensors)
-        found.append({"low_res_logits": logits.numpy(), "iou": iou.numpy()})
-    together = {name: np.concatenate([item[name] for item in found]) for name in found[0]}
-    return decode_prompts(together, geometry, rule, multimask=True)
 
 
 def _tiny_config() -> dict[str, Any]:

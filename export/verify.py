@@ -27,9 +27,10 @@ from edgevtx.export.recipe import Traceable, TraceablePart
 from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
-from edgevtx.manifest import Check, Graph, Manifest, Verdict
+from edgevtx.manifest import Check, Graph, Manifest, Status, Verdict
 from edgevtx.predictor import collate
 from edgevtx.preprocess import prepare_item, state_valid
+from edgevtx.results import Result
 from edgevtx.runtimes import get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, BuildReport, EngineOptions, Runtime
 from edgevtx.selftest import explain
@@ -38,6 +39,9 @@ from edgevtx.windows import middle_window, run_in_turns
 
 DYNAMIC_BATCH = 3
 """Frames in a batch that verifies a dynamic one; `trace` traces another number."""
+
+EXACT = "fp32"
+"""What a further network runs in that does not pass in the bundle's precision."""
 
 CLEAR = TIE * 2e-6
 """The gap, in standard deviations, above which a selection inside a model is no tie: another order of summation moves
@@ -50,6 +54,7 @@ class Sample:
     clips.
 
     `clear`: no selection inside the model was a tie, so that its tensors can be compared and not only its answer.
+    `answer(outputs)` is the frame's, for families whose answer takes more than decoding the outputs.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Sample:
     geometries: tuple[Geometry, ...]
     clear: bool
     parts: dict[str, tuple[Exchange, ...]]
+    answer: Callable[[Arrays], Result] | None = None
 
     def exchanges(self, part: str) -> tuple[Exchange, ...]:
         """What a network was given and answered; "" is the one that takes frames."""
@@ -103,6 +109,7 @@ def make_samples(traceable: Traceable, photos: Sequence[Photo]) -> Iterator[Samp
             geometries=tuple(geometry for _, geometry in pairs),
             clear=_is_clear(traceable, inputs),
             parts=run_parts(traceable, outputs),
+            answer=traceable.answer and _answer_for(traceable.answer, pairs[0][1]),
         )
         _check_finite(sample)
         yield sample
@@ -117,6 +124,10 @@ def _check_finite(sample: Sample) -> None:
                         f"the torch module gives NaN or infinity in {name!r} for {sample.name}, so nothing can be "
                         "compared with it: the weights are damaged or overflow; give another checkpoint"
                     )
+
+
+def _answer_for(answer: Callable[[Arrays, Geometry], Result], geometry: Geometry) -> Callable[[Arrays], Result]:
+    return lambda outputs: answer(outputs, geometry)
 
 
 def _is_clear(traceable: Traceable, inputs: Arrays) -> bool:
@@ -150,6 +161,21 @@ def check_reference(traceable: Traceable, samples: Sequence[Sample], manifest: M
         exact = clear and traceable.preprocess.resize != "opencv"
         checks.append(compare_results(traceable.reference(sample.frame), found, exact=exact))
     return _worst("", checks)
+
+
+def check_parts(traceable: Traceable, samples: Sequence[Sample]) -> list[Check]:
+    """Every further network that the reference has too against that one, on all its examples."""
+    found: list[Check] = []
+    for name, part in traceable.parts.items():
+        if part.reference is not None:
+            checks = [
+                msgspec.structs.replace(check, level="reference")
+                for sample in samples
+                for exchange in sample.exchanges(name)
+                for check in compare(part.reference(exchange.inputs), exchange.outputs, None, EXACT)
+            ]
+            found += _worst_of_each(f"reference of {name}: ", checks)
+    return found
 
 
 def measure_sensitivity(traceable: Traceable, samples: Sequence[Sample]) -> float:
@@ -242,14 +268,24 @@ def _compare_samples(
     precision: str,
 ) -> list[Check]:
     """Compare all samples; of each kind of check the worst one is kept, with the number compared added up."""
-    kinds: dict[str, list[Check]] = {}
+    checks: list[Check] = []
     decode, noise = manifest.decode_of(part), manifest.noise.get(part)
     for sample in samples:
         for exchange in sample.exchanges(part):
-            for check in compare(exchange.outputs, run(exchange.inputs), decode, precision, noise):
-                if sample.clear or check.level != "values":
-                    kinds.setdefault(check.name, []).append(check)
-    return [_worst(f"{level}: ", checks) for checks in kinds.values()]
+            outputs = run(exchange.inputs)
+            found = compare(exchange.outputs, outputs, decode, precision, noise)
+            checks += [check for check in found if sample.clear or check.level != "values"]
+            if sample.answer and not part and precision != EXACT:  # whose values alone say enough
+                answer = compare_results(sample.answer(exchange.outputs), sample.answer(outputs), exact=False)
+                checks.append(msgspec.structs.replace(answer, name="task: answers", level="task"))
+    return _worst_of_each(f"{level}: ", checks)
+
+
+def _worst_of_each(prefix: str, checks: Sequence[Check]) -> list[Check]:
+    kinds: dict[str, list[Check]] = {}
+    for check in checks:
+        kinds.setdefault(check.name, []).append(check)
+    return [_worst(prefix, of_kind) for of_kind in kinds.values()]
 
 
 def _worst(prefix: str, checks: Sequence[Check]) -> Check:
@@ -264,56 +300,96 @@ def _worst(prefix: str, checks: Sequence[Check]) -> Check:
 
 @dataclass(frozen=True)
 class Facts:
-    """What all verdicts of one export share."""
+    """What all verdicts of one export share; `references` are the checks of our modules against the reference's."""
 
     samples: tuple[Sample, ...]
     manifest: Manifest
-    reference: Check
+    references: tuple[Check, ...]
     sensitivity: float
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What was found of one network for a target at a precision.
+
+    `report` is None where no engine was run, and `reason` says why. `refusal` says what is wrong, with its status.
+    """
+
+    graph: str
+    checks: tuple[Check, ...]
+    report: BuildReport | None = None
+    reason: str = ""
+    refusal: tuple[Status, str] | None = None
+
+
 def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], facts: Facts) -> Verdict:
-    """The verdict of one target at one precision over all its graphs: the engine's where one can be run here."""
-    serving = [graph for graph in graphs if graph.target == target and precision in graph.precisions]
-    if not serving:
-        raise InputError(f"{target} has no graph for {precision}; choose another of --precisions")
-    checks = [facts.reference]
-    for item in serving:
-        checks += verify_graph(folder, item, facts.samples, facts.manifest)
+    """The verdict of one target at one precision over all its networks: the engines' where they can be run here.
+
+    A further network that does not pass in this precision keeps `EXACT`, if it passes there.
+    """
+    networks: dict[str, Judged] = {}
+    kept: dict[str, str] = {}
+    reasons: list[str] = []
+    for part in facts.manifest.part_names:
+        found = _judge_network(folder, target, precision, [item for item in graphs if item.part == part], facts)
+        if found.refusal and part and precision != EXACT:
+            exact = _judge_network(folder, target, EXACT, [item for item in graphs if item.part == part], facts)
+            if not exact.refusal:
+                kept[part] = EXACT
+                reasons.append(f"{part} runs in {EXACT}, since in {precision} it is {' ('.join(found.refusal)})")
+                found = exact
+        networks[part] = found
+    first = networks[""]
+    reasons += [item.reason for item in networks.values() if item.reason][:1]
     verdict = Verdict(
         target=target,
         precision=precision,
         status="graph-only",
-        graph=serving[0].file,
+        parts=kept,
+        graph=first.graph,
         sensitivity=float(f"{facts.sensitivity:.1e}"),
-        checks=tuple(checks),
+        checks=(*facts.references, *(check for item in networks.values() for check in item.checks)),
+        reason="; ".join(reasons),
     )
+    if first.report is not None and all(item.report for item in networks.values()):
+        verdict = msgspec.structs.replace(
+            verdict,
+            status="passed-here",
+            target_version=first.report.target_version,
+            device=first.report.device,
+            precision_share=dict(first.report.precision_share),
+        )
+    return _conclude(verdict, [item.refusal for item in networks.values() if item.refusal])
+
+
+def _judge_network(folder: Path, target: str, precision: str, graphs: Sequence[Graph], facts: Facts) -> Judged:
+    """One network's graphs and engine."""
+    serving = [graph for graph in graphs if graph.target == target and precision in graph.precisions]
+    if not serving:
+        raise InputError(f"{target} has no graph for {precision}; choose another of --precisions")
+    checks = [check for item in serving for check in verify_graph(folder, item, facts.samples, facts.manifest)]
     found = probe(target)
-    if not found.available:
-        return _conclude(verdict, reason=f"no engine was run: {found.reason}")
-    usable = [item for item in serving if in_range(found.version, item.versions)]
-    chosen = {part: next((item for item in usable if item.part == part), None) for part in facts.manifest.part_names}
-    engines = []
+    graph = next((item for item in serving if found.available and in_range(found.version, item.versions)), None)
+    report, reason = None, ""
     try:
-        for graph in chosen.values():
-            if graph is None:
-                return _conclude(verdict, reason=f"no engine was run: no graph serves {target} {found.version}")
+        if not found.available:
+            reason = f"no engine was run: {found.reason}"
+        elif graph is None:
+            reason = f"no engine was run: no graph serves {target} {found.version}"
+        else:
             options = EngineOptions(precision=precision)
-            engines.append(verify_engine(folder, graph, facts.samples, facts.manifest, options))
+            more, report = verify_engine(folder, graph, facts.samples, facts.manifest, options)
+            checks += more
     except RuntimeUnavailableError as error:
-        return _conclude(verdict, reason=f"no engine was run: {error}")
+        reason = f"no engine was run: {error}"
     except CompileError as error:
-        return msgspec.structs.replace(verdict, status="failed", reason=str(error))
-    report = engines[0][1]
-    engine = msgspec.structs.replace(
-        verdict,
-        status="passed-here",
-        target_version=report.target_version,
-        device=report.device,
-        precision_share=dict(report.precision_share),
-        checks=(*checks, *(check for more, _ in engines for check in more)),
-    )
-    return _conclude(engine)
+        return Judged(serving[0].file, tuple(checks), refusal=("failed", str(error)))
+    refusal: tuple[Status, str] | None = None
+    if wrong := [check for check in checks if not check.passed]:
+        refusal = "failed", explain(wrong[0])
+    elif empty := find_empty(checks, precision):
+        refusal = "insensitive", f"{explain(empty)}; give --images that show what it detects"
+    return Judged(serving[0].file, tuple(checks), report, reason, refusal)
 
 
 def with_noise(facts: Facts, traceable: Traceable) -> Facts:
@@ -352,18 +428,19 @@ def is_near(verdict: Verdict) -> bool:
     )
 
 
-def _conclude(verdict: Verdict, reason: str = "") -> Verdict:
+def _conclude(verdict: Verdict, refusals: Sequence[tuple[Status, str]]) -> Verdict:
     """A failed check outweighs everything, insensitive inputs outweigh a pass."""
-    wrong = [check for check in verdict.checks if not check.passed]
+    wrong = [explain(check) for check in verdict.checks if not check.passed]
+    wrong += [words for status, words in refusals if status == "failed"]
     if wrong:
-        return msgspec.structs.replace(verdict, status="failed", reason=explain(wrong[0]))
+        return msgspec.structs.replace(verdict, status="failed", reason=wrong[0])
     if verdict.sensitivity < SENSITIVE:
         words = (
             f"outputs that should differ do so by {verdict.sensitivity:g} tolerances only (at least {SENSITIVE:g} "
             "are needed): these weights or images cannot show a fault"
         )
         return msgspec.structs.replace(verdict, status="insensitive", reason=words)
-    if empty := find_empty(verdict.checks, verdict.precision):
-        words = f"{explain(empty)}; give --images that show what it detects"
-        return msgspec.structs.replace(verdict, status="insensitive", reason=words)
-    return msgspec.structs.replace(verdict, reason=reason)
+    if refusals:
+        status, words = refusals[0]
+        return msgspec.structs.replace(verdict, status=status, reason=words)
+    return verdict

@@ -153,5 +153,6 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> No
         if not spec.accepts(array):
             found = TensorSpec(spec.name, array.shape, str(array.dtype))
             raise InputError(f"input must be {spec}, but got {found}")
-        if array.size == 0:
+        # no row at all, or an image without pixels; a prompt can do without points
+        if 0 in array.shape[:1] or (array.size == 0 and array.dtype == np.uint8):
             raise InputError(f"input {spec} must not be empty, but has shape {array.shape}")

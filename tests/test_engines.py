@@ -47,7 +47,7 @@ def target(request: pytest.FixtureRequest) -> str:
 
 
 def _run(prepared: engines.PreparedEngine, parts: Any) -> Any:
-    with open_prepared(prepared, OPTIONS).new_runtime() as runtime:
+    with open_prepared(prepared).new_runtime() as runtime:
         return runtime.run({"pixels": parts.graph.pixels})["scores"]
 
 
@@ -82,7 +82,7 @@ def test_never_compiling(opened: Bundle, target: str) -> None:
 
 def test_forced_compiling(opened: Bundle, parts: Any, target: str) -> None:
     first = prepare_engine(opened, target, OPTIONS)
-    running = open_prepared(first, OPTIONS).new_runtime()
+    running = open_prepared(first).new_runtime()
     said: list[str] = []
     again = prepare_engine(opened, target, OPTIONS, compile="force", progress=said.append)
     assert not again.cache_hit
@@ -174,7 +174,7 @@ def test_an_engine_that_does_not_open_is_refused_where_compiling_is(opened: Bund
     for path in first.folder.iterdir():
         _same_size(path)
     with pytest.raises(CompileError, match="cannot open"):
-        open_prepared(prepare_engine(opened, target, OPTIONS, compile="never"), OPTIONS)
+        open_prepared(prepare_engine(opened, target, OPTIONS, compile="never"))
 
 
 def test_a_touched_engine_is_hashed_and_kept(opened: Bundle, target: str) -> None:

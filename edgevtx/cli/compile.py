@@ -71,10 +71,11 @@ def facts(info: ModelInfo) -> dict[str, str]:
         cache = f"hit: opened in {common.seconds(info.load_seconds)}"
     else:
         cache = f"miss: compiled in {common.seconds(info.compile_seconds)}, {common.seconds(info.load_seconds)} in all"
+    others = "".join(f"; {part} in {precision}" for part, precision in info.part_precisions.items())
     return {
         "model": f"{info.name} ({info.family})",
         "engine": f"{info.runtime} {info.runtime_version} on {info.device}",
-        "precision": f"{info.precision} asked; executed as {common.shares(info.precision_share)}",
+        "precision": f"{info.precision} asked; executed as {common.shares(info.precision_share)}{others}",
         "cache": cache,
         "golden sample": info.verdict,
     }
@@ -94,7 +95,7 @@ def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> lis
     opened = Bundle.open(bundle)
     graphs = {
         folder / f"{'.'.join(word for word in (info.name, part) if word)}.xml": opened.select_graph(
-            info.runtime, info.runtime_version, info.precision, part
+            info.runtime, info.runtime_version, info.part_precisions.get(part, info.precision), part
         )
         for part in opened.manifest.part_names
     }

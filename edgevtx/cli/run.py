@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
-from edgevtx.cli.prompts import apply_prompts, prompt_options
+from edgevtx.cli.prompts import apply_prompts, check_prompts, prompt_options
 
 if TYPE_CHECKING:
     from edgevtx.predictor import ModelInfo, Predictor
@@ -62,14 +62,17 @@ def command(
       edgevtx run fire.vtx clip.mp4 --out results
       edgevtx run fire.vtx 0 --json | jq .result
       edgevtx run sam.vtx photo.jpg --points "320,240;100,80,0" --out results
+      edgevtx run sam.vtx photo.jpg --points-per-side 16 --crop-layers 1 --out results
 
     Without --out, results are printed. Ctrl-C ends the run with complete files. A file of a folder that cannot be
     used is skipped, and named at the end.
     """
+    from edgevtx.bundle import Bundle
     from edgevtx.predictor import load
     from edgevtx.stream.pipeline import run
     from edgevtx.stream.sources import open_source
 
+    check_prompts(Bundle.open(bundle).manifest, options)
     folder = None if out is None else Path(out)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
@@ -223,7 +226,8 @@ class _Rate:
 
 def engine_words(info: ModelInfo) -> str:
     """What a model runs on, on one line."""
-    return f"{info.name}: {info.runtime} {info.runtime_version} on {info.device}, {info.precision}"
+    others = "".join(f", {part} in {precision}" for part, precision in info.part_precisions.items())
+    return f"{info.name}: {info.runtime} {info.runtime_version} on {info.device}, {info.precision}{others}"
 
 
 def _print(record: Record) -> None:

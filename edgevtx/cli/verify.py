@@ -101,7 +101,8 @@ def replay_all(
         if not found.available:
             skipped[target] = f"{found.reason}; {found.install}"
             continue
-        graphs = [graph for graph in bundle.manifest.graphs if graph.target == target]
+        # the bundle's precisions are those of the network that takes frames; a part may keep another one
+        graphs = [graph for graph in bundle.manifest.graphs if graph.target == target and not graph.part]
         for precision in dict.fromkeys(name for graph in graphs for name in graph.precisions):
             if not precisions or precision in precisions:
                 progress(f"{target} {precision}")
@@ -143,9 +144,9 @@ def replay_part(bundle: Bundle, part: str, target: str, precision: str, device: 
 
     options = EngineOptions(precision=precision, device=device)
     prepared = prepare_engine(bundle, target, options, part=part)
-    engine = open_prepared(prepared, options)
+    engine = open_prepared(prepared)
     try:
-        verdict = replay(bundle, engine, prepared.record.report, precision, prepared.graph)
+        verdict = replay(bundle, engine, prepared)
     finally:
         engine.close()
     record_verdict(prepared, verdict)

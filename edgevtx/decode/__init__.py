@@ -24,6 +24,7 @@ from edgevtx.manifest import (
     Manifest,
     PanopticDecode,
     PromptDecode,
+    PromptMasksDecode,
     PyramidDecode,
     SegmentDecode,
 )
@@ -42,7 +43,8 @@ _DECODERS: dict[type[Decode], tuple[Callable[..., Result], tuple[str, ...]]] = {
     PanopticDecode: (decode_panoptic, ("threshold", "top_k")),
     PyramidDecode: (decode_pyramid, ()),
     SegmentDecode: (decode_segmentation, ("threshold",)),
-    PromptDecode: (no_prompt, ("threshold", "top_k")),  # what is found without a prompt
+    PromptDecode: (no_prompt, ("threshold", "top_k")),  # of what is found without a prompt
+    PromptMasksDecode: (no_prompt, ()),
 }
 
 

@@ -9,19 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.decode.detect import suppress as suppress_classes
+from edgevtx.decode.prompt import resampling, stability_scores
+from edgevtx.decode.upsample import threshold_maps
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.masks import MaskSet, tight
+from edgevtx.results import Masks
+
+if TYPE_CHECKING:
+    from edgevtx.geometry import Geometry
+    from edgevtx.manifest import PromptDecode
+    from edgevtx.runtimes.base import Arrays
 
 Array = NDArray[Any]
 Box = tuple[int, int, int, int]
 OVERLAP = 512 / 1500  # of neighbouring crops, in the shorter side of the frame
 NEAR = 20.0  # px between a mask's box and a crop's edge that count as touching it
+_LEAST = {"points_per_side": 1, "crop_layers": 0, "crop_downscale": 1, "min_region_area": 0, "batch": 1}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Everything:
     crops, on grids that are `crop_downscale` times as coarse for each layer. Masks are kept that have a predicted IoU
     above `iou_threshold` and a stability above `stability_threshold`, that do not touch the edge of a crop, and whose
     box overlaps no better mask's by more than `overlap` (IoU). `min_region_area`: holes and islands of fewer px are
-    filled and removed, which needs OpenCV; 0 leaves them. `batch`: points that the decoder takes at once.
+    filled and removed, which needs OpenCV; 0 leaves them. `batch`: points that the decoder takes at once. Raises
+    `InputError` for what makes no sense.
     """
 
     points_per_side: int = 32
@@ -45,21 +55,30 @@ class Everything:
     batch: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (("points_per_side", 1), ("crop_layers", 0), ("crop_downscale", 1), ("batch", 1)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, but got {value!r}")
         for name in ("iou_threshold", "stability_threshold", "overlap"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            # NaN fails both comparisons
+            if not isinstance(value, int | float | np.integer | np.floating) or not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in 0..1, but got {value!r}")
-        if self.min_region_area < 0:
-            raise InputError(f"min_region_area must be 0 px or more, but got {self.min_region_area!r}")
         if self.points_per_side // self.crop_downscale**self.crop_layers < 1:
             raise InputError(
                 f"{self.points_per_side} points a side leave none in crop layer {self.crop_layers} at a downscale of "
                 f"{self.crop_downscale}; give more points or fewer layers"
             )
+
+    @classmethod
+    def of(cls, rule: PromptDecode) -> Everything:
+        """What a bundle's manifest says; the rest by default."""
+        return cls(
+            points_per_side=rule.points_per_side,
+            iou_threshold=rule.iou_threshold,
+            stability_threshold=rule.stability_threshold,
+            overlap=rule.overlap,
+        )
 
 
 def point_grid(per_side: int, box: Box) -> NDArray[np.float64]:
@@ -71,18 +90,18 @@ def point_grid(per_side: int, box: Box) -> NDArray[np.float64]:
     return np.stack([x.ravel() * (x1 - x0) + x0, y.ravel() * (y1 - y0) + y0], 1)
 
 
-def crop_boxes(size: tuple[int, int], layers: int) -> list[tuple[Box, int]]:
-    """The crops xyxy of a frame of (H,W) and the layer of each: the frame itself, then 4, 16, ... overlapping ones."""
-    height, width = size
-    boxes: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
+def crop_boxes(whole: Box, layers: int) -> list[tuple[Box, int]]:
+    """The crops xyxy of a frame, or of its part `whole`, and the layer of each: that itself, then 4, 16, ... of it."""
+    x0, y0, x1, y1 = whole
+    width, height = x1 - x0, y1 - y0
+    boxes: list[tuple[Box, int]] = [(whole, 0)]
     for layer in range(1, layers + 1):
         count = 2**layer
         overlap = int(OVERLAP * min(height, width) * (2 / count))
         wide, tall = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
-        lefts, tops = ([(length - overlap) * i for i in range(count)] for length in (wide, tall))
-        boxes += [
-            ((left, top, min(left + wide, width), min(top + tall, height)), layer) for left in lefts for top in tops
-        ]
+        lefts = [x0 + (wide - overlap) * i for i in range(count)]
+        tops = [y0 + (tall - overlap) * i for i in range(count)]
+        boxes += [((left, top, min(left + wide, x1), min(top + tall, y1)), layer) for left in lefts for top in tops]
     return boxes
 
 
@@ -93,12 +112,42 @@ def last_pixels(masks: MaskSet) -> NDArray[np.float64]:
     return boxes
 
 
-def touches_crop(boxes: Array, crop: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which boxes (N,4) xyxy in px of the frame end at an edge of the crop that is not an edge of the frame (H,W)."""
-    frame = np.array([0, 0, size[1], size[0]], np.float64)
-    near_crop = np.abs(boxes - np.array(crop, np.float64)) <= NEAR
-    near_frame = np.abs(boxes - frame) <= NEAR
-    return np.asarray((near_crop & ~near_frame).any(1))
+def touches_crop(boxes: Array, crop: Box, whole: Box) -> NDArray[np.bool_]:
+    """Which boxes (N,4) xyxy in px of the frame end at an edge of the crop that is not an edge of the whole."""
+    near_crop, near_whole = (np.abs(boxes - np.array(edges, np.float64)) <= NEAR for edges in (crop, whole))
+    return np.asarray((near_crop & ~near_whole).any(1))
+
+
+def keep_stable(found: Arrays, geometry: Geometry, rule: PromptDecode, settings: Everything, whole: Box) -> Masks:
+    """Of `low_res_logits` (n,1,h,w) and `iou` (n,1) the masks that are good, stable, and do not end where a crop does.
+
+    `whole` is the part of the frame that was cut into crops.
+    """
+    good = found["iou"][:, 0] > settings.iou_threshold
+    logits, iou = found["low_res_logits"][good], found["iou"][good]
+    stability = stability_scores(logits[:, 0], geometry, rule)
+    stable = stability > settings.stability_threshold
+    logits, iou, stability = logits[stable], iou[stable], stability[stable]
+    masks = threshold_maps(np.ascontiguousarray(logits[:, 0]), resampling(geometry, rule), rule.mask_threshold)
+    free = ~touches_crop(last_pixels(masks), geometry.roi, whole)
+    return Masks(masks[free], iou[free], logits[free], geometry, rule, known_stability=stability[free][:, None])
+
+
+def best_of(found: Sequence[Masks], settings: Everything) -> Masks:
+    """All crops' masks, best first, without those that a better one's box covers; small regions removed if asked."""
+    masks = MaskSet.concatenate([item.masks for item in found])
+    iou, logits, stability = (
+        np.concatenate([getattr(item, name) for item in found]) for name in ("iou", "low_res_logits", "stability")
+    )
+    first = found[0]
+    order = suppress(last_pixels(masks), iou[:, 0], settings.overlap)
+    if settings.min_region_area:
+        masks, same = remove_small_regions(masks[order], settings.min_region_area)
+        iou, logits, stability = iou[order], logits[order], stability[order]
+        # masks that were not changed go first, as in SAM's own generator
+        order = suppress(last_pixels(masks), same.astype(np.float64), settings.overlap)
+        order = order[np.argsort(-iou[order, 0], kind="stable")]
+    return Masks(masks[order], iou[order], logits[order], first.geometry, first.rule, known_stability=stability[order])
 
 
 def suppress(boxes: Array, scores: Array, overlap: float) -> NDArray[np.intp]:

@@ -126,6 +126,7 @@ class _Run:
     ) -> None:
         self.source, self.predictor, self.sinks = source, predictor, sinks
         self.stop, self.on_record = stop, on_record
+        self.threshold: float | None = None
         self.failure: BaseException | None = None
         self.finished = threading.Event()  # the run is over, for whatever reason: the reader must not go on
         self.hurried = threading.Event()  # what waits to be written is given up
@@ -149,6 +150,7 @@ class _Run:
 
     def go(self, prepare: dict[str, Any], decode: dict[str, Any], limit: int | None) -> Summary:
         begin = time.perf_counter()
+        self.threshold = decode["threshold"]
         reader = threading.Thread(target=self._read, args=(prepare, limit), name="edgevtx-read", daemon=True)
         writer = threading.Thread(target=self._write, args=(decode,), name="edgevtx-write", daemon=True)
         try:
@@ -284,7 +286,7 @@ class _Run:
                 self.slots.release()
                 with self.cores:
                     begin = time.perf_counter()
-                    item.outputs = self.predictor.infer(item.prepared)
+                    item.outputs = self.predictor.infer(item.prepared, threshold=self.threshold)
                 item.stages["engine"] = _ms(begin, time.perf_counter())
                 self.clip_answered |= self.clips and not item.prepared.pending
             self.inferred.put(item)

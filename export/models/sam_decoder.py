@@ -1,7 +1,7 @@
 """SAM's prompt encoder and mask decoder as one network, with the weights of transformers' `SamModel`.
 
 Kirillov et al., "Segment Anything", 2023, section 3 and appendix A. P prompts of K points each share one embedding of
-the image. P and K are the only sizes that vary, and no value of an input decides a shape.
+the image. P and K are the only sizes that vary, and no value of an input decides a shape. K is 0 for a mask alone.
 """
 
 from __future__ import annotations

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from edgevtx.decode import decode
+from edgevtx.decode import check_options, decode
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.geometry import plan
 from edgevtx.manifest import (
     ClassifyDecode,
+    Decode,
     DetectDecode,
     EmbedDecode,
     Exact,
     Letterbox,
     Preprocess,
+    PromptMasksDecode,
     PyramidDecode,
     ShortestEdge,
     Suppress,
@@ -31,6 +33,20 @@ def preprocess(size: Any, **options: Any) -> Preprocess:
 
 def manifest(rule: Any, labels: tuple[str, ...] = ("fire", "smoke", "dust")) -> Any:
     return SimpleNamespace(decode=rule, labels=labels)  # all that decoding reads of a manifest
+
+
+@pytest.mark.parametrize("rule", get_args(Decode))
+def test_every_rule_is_known_to_decoding_and_to_comparison(rule: Any) -> None:
+    from edgevtx import compare
+    from edgevtx.decode import _DECODERS
+
+    assert rule in _DECODERS
+    assert rule in compare._TASKS
+
+
+def test_a_decoders_rule_alone_takes_no_limits() -> None:
+    with pytest.raises(InputError, match=r"prompt_masks\) take no threshold"):
+        check_options(PromptMasksDecode(), 0.5, None)
 
 
 EXACT = plan((480, 853), preprocess(Exact(height=640, width=640)))

@@ -35,13 +35,23 @@ def test_crops_and_their_grids_are_the_references(processor, size, layers):
     boxes, points, _, _ = processor.generate_crop_boxes(
         image, 1024, crop_n_layers=layers, points_per_crop=8, crop_n_points_downscale_factor=1
     )
-    ours = crop_boxes(size, layers)
+    ours = crop_boxes((0, 0, size[1], size[0]), layers)
     assert [list(box) for box, _ in ours] == boxes.int().tolist()
     for (box, _), wanted in zip(ours, points[0].permute(1, 0, 2).numpy(), strict=True):
         x0, y0, x1, y1 = box
         scale = 1024 / max(x1 - x0, y1 - y0)
         new = [int((x1 - x0) * scale + 0.5) / (x1 - x0), int((y1 - y0) * scale + 0.5) / (y1 - y0)]
         np.testing.assert_allclose((point_grid(8, box) - (x0, y0)) * new, wanted, atol=1e-4)
+
+
+def test_crops_of_a_part_of_a_frame_are_those_of_that_part_alone():
+    alone = crop_boxes((0, 0, 300, 200), 2)
+    part = crop_boxes((70, 30, 370, 230), 2)
+    assert [(x0 + 70, y0 + 30, x1 + 70, y1 + 30) for (x0, y0, x1, y1), _ in alone] == [box for box, _ in part]
+    masks = np.array([[70, 30, 100, 60], [150, 100, 224, 160]], np.float64)  # at the part's edge, at a crop's
+    (crop,) = [box for box, layer in part if layer == 1 and box[:2] == (70, 30)]
+    masks[1, 2] = crop[2]
+    assert touches_crop(masks, crop, (70, 30, 370, 230)).tolist() == [False, True]
 
 
 def blobs(count, size, seed=0):
@@ -70,7 +80,7 @@ def test_what_is_kept_of_a_crops_masks_is_what_the_reference_keeps(processor, cr
     whole = np.zeros((stable.sum(), *size), np.bool_)
     whole[:, y0:y1, x0:x1] = logits[stable] > 0
     masks = MaskSet.from_dense(whole)
-    free = ~touches_crop(last_pixels(masks), crop, size)
+    free = ~touches_crop(last_pixels(masks), crop, (0, 0, size[1], size[0]))
     assert 0 < free.sum() <= stable.sum()
     np.testing.assert_array_equal(last_pixels(masks[free]), boxes.numpy())
     np.testing.assert_array_equal(scores[stable][free], kept_scores.numpy())
@@ -176,8 +186,14 @@ def test_small_regions_of_small_masks_need_no_memory_for_the_frame(monkeypatch):
     [
         {"points_per_side": 0},
         {"crop_layers": -1},
+        {"points_per_side": True},
+        {"points_per_side": 4.5},
         {"iou_threshold": 2.0},
+        {"iou_threshold": float("nan")},
+        {"stability_threshold": "0.9"},
+        {"overlap": None},
         {"min_region_area": -1},
+        {"min_region_area": float("nan")},
         {"batch": 0},
         {"points_per_side": 2, "crop_layers": 3, "crop_downscale": 2},
     ],

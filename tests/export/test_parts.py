@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 import edgevtx  # noqa: E402
 from edgevtx.bundle import Bundle, write_bundle  # noqa: E402
+from edgevtx.cli import cli  # noqa: E402
 from edgevtx.compare.tolerance import SENSITIVE  # noqa: E402
 from edgevtx.errors import VerificationError  # noqa: E402
-from edgevtx.export import pipeline  # noqa: E402
+from edgevtx.export import pipeline, verify  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, TraceablePart, get_recipe  # noqa: E402
@@ -41,6 +44,10 @@ class Matches(torch.nn.Module):
         return (torch.einsum("hwd,pd->phw", patches[0], queries),)
 
 
+def reference(inputs):
+    return {"scores": np.einsum("hwd,pd->phw", inputs["patches"][0], inputs["queries"])}
+
+
 def examples(outputs):
     patches = outputs["patches"]
     vectors = patches.reshape(-1, patches.shape[-1])
@@ -57,6 +64,7 @@ def with_matches(checkpoint, options):
         outputs=(TensorInfo(name="scores", shape=(None, *grid.shape[1:3]), dtype="float32"),),
         dynamic={"queries": {0: "prompts"}},
         examples=examples,
+        reference=reference,
     )
     return traceable
 
@@ -68,6 +76,19 @@ def exported(config_folder, tmp_path_factory):
         patch.setattr(pipeline, "get_recipe", lambda family: recipe)
         checkpoint = Checkpoint.open(config_folder("dino"), seed=0)
         return export("dino", checkpoint, tmp_path_factory.mktemp("parts") / "two", ExportOptions())
+
+
+@pytest.fixture
+def export_two(config_folder, tmp_path, monkeypatch):
+    """export_two(targets=...) -> the report of the dino family with its second network."""
+    recipe = dataclasses.replace(get_recipe("dino"), build=with_matches)
+    monkeypatch.setattr(pipeline, "get_recipe", lambda family: recipe)
+
+    def call(**options):
+        checkpoint = Checkpoint.open(config_folder("dino"), seed=0)
+        return export("dino", checkpoint, tmp_path / "two", ExportOptions(**options))
+
+    return call
 
 
 def test_every_network_is_a_graph_of_its_own_over_shared_weights(exported):
@@ -106,6 +127,81 @@ def test_a_part_whose_golden_answer_differs_is_refused(exported, tmp_path):
     assert Bundle.open(changed).manifest.parts
     with pytest.raises(VerificationError, match=r"golden sample .* values: scores"):
         edgevtx.load(changed, runtime="onnxruntime")
+
+
+def fail_part(monkeypatch, part, *precisions):
+    """A compiler's bug, planted: what the engine of one network answers in these precisions is wrong."""
+    check = verify.verify_engine
+
+    def broken(folder, graph, samples, manifest, options):
+        checks, report = check(folder, graph, samples, manifest, options)
+        if graph.part == part and options.precision in precisions:
+            checks = [msgspec.structs.replace(item, passed=False, error=9.0) for item in checks]
+        return checks, report
+
+    monkeypatch.setattr(verify, "verify_engine", broken)
+
+
+def bf16_verdict(report):
+    verdict = report.manifest.verdict("openvino", "bf16")
+    if verdict.status == "graph-only":
+        pytest.skip(f"this processor has no bf16: {verdict.reason}")
+    return verdict
+
+
+@pytest.mark.parametrize("precisions", [("fp32", "bf16"), ("bf16",)], ids=str)
+def test_a_part_that_fails_in_bf16_keeps_fp32(export_two, photos, monkeypatch, precisions):
+    pytest.importorskip("openvino")
+    fail_part(monkeypatch, "match", "bf16")
+    report = export_two(targets=("openvino",), precisions=precisions)
+    verdict = bf16_verdict(report)
+    assert (verdict.status, verdict.parts) == ("passed-here", {"match": "fp32"})
+    assert verdict.reason.startswith("match runs in fp32, since in bf16 it is failed (match engine: ")
+    graphs = {graph.file: graph.precisions for graph in report.manifest.graphs}
+    wanted = {"graph.openvino.onnx": precisions, "graph.match.openvino.onnx": ("fp32",)}
+    assert graphs == wanted
+    assert {path.name for path in report.bundle.glob("*.onnx")} == set(wanted)
+    with edgevtx.load(report.bundle, runtime="openvino", precision="bf16") as model:
+        assert (model.info.precision, model.info.part_precisions) == ("bf16", {"match": "fp32"})
+        assert model.info.precision_share["bf16"] > 0.9
+        patches = model(photos["coffee"]).patches[None]
+        queries = patches.reshape(-1, patches.shape[-1])[:3]
+        scores = model.run_part("match", {"patches": patches, "queries": queries})["scores"]
+        np.testing.assert_allclose(scores, np.einsum("hwd,pd->phw", patches[0], queries), rtol=1e-4, atol=1e-4)
+    found = CliRunner().invoke(cli, ["verify", str(report.bundle), "--json"])
+    assert found.exit_code == 0, found.output
+    rows = [(row["precision"], row["status"]) for row in json.loads(found.stdout)["verdicts"]]
+    assert rows == [(precision, "passed-here") for precision in precisions]
+    found = CliRunner().invoke(cli, ["info", str(report.bundle)], env={"COLUMNS": "200"})
+    assert "openvino bf16: match runs in fp32" in found.output
+
+
+def test_a_part_that_passes_in_bf16_runs_in_it(export_two):
+    pytest.importorskip("openvino")
+    report = export_two(targets=("openvino",), precisions=("bf16",))
+    verdict = bf16_verdict(report)
+    assert (verdict.status, verdict.parts, verdict.reason) == ("passed-here", {}, "")
+    assert {graph.precisions for graph in report.manifest.graphs} == {("bf16",)}
+
+
+@pytest.mark.parametrize("part", ["", "match"])
+def test_a_network_that_fails_in_all_it_could_run_in_is_refused(export_two, monkeypatch, part):
+    """The network that takes frames has no other precision than the bundle's."""
+    pytest.importorskip("openvino")
+    fail_part(monkeypatch, part, "bf16", *(["fp32"] if part else []))
+    report = export_two(targets=("openvino",), precisions=("bf16",))
+    verdict = bf16_verdict(report)
+    assert (verdict.status, verdict.parts) == ("failed", {})
+    assert report.bundle is None
+
+
+def test_a_part_that_differs_from_its_reference_is_refused(exported, export_two, monkeypatch):
+    """Every graph and engine agrees with our module, and our module not with the reference's."""
+    assert "reference of match: values: scores" in {check.name for check in exported.manifest.verdicts[0].checks}
+    forward = Matches.forward
+    monkeypatch.setattr(Matches, "forward", lambda self, *inputs: (2 * forward(self, *inputs)[0],))
+    wrong = export_two(targets=("onnxruntime",))
+    assert [item.reason[:18] for item in wrong.refused] == ["reference of match"]
 
 
 @pytest.mark.parametrize("deaf", ["", "patches", "queries"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import edgevtx  # noqa: E402
-from edgevtx.decode.everything import Everything  # noqa: E402
+from edgevtx.decode.everything import Everything, crop_boxes  # noqa: E402
 from edgevtx.errors import CheckpointError, InputError, VerificationError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
@@ -54,10 +56,19 @@ def bundle(config_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
-def model(request, bundle):
+def opened(request, bundle):
     pytest.importorskip(request.param)
-    with edgevtx.load(bundle, runtime=request.param, precision="fp32") as opened:
-        yield opened
+    with edgevtx.load(bundle, runtime=request.param, precision="fp32") as loaded:
+        rule = msgspec.structs.replace(loaded.rule, stability_offset=0.02)  # seeded weights make flat logits
+        loaded.manifest = msgspec.structs.replace(loaded.manifest, decode=rule)
+        yield loaded
+
+
+@pytest.fixture
+def model(opened):
+    """The predictor as it was loaded: nothing asked of every frame, no image."""
+    opened.everything = opened.question = opened._scene = None
+    return opened
 
 
 class Reference:
@@ -193,7 +204,9 @@ def test_a_mask_of_an_earlier_answer(model, reference, photos):
     found = model.predict([[300, 200]], mask=mask, multimask=False)
     assert_same(found, expected)
     assert np.abs(found.low_res_logits - model.predict([[300, 200]], multimask=False).low_res_logits).max() > 0.05
-    assert model.predict(mask=mask).iou.shape == (1, 3)
+    assert_same(model.predict(mask=mask), reference(frame, masks=mask[None, None]))
+    box = [100, 50, 400, 300]
+    assert_same(model.predict(boxes=box, mask=mask), reference(frame, input_boxes=[[box]], masks=mask[None, None]))
 
 
 def test_prompts_of_unequal_length_give_what_they_give_alone(model, photos):
@@ -263,16 +276,12 @@ def test_a_frame_that_cannot_be_used_leaves_no_image_behind(model, photos):
 
 def test_a_question_outside_one_frame_of_a_batch_is_refused(model, photos):
     model.ask(points=[[600, 10]])
-    try:
-        with pytest.raises(InputError, match="frame"):
-            model.batch([photos["coffee"], photos["coffee"][:, :300].copy()])
-    finally:
-        model.question = None
+    with pytest.raises(InputError, match="frame"):
+        model.batch([photos["coffee"], photos["coffee"][:, :300].copy()])
 
 
 def test_a_frame_alone_segments_everything(model, photos):
     frame = photos["portrait"]
-    model.manifest = _with_offset(model.manifest, 0.02)  # seeded weights make flat logits
     found = model.segment_everything(frame, LOOSE)
     assert len(found) > 1
     assert found.iou.shape == (len(found), 1)
@@ -280,21 +289,80 @@ def test_a_frame_alone_segments_everything(model, photos):
     assert (found.stability > 0).all()
     row = found.to_dict()["masks"][0]
     assert set(row) == {"prompt", "mask", "iou", "stability", "area", "box", "rle"}
-    best = float(found.iou[0, 0])
-    model.everything = LOOSE
-    assert len(model(frame, top_k=1)) == 1
-    assert all(model(frame, threshold=best - 1e-3).iou[:, 0] > best - 1e-3)
-    assert len(model(frame, threshold=1.0)) == 0
-    crops = model.segment_everything(frame, Everything(**{**LOOSE.__dict__, "points_per_side": 2, "crop_layers": 1}))
-    assert crops.masks.size == frame.shape[:2]
+    assert set(model.stages) == {"preprocess", "engine", "decode"}
+    assert all(spent > 0 for spent in model.stages.values())
     with pytest.raises(InputError, match=r"threshold must lie in 0\.\.1"):
-        model(frame, threshold=2.0)
+        model.segment_everything(frame, threshold=2.0)
 
 
-def _with_offset(manifest, offset):
-    import msgspec
+@pytest.fixture
+def cut_masks(monkeypatch):
+    """Masks that end where a crop does are kept: seeded weights make no others."""
+    from edgevtx.decode import everything
 
-    return msgspec.structs.replace(manifest, decode=msgspec.structs.replace(manifest.decode, stability_offset=offset))
+    monkeypatch.setattr(everything, "touches_crop", lambda boxes, crop, whole: np.zeros(len(boxes), np.bool_))
+
+
+@pytest.mark.parametrize("settings", [LOOSE, replace(LOOSE, points_per_side=3, crop_layers=1)], ids=["grid", "crops"])
+@pytest.mark.parametrize("limits", [{}, {"threshold": 0.2}, {"threshold": 0.6}, {"top_k": 2}], ids=str)
+def test_every_way_to_everything_knows_the_same_options(model, photos, tmp_path, cut_masks, settings, limits):
+    """A threshold below the settings' own finds more, whichever way the frame takes."""
+    from edgevtx.images import write_image
+    from edgevtx.stream.pipeline import run
+    from edgevtx.stream.sources import open_source
+
+    frame, roi = photos["portrait"], (20, 40, 260, 400)
+    model.everything = settings
+    expected = model.segment_everything(frame, **limits)
+    strict = model.segment_everything(frame)
+    assert len(strict) > 2
+    if limits:
+        assert len(expected) == 2 if "top_k" in limits else len(expected) != len(strict)
+    write_image(tmp_path / "frame.png", frame)
+    records = []
+    with open_source(str(tmp_path / "frame.png")) as source:
+        run(source, model, on_record=records.append, **limits)
+    for found in (model(frame, **limits), model.batch([frame], **limits)[0], records[0].result):
+        np.testing.assert_array_equal(found.iou, expected.iou)
+        np.testing.assert_array_equal(found.dense(), expected.dense())
+    inside = model.segment_everything(frame, roi=roi, **limits)
+    np.testing.assert_array_equal(inside.iou, model(frame, roi=roi, **limits).iou)
+    cut = model(frame[40:400, 20:260].copy(), **limits)
+    assert len(cut) == len(inside)
+    assert (inside.dense()[..., 40:400, 20:260] != cut.dense()).mean() < 1e-3
+
+
+def test_crops_find_what_the_grid_alone_does_not(model, photos, cut_masks):
+    frame = photos["coffee"]
+    few = replace(LOOSE, points_per_side=2)
+    alone, crops = (model.segment_everything(frame, replace(few, crop_layers=layers)) for layers in (0, 1))
+    assert len(crops) > len(alone)
+    assert crops.masks.size == frame.shape[:2]
+    (first, _), *further = crop_boxes((0, 0, frame.shape[1], frame.shape[0]), 1)
+    of_crop = {box for box, _ in further for found in crops.masks.boxes if _inside(found, box)}
+    assert len(of_crop) == 4
+    assert all(_inside(found, first) for found in crops.masks.boxes)
+
+
+def _inside(found, box):
+    return (found[:2] >= box[:2]).all() and (found[2:] <= box[2:]).all()
+
+
+def test_frames_of_a_batch_have_their_own_crops(model, photos, cut_masks):
+    model.everything = replace(LOOSE, points_per_side=3, crop_layers=1)
+    frames = [photos["coffee"], photos["portrait"]]
+    for found, frame in zip(model.batch(frames), frames, strict=True):
+        np.testing.assert_array_equal(found.dense(), model(frame).dense())
+
+
+def test_answers_to_prompts_are_not_cut(model, photos):
+    model.ask(points=[[50, 60]])
+    for limits in ({"threshold": 0.5}, {"top_k": 1}):
+        with pytest.raises(InputError, match="the answers to a prompt are not cut"):
+            model(photos["coffee"], **limits)
+    model.ask(points=[[5000, 60]])
+    model.set_image(photos["coffee"])  # what is asked of other frames is no matter of this one
+    assert len(model.predict(points=[[50, 60]])) == 1
 
 
 def test_a_question_is_asked_of_every_frame_of_a_pipeline(model, photos, tmp_path):
@@ -325,6 +393,7 @@ def test_a_question_is_asked_of_every_frame_of_a_pipeline(model, photos, tmp_pat
     [
         (["--points", "50,60;200,100,0"], [(0, 0), (0, 1), (0, 2)]),
         (["--boxes", "10,10,200,150", "--boxes", "5,5,400,290.5"], [(p, m) for p in (0, 1) for m in (0, 1, 2)]),
+        (["--boxes", "10,10,200,150", "--boxes", "5,5,400,290.5", "--single-mask"], [(0, 0), (1, 0)]),
         (["--threshold", "0.99"], []),
     ],
 )
@@ -340,6 +409,59 @@ def test_the_command_line_takes_prompts(bundle, photos, tmp_path, arguments, row
     assert found.exit_code == 0, found.stderr
     masks = json.loads(found.stdout.splitlines()[0])["result"]["masks"]
     assert [(row["prompt"], row["mask"]) for row in masks] == rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["--points-per-side", "4", "--threshold", "0.2"], {"points_per_side": 4, "iou_threshold": 0.2}),
+        (["--points-per-side", "3", "--crop-layers", "1"], {"points_per_side": 3, "crop_layers": 1}),
+        (["--points-per-side", "3", "--min-region-area", "40"], {"points_per_side": 3, "min_region_area": 40}),
+    ],
+    ids=str,
+)
+def test_the_command_line_says_how_everything_is_looked_for(bundle, photos, tmp_path, monkeypatch, arguments, settings):
+    from click.testing import CliRunner
+
+    from edgevtx import prompt
+    from edgevtx.cli import cli
+    from edgevtx.images import write_image
+
+    write_image(tmp_path / "cat.png", photos["chelsea"])
+    used, best = [], prompt.best_of
+    monkeypatch.setattr(prompt, "best_of", lambda found, how: [used.append(how), best(found, how)][1])
+    options = ["--runtime", "onnxruntime", "--json", *arguments]
+    found = CliRunner().invoke(cli, ["run", str(bundle), str(tmp_path / "cat.png"), *options])
+    assert found.exit_code == 0, found.stderr
+    assert used == [replace(Everything(), **settings)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--points", "5,5", "--top-k", "3"],
+            "--top-k says what is kept of everything, and --points asks for something",
+        ),
+        (["--boxes", "1,1,5,5", "--threshold", "0.5"], "--threshold says what is kept of everything, and --boxes"),
+        (["--points", "5,5", "--crop-layers", "1"], "--crop-layers says what is kept of everything, and --points"),
+        (["--single-mask"], "--single-mask needs a prompt; add --points, --boxes or --text"),
+        (["--text", "a cat"], "takes no texts"),
+        (["--points", "5,5", "--boxes", "1,1,5,5", "--boxes", "1,1,9,9"], "1 by points, 2 by boxes"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together_are_refused_before_anything_is_opened(bundle, monkeypatch, arguments, words):
+    from click.testing import CliRunner
+
+    from edgevtx.cli import cli
+    from edgevtx.stream import sources
+
+    monkeypatch.setattr("edgevtx.predictor.load", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(sources, "open_source", lambda *args, **kwargs: pytest.fail("the source was opened"))
+    found = CliRunner().invoke(cli, ["run", str(bundle), "missing.png", *arguments])
+    assert found.exit_code == 2, found.output
+    assert words in " ".join(found.stderr.replace("\u2502", " ").split())
 
 
 def test_masks_are_indexed_by_prompt(model, photos):

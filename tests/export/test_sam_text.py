@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("onnxruntime")
 
 import edgevtx  # noqa: E402
+from edgevtx.bundle import Bundle  # noqa: E402
 from edgevtx.errors import CheckpointError, InputError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
@@ -23,6 +25,7 @@ from edgevtx.export.trial import seed_weights  # noqa: E402
 WORDS = ["<start>", "<end>", "smoke", "flame", "a", "column", "of", "white", "grey", "the", "tree"]
 TEXTS = ["a column of white smoke", "flame", "the grey tree of the white tree of the smoke of a flame of the tree"]
 LENGTH = 12
+OPTIONS = ExportOptions(targets=("onnxruntime",), precisions=("fp32",))
 
 
 def clip_model(end):
@@ -69,10 +72,13 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint, tmp_path_factory):
+def bundle(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "sam.vtx"
-    options = ExportOptions(targets=("onnxruntime",), precisions=("fp32",))
-    bundle = export("sam", Checkpoint.open(checkpoint), out, options).bundle
+    return export("sam", Checkpoint.open(checkpoint), out, OPTIONS).bundle
+
+
+@pytest.fixture(scope="module")
+def model(bundle):
     with edgevtx.load(bundle, runtime="onnxruntime") as opened:
         yield opened
 
@@ -125,6 +131,57 @@ def test_a_text_is_a_prompt_alone_and_with_points(model, photos):
     assert np.abs(both.low_res_logits - alone.low_res_logits).max() > 0.01
     with pytest.raises(InputError, match="2 by points, 1 by text"):
         model.predict(np.zeros((2, 1, 2)), text="flame")
+
+
+def test_a_standing_text_is_embedded_once_for_many_frames(model, photos, monkeypatch):
+    runtime = model._part_runtimes["text"]
+    runs = []
+    counted = SimpleNamespace(run=lambda inputs: [runs.append(1), runtime.run(inputs)][1])
+    monkeypatch.setitem(model._part_runtimes, "text", counted)
+    model.ask(text=TEXTS)
+    try:
+        found = [model(photos[name]) for name in ("coffee", "chelsea", "coffee")]
+    finally:
+        model.question = None
+    assert len(runs) == 1
+    model.set_image(photos["chelsea"])
+    np.testing.assert_array_equal(found[1].dense(), model.predict(text=TEXTS).dense())
+    assert (found[0].dense()[0] != found[0].dense()[1]).any()
+
+
+def test_verification_compares_the_text_encoder_with_the_references(bundle):
+    (verdict,) = Bundle.open(bundle).manifest.verdicts
+    names = [check.name for check in verdict.checks]
+    assert "reference of text: values: text_embedding" in names
+
+
+@pytest.mark.parametrize("fault", ["layers", "end", "projection", "tokenizer"])
+def test_a_text_encoder_that_differs_from_clips_is_refused(fault, checkpoint, tmp_path, monkeypatch):
+    """Every graph agrees with our own network here; transformers' does not."""
+    from edgevtx.export import sam_text
+    from edgevtx.export.models.sam_text import TextEncoder
+
+    make = TextEncoder.__init__
+
+    def faulty(self, clip, projection):
+        make(self, clip, projection)
+        if fault == "layers":
+            self.mask = torch.zeros_like(self.mask)
+        elif fault == "end":
+            self.end = 0
+        elif fault == "projection":
+            self.to_prompt = torch.nn.Linear(24, 32)
+
+    class Shouting(sam_text.Tokenizer):
+        def __call__(self, texts):
+            return np.where(super().__call__(texts) == WORDS.index("smoke"), 5, super().__call__(texts))
+
+    monkeypatch.setattr(TextEncoder, "__init__", faulty)
+    if fault == "tokenizer":
+        monkeypatch.setattr(sam_text, "Tokenizer", Shouting)
+    report = export("sam", Checkpoint.open(checkpoint), tmp_path / "wrong.vtx", OPTIONS)
+    assert report.bundle is None
+    assert report.refused[0].reason.startswith("reference")
 
 
 @pytest.mark.parametrize(

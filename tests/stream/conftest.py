@@ -42,7 +42,7 @@ class FakePredictor:
         self.together |= self.running
         return int(frame[0, 0, 0])
 
-    def infer(self, prepared: Any) -> dict[str, Any]:
+    def infer(self, prepared: Any, **options: Any) -> dict[str, Any]:
         import time
 
         self._step("infer")

@@ -145,7 +145,7 @@ def test_reading_and_writing_overlap_the_engine(predictor: Any) -> None:
     met: list[bool] = []
     infer = predictor.infer
 
-    def infer_while_reading(prepared: Any) -> Any:
+    def infer_while_reading(prepared: Any, **options: Any) -> Any:
         if prepared == 5:
             infers.set()
             met.append(reads.wait(HANG))
@@ -247,7 +247,7 @@ def test_ctrl_c_writes_what_was_inferred_closes_and_is_raised(predictor: Any) ->
     sink = Memory()
     infer = predictor.infer
 
-    def interrupted(prepared: Any) -> Any:
+    def interrupted(prepared: Any, **options: Any) -> Any:
         if predictor.calls["infer"] == 5:
             raise KeyboardInterrupt
         return infer(prepared)
@@ -389,7 +389,8 @@ def test_a_live_source_is_read_at_its_newest_frame(predictor: Any) -> None:
 
     prepare, infer = predictor.prepare, predictor.infer
     predictor.prepare = lambda frame, **options: (taken.set(), prepare(frame, **options))[1]
-    predictor.infer = lambda prepared: (passed.wait(HANG), infer(prepared))[1]  # 30 frames come during the first
+    # 30 frames come during the first
+    predictor.infer = lambda prepared, **options: (passed.wait(HANG), infer(prepared))[1]
     sink = Memory()
     summary = run(Numbers(32, live=True, at=at), predictor, [sink], on_record=on_record)
     first, *waited = sink.seen[:-2]
