@@ -345,3 +345,16 @@ def test_one_class_gives_its_probability_and_what_exceeds_the_threshold(build, p
     found, reference = answer(traceable, photos["coffee"]), traceable.reference(photos["coffee"])
     assert compare_results(reference, found).passed
     np.testing.assert_array_equal(found.class_map, found.scores > 0.55)
+
+
+def test_a_bundle_whose_windows_stick_out_of_the_frame_is_verified_and_answers(official, photos, tmp_path, monkeypatch):
+    import edgevtx
+    from edgevtx.export.pipeline import ExportOptions, export
+
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    checkpoint = official("pup", processor={**SMALL, "image_mean": MEAN, "image_std": STD}, window=STRIDES)
+    report = export("setr", checkpoint, tmp_path / "small.vtx", ExportOptions(targets=("openvino",)))
+    assert [item.status for item in report.manifest.verdicts] == ["passed-here"]
+    reference = setr.build(checkpoint, BuildOptions()).reference(photos["coffee"])
+    with edgevtx.load(tmp_path / "small.vtx") as model:
+        assert compare_results(reference, model(photos["coffee"])).passed
