@@ -98,6 +98,8 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
         for size, stride in zip(self.size, self.stride, strict=True):
             _check_whole("a window's size in px", size)
             _check_whole("the windows' stride in px", stride, most=size)
+        for level in self.fill:
+            _check_whole("a level of the windows' fill", level, least=0, most=255)
 
 
 class Clip(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,9 +190,9 @@ def _check_positive(what: str, value: float, *, most: float = math.inf) -> None:
         raise InputError(f"{what} must be above 0{limit}, but got {value!r}")
 
 
-def _check_whole(what: str, value: int, *, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        limits = "1 or more" if most == math.inf else f"1 to {most}"
+def _check_whole(what: str, value: int, *, least: int = 1, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
         raise InputError(f"{what} must be {limits}, a whole number, but got {value!r}")
 
 

@@ -50,9 +50,6 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     model = checkpoint.load_module(partial(Setr, settings), unused=UNUSED)
     processor = _processor(checkpoint, settings)
     preprocess = preprocess_of(processor, options.resize)
-    if settings.window is not None:
-        windows = Windows(size=settings.window.size, stride=settings.window.stride, fill=_mean_colour(preprocess))
-        preprocess = msgspec.structs.replace(preprocess, windows=windows)
     image = fixed_size(preprocess)
     size = settings.window.size if settings.window else image
     if size is None:
@@ -61,6 +58,9 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
             "give it a size with height and width, or the config a window"
         )
     _check_fits(checkpoint, settings, size, image)
+    if settings.window is not None:
+        windows = Windows(size=settings.window.size, stride=settings.window.stride, fill=_mean_colour(preprocess))
+        preprocess = msgspec.structs.replace(preprocess, windows=windows)
 
     traced = traced_copy(model, "backbone.patch_embed", preprocess)
     traced.backbone.fold_positions((size[0] // settings.patch_size, size[1] // settings.patch_size))
@@ -90,12 +90,18 @@ def _check(checkpoint: Checkpoint, settings: Settings) -> None:
         raise CheckpointError(
             f"{where} takes the layers {settings.out_indices}, but the last of {last + 1} is {last}; mend out_indices"
         )
+    window = settings.window
+    if window and any(not 0 < stride <= side for stride, side in zip(window.stride, window.size, strict=True)):
+        raise CheckpointError(
+            f"{where} has windows of {window.size} px (height, width), {window.stride} px apart; the stride must lie "
+            "in 1 to the size, or parts of the frame are never seen"
+        )
 
 
 def _check_fits(
     checkpoint: Checkpoint, settings: Settings, size: tuple[int, int], image: tuple[int, int] | None
 ) -> None:
-    """Raise `CheckpointError` for an input or windows that patches do not fill, or windows that leave gaps."""
+    """Raise `CheckpointError` for an input or windows that patches do not fill."""
     patch, window = settings.patch_size, settings.window
     what = "window" if window else "input"
     if any(side % patch or side < patch for side in size):
@@ -103,14 +109,7 @@ def _check_fits(
             f"the {what} of {checkpoint.path} is {size[0]}x{size[1]} px (height x width), which patches of {patch} px "
             f"do not fill; set {'the config' if window else 'the image processor'}'s size to multiples of {patch}"
         )
-    if window is None:
-        return
-    if any(not 0 < stride <= side for stride, side in zip(window.stride, window.size, strict=True)):
-        raise CheckpointError(
-            f"the windows of {checkpoint.path} are {window.size} px (height, width) and {window.stride} px apart; "
-            f"the stride must lie in 1 to the size, or parts of the frame are never seen"
-        )
-    if image is not None and any(side < crop for side, crop in zip(image, window.size, strict=True)):
+    if window and image and any(side < crop for side, crop in zip(image, window.size, strict=True)):
         raise CheckpointError(
             f"the image processor of {checkpoint.path} makes frames {image[0]}x{image[1]} px (height x width), "
             f"smaller than a window of {window.size[0]}x{window.size[1]}; make the windows smaller or leave them out"

@@ -256,6 +256,7 @@ def test_what_a_newer_minor_schema_brought_is_refused_where_it_is_needed(folder:
         (Windows, {"size": (8, 8), "stride": (8, 0)}, "the windows' stride in px must be 1 to 8"),
         (Windows, {"size": (8, 8), "stride": (8, 9)}, "must be 1 to 8, a whole number, but got 9"),
         (Windows, {"size": (8, 8.5), "stride": (8, 8)}, "a whole number, but got 8.5"),
+        (Windows, {"size": (8, 8), "stride": (8, 8), "fill": (0, 0, 256)}, "fill must be 0 to 255"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_when_made_and_when_loaded(

@@ -122,6 +122,11 @@ def test_windows_cover_the_image_and_the_last_ones_are_moved_back():
     assert cut_windows(image, None)[0] is image
 
 
+def test_a_colour_beyond_eight_bits_is_refused():
+    with pytest.raises(InputError, match="three levels of 0 to 255"):
+        Windows(size=(4, 6), stride=(3, 5), fill=(0, 0, 256))
+
+
 @pytest.mark.parametrize("size", [(3, 12), (9, 5), (2, 2)], ids=str)
 def test_an_image_smaller_than_a_window_is_padded_to_it_and_the_border_dropped(size):
     windows = Windows(size=(4, 6), stride=(3, 5), fill=(10, 20, 30))
