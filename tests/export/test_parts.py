@@ -199,7 +199,8 @@ def test_a_part_that_differs_from_its_reference_is_refused(exported, export_two,
     """Every graph and engine agrees with our module, and our module not with the reference's."""
     assert "reference of match: values: scores" in {check.name for check in exported.manifest.verdicts[0].checks}
     forward = Matches.forward
-    monkeypatch.setattr(Matches, "forward", lambda self, *inputs: (2 * forward(self, *inputs)[0],))
+    doubled = lambda self, patches, queries: (2 * forward(self, patches, queries)[0],)  # noqa: E731
+    monkeypatch.setattr(Matches, "forward", doubled)
     wrong = export_two(targets=("onnxruntime",))
     assert [item.reason[:18] for item in wrong.refused] == ["reference of match"]
 
