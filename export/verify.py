@@ -359,7 +359,8 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
             device=first.report.device,
             precision_share=dict(first.report.precision_share),
         )
-    return _conclude(verdict, [item.refusal for item in networks.values() if item.refusal])
+    refusals = [_refusal(facts.references, precision), *(item.refusal for item in networks.values())]
+    return _conclude(verdict, [refusal for refusal in refusals if refusal])
 
 
 def _judge_network(folder: Path, target: str, precision: str, graphs: Sequence[Graph], facts: Facts) -> Judged:
@@ -384,12 +385,16 @@ def _judge_network(folder: Path, target: str, precision: str, graphs: Sequence[G
         reason = f"no engine was run: {error}"
     except CompileError as error:
         return Judged(serving[0].file, tuple(checks), refusal=("failed", str(error)))
-    refusal: tuple[Status, str] | None = None
+    return Judged(serving[0].file, tuple(checks), report, reason, _refusal(checks, precision))
+
+
+def _refusal(checks: Sequence[Check], precision: str) -> tuple[Status, str] | None:
+    """What is wrong with the first check that failed or that compared nothing, if any."""
     if wrong := [check for check in checks if not check.passed]:
-        refusal = "failed", explain(wrong[0])
-    elif empty := find_empty(checks, precision):
-        refusal = "insensitive", f"{explain(empty)}; give --images that show what it detects"
-    return Judged(serving[0].file, tuple(checks), report, reason, refusal)
+        return "failed", explain(wrong[0])
+    if empty := find_empty(checks, precision):
+        return "insensitive", f"{explain(empty)}; give --images that show what it detects"
+    return None
 
 
 def with_noise(facts: Facts, traceable: Traceable) -> Facts:
@@ -430,9 +435,7 @@ def is_near(verdict: Verdict) -> bool:
 
 def _conclude(verdict: Verdict, refusals: Sequence[tuple[Status, str]]) -> Verdict:
     """A failed check outweighs everything, insensitive inputs outweigh a pass."""
-    wrong = [explain(check) for check in verdict.checks if not check.passed]
-    wrong += [words for status, words in refusals if status == "failed"]
-    if wrong:
+    if wrong := [words for status, words in refusals if status == "failed"]:
         return msgspec.structs.replace(verdict, status="failed", reason=wrong[0])
     if verdict.sensitivity < SENSITIVE:
         words = (

@@ -111,7 +111,7 @@ def features(out: Path, work: Path) -> None:
 
 def sheet(out: Path) -> None:
     """All tasks on one picture, `tasks.jpg`, rows of one width with the task above each picture."""
-    width, caption, rows = 880, 24, []
+    width, caption, rows = 800, 24, []
     for names in (("detect", "prompt"), ("panoptic", "embed"), ("segment", "classify")):
         pictures = [Image.open(out / f"{name}.jpg") for name in names]
         height = round((width - 8) / sum(picture.width / picture.height for picture in pictures))

@@ -123,7 +123,7 @@ def test_windows_cover_the_image_and_the_last_ones_are_moved_back():
 
 
 def test_a_colour_beyond_eight_bits_is_refused():
-    with pytest.raises(InputError, match="three levels of 0 to 255"):
+    with pytest.raises(InputError, match="fill must be 0 to 255"):
         Windows(size=(4, 6), stride=(3, 5), fill=(0, 0, 256))
 
 

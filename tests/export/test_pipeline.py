@@ -75,9 +75,10 @@ def test_a_dynamic_batch_and_another_input_size_are_verified(family, config_fold
 
 
 def test_the_same_inputs_give_the_same_bytes(seeded, tmp_path):
+    checkpoint = seeded("vit")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        export("vit", seeded("vit"), tmp_path / name / "model.vtx", FP32)
+        export("vit", checkpoint, tmp_path / name / "model.vtx", FP32)
     assert (tmp_path / "a/model.vtx").read_bytes() == (tmp_path / "b/model.vtx").read_bytes()
 
 
