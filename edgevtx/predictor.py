@@ -339,7 +339,7 @@ def load(
         for part in bundle.manifest.part_names:
             made = prepare_engine(bundle, target, options, part=part, compile=compile, progress=progress)
             engines[part] = opened.enter_context(contextlib.closing(open_prepared(made)))
-            verdicts.append(accept(bundle, made, engines[part], allow_unverified=allow_unverified))
+            verdicts.append(accept(bundle, made, engines[part], precision, allow_unverified=allow_unverified))
             prepared.append(made)
         info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
         engine = engines.pop("")

@@ -92,24 +92,24 @@ def status_here(manifest: Manifest, engine: Engine, precision: str) -> Status | 
     return "passed-elsewhere" if verdict.status == "passed-here" and not here else verdict.status
 
 
-def accept(bundle: Bundle, prepared: PreparedEngine, engine: Engine, *, allow_unverified: bool) -> str:
+def accept(bundle: Bundle, prepared: PreparedEngine, engine: Engine, precision: str, *, allow_unverified: bool) -> str:
     """Return the engine's status on this device, replaying the golden sample where it has none yet.
 
-    Raises `VerificationError` where the replay fails, or failed before, unless `allow_unverified`.
+    `precision` is the one that the bundle runs in, whose verdict counts; this network may keep another. Raises
+    `VerificationError` where the replay fails, or failed before, unless `allow_unverified`.
     """
     if engine.target == "null":
         return "not verified: the null runtime computes nothing"
-    precision = prepared.record.precision
     verdict = prepared.record.verdict
     if verdict is None:
         verdict = replay(bundle, engine, prepared)
         record_verdict(prepared, verdict)
-        log.info("golden sample on %s %s: %s", engine.target, precision, verdict.status)
+        log.info("golden sample on %s %s: %s", engine.target, prepared.record.precision, verdict.status)
     exported = status_here(bundle.manifest, engine, precision)
     if verdict.status in REFUSED and not allow_unverified:
         raise VerificationError(
-            f"the golden sample on {engine.target} {engine.target_version} ({engine.device}, {precision}) is "
-            f"{verdict.status!r} against the reference: {verdict.reason}; choose another runtime or precision, "
-            "or pass allow_unverified=True to run it anyway"
+            f"the golden sample on {engine.target} {engine.target_version} ({engine.device}, "
+            f"{prepared.record.precision}) is {verdict.status!r} against the reference: {verdict.reason}; "
+            "choose another runtime or precision, or pass allow_unverified=True to run it anyway"
         )
     return exported if exported in REFUSED else verdict.status

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -29,12 +30,16 @@ def run_all(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """
     if len(jobs) < 2 or cores() < 2:
         return [job() for job in jobs]
-    waiting = list(map(_threads().submit, jobs[1:]))
+    waiting: list[Future[T]] = []
     try:
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the pool takes no more
+            for job in jobs[1:]:
+                waiting.append(_threads().submit(job))
         first = jobs[0]()
         # the pool takes them from the front, so this thread takes from the end those that none has begun
         taken = {i: jobs[i + 1]() for i in range(len(waiting) - 1, -1, -1) if waiting[i].cancel()}
-        return [first, *(taken[i] if i in taken else future.result() for i, future in enumerate(waiting))]
+        rest = [job() for job in jobs[1 + len(waiting) :]]
+        return [first, *(taken[i] if i in taken else future.result() for i, future in enumerate(waiting)), *rest]
     finally:
         for future in waiting:
             if not future.cancel():

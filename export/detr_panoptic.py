@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgevtx.errors import CheckpointError, InputError
+from edgevtx.errors import CheckpointError
 from edgevtx.export import detr
 from edgevtx.export.boxes import check_top_k, cxcywh_to_xyxy, reference_detections
 from edgevtx.export.checkpoint import Checkpoint
@@ -180,7 +180,9 @@ def _fused(checkpoint: Checkpoint, classes: int) -> tuple[int, ...]:
     """The config's `label_ids_to_fuse`: class ids of what has no instances, such as sky; none where it names none."""
     ids = checkpoint.config.get("label_ids_to_fuse") or ()
     if not all(isinstance(i, int) and 0 <= i < classes for i in ids):
-        raise InputError(f"label_ids_to_fuse must be class ids from 0 to {classes - 1}, but are {list(ids)}")
+        raise CheckpointError(
+            f"label_ids_to_fuse of {checkpoint.path} must be class ids from 0 to {classes - 1}, but are {list(ids)}"
+        )
     return tuple(sorted(set(ids)))
 
 

@@ -125,6 +125,8 @@ def check_settings(settings: ImportOptions) -> None:
             raise InputError(f"{name} must lie in 0..1, but got {value:g}")
     if settings.iou is not None and default.iou is None:
         raise InputError(f"{settings.decode} answers every object once, so nothing is suppressed; leave --iou out")
+    if settings.threshold is not None and settings.decode == "classify":
+        raise InputError("a classifier's best classes have no threshold; leave --threshold out")
     if settings.boxes is not None and (default.boxes is None or (settings.decode, settings.boxes) == ("yolov8", "raw")):
         raise InputError(f"--boxes {settings.boxes} is not known for {settings.decode}; leave it out")
     if settings.activation is not None and settings.decode != "classify":

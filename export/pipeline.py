@@ -148,14 +148,19 @@ def export(
             sensitivity=measure_sensitivity(traceable, samples),
         )
         _write_golden(folder, samples, manifest)
-        verdicts = []
-        for target, precision in pairs:
-            clock.start(f"verify {target} {precision}")
-            verdict = judge(folder, target, precision, graphs, facts)
-            if is_near(verdict) and not facts.manifest.noise:
-                facts = with_noise(facts, traceable)
-                verdict = judge(folder, target, precision, graphs, facts)
-            verdicts.append(verdict)
+
+        def judge_all(facts: Facts) -> list[Verdict]:
+            verdicts = []
+            for target, precision in pairs:
+                clock.start(f"verify {target} {precision}")
+                verdicts.append(judge(folder, target, precision, graphs, facts))
+            return verdicts
+
+        verdicts = judge_all(facts)
+        if any(map(is_near, verdicts)):
+            facts = with_noise(facts, traceable)
+            if facts.manifest.noise:  # all are judged by the same limits
+                verdicts = judge_all(facts)
         clock.start("pack")
         manifest, refused = _settle(folder, facts.manifest, tuple(verdicts), options)
         nothing = not manifest.graphs or (options.all_or_nothing and refused)

@@ -125,10 +125,14 @@ def resize_backend(resize: str | None) -> ResizeBackend:
 def preprocess_of(processor: Any, resize: str | None = None) -> Preprocess:
     """What a processor does to an image, as the manifest's data.
 
-    `resize` replaces Pillow's; MMSegmentation's processor, which resizes with OpenCV, keeps its own. Raises
+    `resize` replaces Pillow's; MMSegmentation's processor has one of its own and takes none (`InputError`). Raises
     `CheckpointError` for a processor without resizing, or with a size rule or `resample` unknown here.
     """
     backend = resize_backend(resize)
+    if isinstance(processor, MMSegImageProcessor):
+        if resize is not None:
+            raise InputError("MMSegmentation's checkpoints are resized by OpenCV as mmcv does it; leave --resize out")
+        backend = "opencv-plain"
     if not processor.do_resize:
         raise CheckpointError("the image processor does not resize (do_resize is false); give the model's size there")
     normalise = processor.do_normalize
@@ -145,7 +149,7 @@ def preprocess_of(processor: Any, resize: str | None = None) -> Preprocess:
         mean=mean,
         std=_triple(processor.image_std) if normalise else (1.0, 1.0, 1.0),
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
-        resize="opencv-plain" if isinstance(processor, MMSegImageProcessor) else backend,
+        resize=backend,
     )
 
 

@@ -46,6 +46,14 @@ def test_the_first_failure_is_raised_once_no_job_runs_any_more(cores: int) -> No
     assert cores == 1 or done == [1]
 
 
+def test_a_pool_that_takes_no_more_jobs_leaves_them_to_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As once the main thread has ended, while another one still works."""
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(threads, "_pool", None)
+    threads._threads().shutdown()
+    assert threads.run_all([partial(pow, i, 2) for i in range(5)]) == [0, 1, 4, 9, 16]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "cores", lambda: 2)

@@ -147,7 +147,10 @@ def best_of(found: Sequence[Masks], settings: Everything) -> Masks:
         # masks that were not changed go first, as in SAM's own generator
         order = suppress(last_pixels(masks), same.astype(np.float64), settings.overlap)
         order = order[np.argsort(-iou[order, 0], kind="stable")]
-    return Masks(masks[order], iou[order], logits[order], first.geometry, first.rule, known_stability=stability[order])
+    masks = masks[order]
+    # crops are views of all candidates' pixels, which must not live as long as the few that are kept
+    masks = MaskSet(masks.size, tuple(crop.copy() for crop in masks.crops), masks.offsets)
+    return Masks(masks, iou[order], logits[order], first.geometry, first.rule, known_stability=stability[order])
 
 
 def suppress(boxes: Array, scores: Array, overlap: float) -> NDArray[np.intp]:

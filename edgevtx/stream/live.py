@@ -36,7 +36,8 @@ class Waiting(queue.Queue[Any]):
 
 
 def _is_due(item: Any) -> bool:
-    return not item.prepared.pending
+    prepared = getattr(item, "prepared", None)  # a source may also say what it skipped
+    return prepared is not None and not prepared.pending
 
 
 def newest(frames: Iterator[Frame], finished: threading.Event) -> Generator[Frame, None, None]:

@@ -178,6 +178,7 @@ def raw(anchors: Any) -> ImportOptions:
     ("settings", "words"),
     [
         (ImportOptions(decode="yolo11"), "unknown decoding 'yolo11'; choose one of: yolox"),  # type: ignore[arg-type]
+        (ImportOptions(decode="classify", threshold=0.5), "have no threshold; leave --threshold out"),
         (ImportOptions(decode="detr", iou=0.5), "nothing is suppressed; leave --iou out"),
         (ImportOptions(decode="yolov8", boxes="raw"), "--boxes raw is not known for yolov8"),
         (ImportOptions(decode="rtdetr", boxes="decoded"), "--boxes decoded is not known for rtdetr"),

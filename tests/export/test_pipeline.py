@@ -223,6 +223,25 @@ def test_an_engine_may_be_off_by_the_references_own_rounding(off, noise, kept, s
         assert "values: scores" in report.refused[0].reason
 
 
+def test_the_order_of_precisions_changes_no_verdict(seeded, tmp_path, monkeypatch):
+    """Graphs are judged in fp32 under every precision, so the reference's noise counts under each."""
+    right = verify.compare
+
+    def compare(reference, outputs, decode, precision, noise):
+        off = 3e-4 * reference["scores"].std() if precision == "fp32" else 0.0
+        return right(reference, {**outputs, "scores": outputs["scores"] + off}, decode, precision, noise)
+
+    monkeypatch.setattr(verify, "compare", compare)
+    monkeypatch.setattr(verify, "rounding_noise", lambda network, exchanges, decode: {"scores": 2e-4})
+    found = []
+    for precisions in (("fp32", "bf16"), ("bf16", "fp32")):
+        options = replace(FP32, targets=("openvino",), precisions=precisions)
+        report = export("vit", seeded("vit"), tmp_path / f"{precisions[0]}.vtx", options)
+        assert not report.refused
+        found.append({item.precision: item.sensitivity for item in report.manifest.verdicts})
+    assert found[0] == found[1] and len(set(found[0].values())) == 1
+
+
 def test_a_module_that_differs_from_the_reference_is_refused(seeded, tmp_path, monkeypatch):
     """A swapped colour order in our own preprocessing: every graph agrees with it, the reference does not."""
     prepare = verify.prepare_item

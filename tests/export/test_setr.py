@@ -187,6 +187,8 @@ def test_published_sizes_bring_their_windows_and_image_processor(side, stride, e
 def test_frames_are_prepared_as_mmcv_prepares_them(side, edges, official, photos):
     checkpoint = official("naive", state=mmseg.random_state("naive", side=side))
     traceable = setr.build(checkpoint, BuildOptions())
+    with pytest.raises(InputError, match="leave --resize out"):
+        setr.build(checkpoint, BuildOptions(resize="pillow"))
     cv2 = pytest.importorskip("cv2")
     for name in ("coffee", "portrait", "chelsea"):
         image, _ = prepare(photos[name], traceable.preprocess)
