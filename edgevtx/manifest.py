@@ -505,11 +505,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.inputs[0]
 
     @property
-    def takes_valid_size(self) -> bool:
-        """Whether the graph has the second input `valid_size` int32 (N,2): (height, width) without padding."""
-        return any(item.name == "valid_size" for item in self.inputs)
-
-    @property
     def part_names(self) -> tuple[str, ...]:
         """The networks of the bundle: "" takes frames, then the others."""
         return ("", *self.parts)

@@ -16,7 +16,6 @@ from edgevtx.errors import CheckpointError
 from edgevtx.export.layouts.mapping import Layout, Reading, Rule, Source, has_all, numbered
 from edgevtx.export.layouts.timm import IMAGENET
 
-HEAD_WIDTH = 64
 # side of the image trained for -> stride of the windows, the shortest and longest edge of test images: Cityscapes,
 # ADE20K, Pascal Context, whose images are smaller than its windows unless they are nearly square
 PUBLISHED = {768: (512, 1025, 2049), 512: (341, 512, 2048), 480: (320, 520, 520)}
