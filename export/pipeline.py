@@ -19,23 +19,13 @@ from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
 from edgevtx.errors import ExportError, InputError, OutputError
+from edgevtx.export.judge import Facts, is_near, judge, with_noise
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, lower
 from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
-from edgevtx.export.verify import (
-    EXACT,
-    Facts,
-    Sample,
-    check_parts,
-    check_reference,
-    is_near,
-    judge,
-    make_samples,
-    measure_sensitivity,
-    with_noise,
-)
+from edgevtx.export.verify import EXACT, Sample, check_parts, check_reference, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
 from edgevtx.manifest import REFUSED, Denoise, Graph, Manifest, Part, Provenance, Verdict
 

@@ -91,6 +91,11 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--allow-unverified", is_flag=True, help="Run a model that failed verification."),
     ]
+    return with_options(command, options)
+
+
+def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """A command with click's options added, which its help shows in this order."""
     for option in reversed(options):
         command = option(command)
     return command

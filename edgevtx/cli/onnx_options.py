@@ -100,9 +100,7 @@ def onnx_options(command: common.Command) -> common.Command:
             "--iou", metavar="X", type=click.FloatRange(0, 1), help="onnx: overlap above which a YOLO box is dropped."
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return common.with_options(command, options)
 
 
 def check_onnx_options(options: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgevtx.cli import common
+
 if TYPE_CHECKING:
     from edgevtx.decode.everything import Everything
     from edgevtx.manifest import Manifest, PromptDecode
@@ -60,9 +62,7 @@ def prompt_options(command: Command) -> Command:
             help="Without prompts: fill holes and remove islands of fewer px.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return common.with_options(command, options)
 
 
 def check_prompts(manifest: Manifest, options: dict[str, Any]) -> None:

@@ -184,8 +184,9 @@ class _Run:
         if self.clips and self.ended and not self.clip_answered:
             clip, name = self.predictor.clip, self.predictor.info.name
             raise InputError(
-                f"{self.source.name} gave {self.summary.frames} frames, too few for a clip: {name} takes {clip.frames} "
-                f"frames at {clip.fps:g} a second; give a longer video"
+                f"{self.source.name} gave {self.summary.frames} frames, too few for a clip or too far apart: "
+                f"{name} takes {clip.frames} frames at {clip.fps:g} a second; "
+                "give a longer video, or one with more frames a second"
             )
 
     def _check_source(self) -> None:

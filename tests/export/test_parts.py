@@ -19,7 +19,7 @@ from edgevtx.bundle import Bundle, write_bundle  # noqa: E402
 from edgevtx.cli import cli  # noqa: E402
 from edgevtx.compare.tolerance import SENSITIVE  # noqa: E402
 from edgevtx.errors import VerificationError  # noqa: E402
-from edgevtx.export import pipeline, verify  # noqa: E402
+from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, TraceablePart, get_recipe  # noqa: E402
@@ -131,7 +131,7 @@ def test_a_part_whose_golden_answer_differs_is_refused(exported, tmp_path):
 
 def fail_part(monkeypatch, part, *precisions):
     """A compiler's bug, planted: what the engine of one network answers in these precisions is wrong."""
-    check = verify.verify_engine
+    check = judge.verify_engine
 
     def broken(folder, graph, samples, manifest, options):
         checks, report = check(folder, graph, samples, manifest, options)
@@ -139,7 +139,7 @@ def fail_part(monkeypatch, part, *precisions):
             checks = [msgspec.structs.replace(item, passed=False, error=9.0) for item in checks]
         return checks, report
 
-    monkeypatch.setattr(verify, "verify_engine", broken)
+    monkeypatch.setattr(judge, "verify_engine", broken)
 
 
 def bf16_verdict(report):

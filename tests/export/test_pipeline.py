@@ -13,7 +13,7 @@ import edgevtx
 from edgevtx.bundle import Bundle
 from edgevtx.compare.tolerance import SENSITIVE
 from edgevtx.errors import CompileError, ExportError, InputError, OutputError, VerificationError
-from edgevtx.export import pipeline, verify
+from edgevtx.export import judge, pipeline, verify
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.parity import compare_results
 from edgevtx.export.pipeline import ExportOptions, export
@@ -119,7 +119,7 @@ def test_a_wrong_graph_is_kept_on_request_and_load_refuses_it(seeded, tmp_path, 
 
 def fail_engine(monkeypatch, target):
     """A runtime's bug, planted: the engine of one target answers something else than its graph."""
-    check = verify.verify_engine
+    check = judge.verify_engine
 
     def broken(folder, graph, samples, manifest, options):
         checks, report = check(folder, graph, samples, manifest, options)
@@ -127,7 +127,7 @@ def fail_engine(monkeypatch, target):
             checks = [msgspec.structs.replace(item, passed=False, error=9.0) for item in checks]
         return checks, report
 
-    monkeypatch.setattr(verify, "verify_engine", broken)
+    monkeypatch.setattr(judge, "verify_engine", broken)
 
 
 def test_each_target_is_judged_alone(seeded, tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_an_engine_may_be_off_by_the_references_own_rounding(off, noise, kept, s
         return right(reference, {**outputs, "scores": outputs["scores"] + off * reference["scores"].std()}, *rest)
 
     monkeypatch.setattr(verify, "compare", compare)
-    monkeypatch.setattr(verify, "rounding_noise", lambda network, exchanges, decode: noise)
+    monkeypatch.setattr(judge, "rounding_noise", lambda network, exchanges, decode: noise)
     report = export("vit", seeded("vit"), tmp_path / "rough.vtx", replace(FP32, targets=("onnxruntime",)))
     assert (report.bundle is not None) == kept
     if kept:
@@ -232,7 +232,7 @@ def test_the_order_of_precisions_changes_no_verdict(seeded, tmp_path, monkeypatc
         return right(reference, {**outputs, "scores": outputs["scores"] + off}, decode, precision, noise)
 
     monkeypatch.setattr(verify, "compare", compare)
-    monkeypatch.setattr(verify, "rounding_noise", lambda network, exchanges, decode: {"scores": 2e-4})
+    monkeypatch.setattr(judge, "rounding_noise", lambda network, exchanges, decode: {"scores": 2e-4})
     found = []
     for precisions in (("fp32", "bf16"), ("bf16", "fp32")):
         options = replace(FP32, targets=("openvino",), precisions=precisions)
@@ -259,7 +259,7 @@ def test_without_the_runtime_only_the_graph_is_judged(seeded, tmp_path, monkeypa
     from edgevtx.runtimes.base import Probe
 
     absent = Probe(name="openvino", available=False, reason="openvino is not installed", install="")
-    monkeypatch.setattr(verify, "probe", lambda target: absent)
+    monkeypatch.setattr(judge, "probe", lambda target: absent)
     report = export("vit", seeded("vit"), tmp_path / "graph.vtx", replace(FP32, targets=("openvino",)))
     assert [item.status for item in report.manifest.verdicts] == ["graph-only"]
     with edgevtx.load(tmp_path / "graph.vtx") as model:  # after the golden sample passed here

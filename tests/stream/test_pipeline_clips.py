@@ -145,7 +145,7 @@ def test_single_images_are_refused(tmp_path):
 
 def test_a_video_that_ends_before_its_first_clip_is_full_is_an_error(make_video):
     model = clip_model(frames=8, fps=5.0)
-    words = "gave 20 frames, too few for a clip: brightness takes 8 frames at 5 a second; give a longer video"
+    words = "gave 20 frames, too few for a clip or too far apart: brightness takes 8 frames at 5 a second; give"
     with open_source(make_video(frames=20)) as source, pytest.raises(InputError, match=words):
         run(source, model)
     path = make_video(frames=36)
