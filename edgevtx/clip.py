@@ -125,7 +125,7 @@ class ClipBuffer:
 
     @property
     def _usual(self) -> float:
-        """The median (s) of the latest intervals between frames, of an even number the shorter; 0 where there was none."""
+        """The median (s) of the latest intervals between frames, the lower one of an even number; 0 where none is."""
         return sorted(self._intervals)[(len(self._intervals) - 1) // 2] if self._intervals else 0.0
 
     def _tell(self) -> None:

@@ -104,15 +104,14 @@ def export(
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
     check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
-    photos = [] if recipe.clips else load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
-        if traceable.preprocess.clip is not None:  # how many frames are needed is the checkpoint's to say
-            photos = load_clips(options.images, traceable.preprocess.clip)
+        clip = traceable.preprocess.clip  # how many frames are needed is the checkpoint's to say
+        photos = load_photos(options.images, options.build.frame) if clip is None else load_clips(options.images, clip)
         traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
