@@ -46,7 +46,7 @@ SIZES = {
     "local_relation_r50_224": (224, 224),
 }
 TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
-HEAVY = ("detr_panoptic_r50_800",)  # two engines at a time: each keeps gigabytes of masks' features
+HEAVY = ("detr_panoptic_r50_800", "setr_pup_l_512")  # two engines at a time: each takes gigabytes
 TARGETS = ("onnxruntime", "openvino")
 PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 OURS, DYNAMIC = "edgevtx", "edgevtx dynamic"
