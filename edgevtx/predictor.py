@@ -21,9 +21,10 @@ from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, PromptDecode, TensorInfo, Windows, badness
+from edgevtx.manifest import REFUSED, Manifest, TensorInfo, badness
 from edgevtx.preprocess import pad_batch, prepare_item
 from edgevtx.results import Features, Result
+from edgevtx.rules import PromptDecode, Windows
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept

@@ -20,11 +20,11 @@ from edgevtx.decode.everything import Everything, best_of, crop_boxes, keep_stab
 from edgevtx.decode.prompt import decode_prompts
 from edgevtx.errors import BundleError, InputError
 from edgevtx.geometry import Geometry, plan
-from edgevtx.manifest import PromptDecode
 from edgevtx.predictor import Predictor, Prepared
 from edgevtx.preprocess import check_frame, state_valid
 from edgevtx.prompts import Prompts, check_inside, encode_prompts, read_prompts
 from edgevtx.results import Masks, Result
+from edgevtx.rules import PromptDecode
 from edgevtx.runtimes.base import Array, Arrays
 from edgevtx.tokens import Tokenizer
 from edgevtx.windows import run_in_turns

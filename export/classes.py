@@ -10,8 +10,9 @@ import torch
 from edgevtx.errors import InputError
 from edgevtx.export.recipe import BuildOptions
 from edgevtx.export.spec import class_names
-from edgevtx.manifest import ClassifyDecode, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.results import Classification
+from edgevtx.rules import ClassifyDecode
 
 TOP_K = 5
 

@@ -27,8 +27,8 @@ from edgevtx.export.patches import fold_positions, pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import Preprocess
 from edgevtx.results import Classification
+from edgevtx.rules import Preprocess
 from edgevtx.runtimes.base import Array
 
 UNUSED = ("pooler.", "vit.pooler.", "deit.pooler.")

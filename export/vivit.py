@@ -23,9 +23,9 @@ from edgevtx.export.models.vivit import Settings, make
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import Clip, Preprocess
 from edgevtx.preprocess import sample_clip
 from edgevtx.results import Classification
+from edgevtx.rules import Clip, Preprocess
 from edgevtx.runtimes.base import Array
 
 KINETICS_FPS = 12.5
