@@ -22,7 +22,8 @@ import numpy as np
 
 from edgevtx.decode import check_options
 from edgevtx.errors import InputError
-from edgevtx.predictor import Predictor, Prepared, collate
+from edgevtx.predictor import Predictor
+from edgevtx.prepared import Prepared, collate
 from edgevtx.preprocess import prepare
 from edgevtx.results import Classification, Result
 from edgevtx.rules import Clip
@@ -31,7 +32,7 @@ from edgevtx.runtimes.base import Array, Arrays
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from edgevtx.predictor import FrameOptions
+    from edgevtx.prepared import FrameOptions
 
 log = logging.getLogger(__name__)
 

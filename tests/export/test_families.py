@@ -21,7 +21,7 @@ from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.samples import move_over  # noqa: E402
-from edgevtx.predictor import collate  # noqa: E402
+from edgevtx.prepared import collate  # noqa: E402
 from edgevtx.preprocess import prepare_item, state_valid  # noqa: E402
 from edgevtx.rules import EmbedDecode  # noqa: E402
 from tests.export.onnx_files import SIZE, STYLES, Written, network  # noqa: E402
