@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from edgevtx.errors import CheckpointError, InputError
-from edgevtx.export.classes import Classes, choose_classes
+from edgevtx.export.classes import Classes, Classifier, choose_classes, logits_of
 from edgevtx.export.frames import Frames
 from edgevtx.export.processor import fixed_size
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, needless_frame, pixels_spec
-from edgevtx.manifest import Clip, Preprocess
 from edgevtx.preprocess import sample_clip
 from edgevtx.results import Classification
+from edgevtx.rules import Clip, Preprocess
 from edgevtx.runtimes.base import Array
 
 KINETICS_FPS = 12.5
@@ -29,26 +29,6 @@ _ASSUMED = (
     f"the checkpoint does not say at which frame rate it was trained: {KINETICS_FPS:g} frames a second are assumed, as "
     "in the paper; choose another with --clip-fps"
 )
-
-
-class ClipClassifier(nn.Module):
-    """pixels (N,T,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
-
-    def __init__(self, model: nn.Module, frames: Frames, classes: Classes) -> None:
-        super().__init__()
-        self.frames = frames
-        self.model = model
-        self.classes = classes
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.classes.best(_logits(self.model, self.frames(pixels)))
-
-
-def _logits(model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-    """The logits (N,classes) of transformers' model, or of ours, for normalised frames (N,T,3,H,W)."""
-    output = model(pixel_values=frames)
-    logits: torch.Tensor = getattr(output, "logits", output)
-    return logits
 
 
 def clip_classifier(
@@ -82,7 +62,7 @@ def clip_classifier(
     return Traceable(
         family=recipe.family,
         task=recipe.task,
-        module=ClipClassifier(traced, Frames(preprocess), classes).eval(),
+        module=Classifier(traced, Frames(preprocess), classes).eval(),
         inputs=(pixels_spec(options.batch, size, frames),),
         outputs=classes.outputs(options.batch),
         dynamic=batch_dimension(options.batch, "pixels"),
@@ -104,4 +84,4 @@ def _reference(
     with torch.no_grad():
         batch = processor(chosen, return_tensors="np", input_data_format="channels_last")
         pixels = torch.from_numpy(batch["pixel_values"])  # a processor of images gives (T,3,H,W), of clips (1,T,3,H,W)
-        return classes.result(_logits(model, pixels.reshape(1, frames, *pixels.shape[-3:])))
+        return classes.result(logits_of(model, pixels.reshape(1, frames, *pixels.shape[-3:])))

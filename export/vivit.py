@@ -20,7 +20,7 @@ from edgevtx.export.models.vivit import Settings, make
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type
-from edgevtx.manifest import Preprocess
+from edgevtx.rules import Preprocess
 
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:

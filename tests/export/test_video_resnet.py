@@ -20,7 +20,7 @@ from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
 from edgevtx.export.samples import move_over  # noqa: E402
 from edgevtx.export.trial import seed_weights  # noqa: E402
-from edgevtx.manifest import Clip  # noqa: E402
+from edgevtx.rules import Clip  # noqa: E402
 
 KIND = "nonlocal_video_resnet"
 SMALL = {
