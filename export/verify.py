@@ -26,7 +26,7 @@ from edgevtx.export.recipe import Traceable, TraceablePart
 from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
-from edgevtx.manifest import Check, Graph, Manifest
+from edgevtx.manifest import EXACT, Check, Graph, Manifest
 from edgevtx.prepared import collate
 from edgevtx.preprocess import prepare_item, state_valid
 from edgevtx.results import Result
@@ -36,9 +36,6 @@ from edgevtx.windows import middle_window, run_in_turns
 
 DYNAMIC_BATCH = 3
 """Frames in a batch that verifies a dynamic one; `trace` traces another number."""
-
-EXACT = "fp32"
-"""What a further network runs in that does not pass in the bundle's precision."""
 
 CLEAR = TIE * 2e-6
 """The gap, in standard deviations, above which a selection inside a model is no tie: another order of summation moves
