@@ -8,7 +8,9 @@ eq. 4. What differs from the library's forward pass, and does not change what is
   query, key and value are the biases, and 4096 rows are multiplied instead of 4900;
 - the relative positions' tables are gathered once, here, and applied as matrix products in the layout that the tokens
   have, without a transpose;
-- over a whole image attention is computed one head at a time: 67 MB of position terms are in memory and not 805.
+- over a whole image attention is computed for some of the queries at a time: 101 MB of position terms are in memory
+  and not 805. Not for one head at a time: ONNX Runtime divides attention among its threads by heads, so that all but
+  one of them would wait.
 
 Tried and left out: the position terms as further columns of query and key, [q, q Rh, q Rw] . [k, row, column] with row
 and column one-hot, which needs no bias at all. It is exact, and slower: it widens the product of queries and keys by
@@ -22,6 +24,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+QUERIES = 512
+"""So many queries at a time have their position terms in memory."""
 
 
 class Encoder(nn.Module):
@@ -55,7 +61,7 @@ class Layer(nn.Module):
         self.out = layer.attn.proj
         self.grid, self.window = grid, int(layer.window_size) or grid
         self.padding = -grid % self.window
-        self.attention = Attention(layer.attn, self.window, by_head=self.window == grid)
+        self.attention = Attention(layer.attn, self.window)
         self.qkv = nn.Linear(layer.attn.qkv.in_features, layer.attn.qkv.out_features)
         self.qkv.weight, self.qkv.bias = self.attention.scaled(layer.attn.qkv)
 
@@ -87,17 +93,14 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions.
-
-    `by_head`: one head after another, see the module.
-    """
+    """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions."""
 
     row_table: torch.Tensor
     column_table: torch.Tensor
 
-    def __init__(self, attention: Any, size: int, *, by_head: bool) -> None:
+    def __init__(self, attention: Any, size: int) -> None:
         super().__init__()
-        self.size, self.by_head = size, by_head
+        self.size = size
         self.heads = int(attention.num_attention_heads)
         self.scale = float(attention.scale)
         self.relative = bool(attention.use_rel_pos)
@@ -128,12 +131,8 @@ class Attention(nn.Module):
         if not self.relative:
             mixed = attend(query, key, value)
         else:
-            rows, columns = self._positions(query)
-            if self.by_head:
-                heads = zip(*(torch.split(part, 1, 2) for part in (query, key, value, rows, columns)), strict=True)
-                mixed = torch.cat([_attend_with_bias(*head) for head in heads], 2)
-            else:
-                mixed = _attend_with_bias(query, key, value, rows, columns)
+            blocks = zip(*(torch.split(part, QUERIES, 1) for part in (query, *self._positions(query))), strict=True)
+            mixed = torch.cat([_attend_with_bias(part, key, value, *terms) for part, *terms in blocks], 1)
         return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +157,6 @@ def attend(
 def _attend_with_bias(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """`rows` and `columns` (B,T,heads,n) are the position terms of the key's row and column."""
+    """`rows` and `columns` (B,T,heads,n) are each query's position terms of the key's row and column."""
     rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
     return attend(query, key, value, (rows[..., :, None] + columns[..., None, :]).flatten(3))
