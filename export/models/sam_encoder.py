@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 QUERIES = 512
 """So many queries at a time have their position terms in memory."""
 
