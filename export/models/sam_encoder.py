@@ -8,9 +8,9 @@ eq. 4. What differs from the library's forward pass, and does not change what is
   query, key and value are the biases, and 4096 rows are multiplied instead of 4900;
 - the relative positions' tables are gathered once, here, and applied as matrix products in the layout that the tokens
   have, without a transpose;
-- over a whole image attention is computed for some of the queries at a time: 101 MB of position terms are in memory
-  and not 805. Not for one head at a time: ONNX Runtime divides attention among its threads by heads, so that all but
-  one of them would wait.
+- over a whole image attention is computed four heads at a time: 268 MB of position terms are in memory and not 805.
+  One at a time would need less, but ONNX Runtime divides attention among its threads by heads, so that all but one
+  of them would wait.
 
 Tried and left out: the position terms as further columns of query and key, [q, q Rh, q Rw] . [k, row, column] with row
 and column one-hot, which needs no bias at all. It is exact, and slower: it widens the product of queries and keys by
@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-QUERIES = 512
-"""So many queries at a time have their position terms in memory."""
+HEADS = 4
+"""So many heads at a time have their position terms in memory."""
 
 
 class Encoder(nn.Module):
@@ -60,7 +60,7 @@ class Layer(nn.Module):
         self.out = layer.attn.proj
         self.grid, self.window = grid, int(layer.window_size) or grid
         self.padding = -grid % self.window
-        self.attention = Attention(layer.attn, self.window)
+        self.attention = Attention(layer.attn, self.window, whole=self.window == grid)
         self.qkv = nn.Linear(layer.attn.qkv.in_features, layer.attn.qkv.out_features)
         self.qkv.weight, self.qkv.bias = self.attention.scaled(layer.attn.qkv)
 
@@ -92,14 +92,17 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions."""
+    """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions.
+
+    `whole`: a square that is the image and not a window, some heads at a time; see the module.
+    """
 
     row_table: torch.Tensor
     column_table: torch.Tensor
 
-    def __init__(self, attention: Any, size: int) -> None:
+    def __init__(self, attention: Any, size: int, *, whole: bool) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.whole = size, whole
         self.heads = int(attention.num_attention_heads)
         self.scale = float(attention.scale)
         self.relative = bool(attention.use_rel_pos)
@@ -130,8 +133,12 @@ class Attention(nn.Module):
         if not self.relative:
             mixed = attend(query, key, value)
         else:
-            blocks = zip(*(torch.split(part, QUERIES, 1) for part in (query, *self._positions(query))), strict=True)
-            mixed = torch.cat([_attend_with_bias(part, key, value, *terms) for part, *terms in blocks], 1)
+            parts = (query, key, value, *self._positions(query))
+            if self.whole:
+                heads = zip(*(torch.split(part, HEADS, 2) for part in parts), strict=True)
+                mixed = torch.cat([_attend_with_bias(*some) for some in heads], 2)
+            else:
+                mixed = _attend_with_bias(*parts)
         return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,6 +163,6 @@ def attend(
 def _attend_with_bias(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """`rows` and `columns` (B,T,heads,n) are each query's position terms of the key's row and column."""
+    """`rows` and `columns` (B,T,heads,n) are the position terms of the key's row and column."""
     rows, columns = rows.transpose(1, 2), columns.transpose(1, 2)
     return attend(query, key, value, (rows[..., :, None] + columns[..., None, :]).flatten(3))

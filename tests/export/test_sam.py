@@ -131,25 +131,25 @@ def test_the_encoder_is_the_libraries_in_another_form(changes):
     assert ((expected - found).abs().max() / expected.std()) < 1e-4
 
 
-def test_some_of_the_queries_at_a_time_give_what_all_of_them_give(monkeypatch):
-    """256 tokens in unequal parts; every part has all heads, for ONNX Runtime divides attention by heads alone."""
+def test_some_of_the_heads_at_a_time_give_what_all_of_them_give(monkeypatch):
+    """Three heads over the whole image as two and one: ONNX Runtime divides attention among threads by heads alone."""
     from edgevtx.export.models import sam_encoder
 
-    queries = []
+    shapes = []
 
     def attend(query, *others):
-        queries.append(tuple(query.shape[1:3]))
+        shapes.append(tuple(query.shape[1:3]))
         return whole(query, *others)
 
     whole = sam_encoder.attend
-    monkeypatch.setattr(sam_encoder, "QUERIES", 100)
+    monkeypatch.setattr(sam_encoder, "HEADS", 2)
     monkeypatch.setattr(sam_encoder, "attend", attend)
     encoder = reference_model(tiny_config()).vision_encoder
     pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = encoder(pixels).last_hidden_state, sam_encoder.Encoder(encoder)(pixels)
     assert ((expected - found).abs().max() / expected.std()) < 1e-4
-    assert queries == [(36, 3), (100, 3), (100, 3), (56, 3), (36, 3)]
+    assert shapes == [(36, 3), (256, 2), (256, 1), (36, 3)]
 
 
 @pytest.mark.parametrize("name", ["coffee", "portrait"])
