@@ -133,12 +133,12 @@ class Attention(nn.Module):
         if not self.relative:
             mixed = attend(query, key, value)
         else:
-            parts = (query, key, value, *self._positions(query))
+            terms = (query, key, value, *self._positions(query))
             if self.whole:
-                heads = zip(*(torch.split(part, HEADS, 2) for part in parts), strict=True)
+                heads = zip(*(torch.split(term, HEADS, 2) for term in terms), strict=True)
                 mixed = torch.cat([_attend_with_bias(*some) for some in heads], 2)
             else:
-                mixed = _attend_with_bias(*parts)
+                mixed = _attend_with_bias(*terms)
         return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
