@@ -135,6 +135,27 @@ def test_the_encoder_is_the_libraries_in_another_form(changes):
     assert ((expected - found).abs().max() / expected.std()) < 1e-4
 
 
+def test_some_of_the_heads_at_a_time_give_what_all_of_them_give(monkeypatch):
+    """Three heads over the whole image as two and one: ONNX Runtime divides attention among threads by heads alone."""
+    from edgevtx.export.models import sam_encoder
+
+    shapes = []
+
+    def attend(query, *others):
+        shapes.append(tuple(query.shape[1:3]))
+        return whole(query, *others)
+
+    whole = sam_encoder.attend
+    monkeypatch.setattr(sam_encoder, "HEADS", 2)
+    monkeypatch.setattr(sam_encoder, "attend", attend)
+    encoder = reference_model(tiny_config()).vision_encoder
+    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = encoder(pixels).last_hidden_state, sam_encoder.Encoder(encoder)(pixels)
+    assert ((expected - found).abs().max() / expected.std()) < 1e-4
+    assert shapes == [(36, 3), (256, 2), (256, 1), (36, 3)]
+
+
 @pytest.mark.parametrize("name", ["coffee", "portrait"])
 def test_padding_is_exactly_the_references(name, traceable, photos):
     """A letterboxed frame: what lies beside it is zero after normalising, not a black pixel normalised."""
