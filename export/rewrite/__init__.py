@@ -28,6 +28,7 @@ from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.norm_affine import fold_norm_affine
 from edgevtx.export.rewrite.opset import declare_lowest_opset
 from edgevtx.export.rewrite.parallel_convs import merge_parallel_convs
+from edgevtx.export.rewrite.patterns import rows_of
 from edgevtx.export.rewrite.reshapes import fix_reshapes
 
 Rewrite = Callable[[ir.Model], int]
@@ -37,7 +38,8 @@ Rewrite = Callable[[ir.Model], int]
 class LoweredGraph:
     """A graph for one target. `versions` is the range of the target that it serves, as a PEP 440 specifier.
 
-    `rewrites` names the rewrites that found something to change; `avoids` the compiler faults that they avoid.
+    `rewrites` names the rewrites that found something to change; `avoids` the compiler faults that they avoid, and
+    `patterns` what the graph has of which some compiler is known to fail (see `edgevtx.runtimes.known_bad`).
     """
 
     target: str
@@ -47,6 +49,7 @@ class LoweredGraph:
     model: ir.Model
     rewrites: tuple[str, ...] = ()
     avoids: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,18 @@ def lower(model: ir.Model, target: str) -> tuple[LoweredGraph, ...]:
 
 
 def _apply(model: ir.Model, target: str, variant: Variant) -> LoweredGraph:
+    before = rows_of(model, target, variant.precisions)
     changed = tuple(name for name, rewrite in variant.rewrites.items() if rewrite(model))
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
-    return LoweredGraph(target, variant.name, variant.versions, variant.precisions, model, changed)
+    after = rows_of(model, target, variant.precisions)
+    return LoweredGraph(
+        target,
+        variant.name,
+        variant.versions,
+        variant.precisions,
+        model,
+        rewrites=changed,
+        avoids=tuple(row.id for row in before if row not in after),
+        patterns=tuple(dict.fromkeys(row.pattern for row in after)),
+    )
