@@ -3,14 +3,15 @@
 TensorRT: docs/operators.md of onnx/onnx-tensorrt at the commits that TensorRT 10.1, 10.14, 10.15 and 11.1 were
 released with, and that project's changelog and TensorRT's release notes for the versions between and after. 10.3 adds
 no operator to 10.1. TensorRT-RTX publishes no such table: its first versions are taken to know what TensorRT 10.3
-does, and 1.7 what its parser said when it was asked for each operator (`OnnxParser.supports_operator`).
+does but for DeformConv, and 1.7 what its parser said when it was asked for each operator
+(`OnnxParser.supports_operator` of 1.7.1).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import takewhile
+from itertools import chain, takewhile
 
 from edgevtx.errors import ExportError
 from edgevtx.versions import release
@@ -49,9 +50,13 @@ _FIRST = {
 TENSORS = frozenset(_ANY.split())
 """The types that a tensor may have beside those of quantisation, and of uint8 inputs and outputs."""
 
+_FIRST_RTX = {**_FIRST, _HALF: "GridSample Mish NonMaxSuppression NonZero RoiAlign"}  # no DeformConv
 _WINDOWS = {_HALF: "BlackmanWindow HammingWindow HannWindow"}
+_FOURIER = {"FLOAT": "STFT"}
+_POWERS = {_NUMBER: "Pow"}
 _ATTENTION = {f"{_FLOAT} INT8 FLOAT8E4M3FN": "Attention"}
 _LANGUAGE = {_FLOAT: "RMSNormalization RotaryEmbedding", f"{_FLOAT} INT32": "TensorScatter"}
+_SWISH = {_FLOAT: "Swish"}
 
 
 @dataclass(frozen=True)
@@ -60,26 +65,26 @@ class _Release:
 
     version: str
     opset: int
-    adds: dict[str, str]
+    adds: tuple[dict[str, str], ...] = ()
 
 
 _RELEASES = {
     "tensorrt": (
-        _Release("10.3", 20, _FIRST),
-        _Release("10.4", 20, _WINDOWS),
-        _Release("10.5", 20, {"FLOAT": "STFT"}),
-        _Release("10.12", 20, {_NUMBER: "Pow"}),
-        _Release("10.13", 20, {}),
-        _Release("10.14", 24, _ATTENTION),
-        _Release("10.15", 24, _LANGUAGE),
-        _Release("11.0", 24, {_FLOAT: "Swish"}),
-        _Release("11.2", 24, {_FLOAT: "DFT"}),
-        _Release("11.5", 25, {}),
+        _Release("10.3", 20, (_FIRST,)),
+        _Release("10.4", 20, (_WINDOWS,)),
+        _Release("10.5", 20, (_FOURIER,)),
+        _Release("10.12", 20, (_POWERS,)),
+        _Release("10.13", 20),
+        _Release("10.14", 24, (_ATTENTION,)),
+        _Release("10.15", 24, (_LANGUAGE,)),
+        _Release("11.0", 24, (_SWISH,)),
+        _Release("11.2", 24, ({_FLOAT: "DFT"},)),
+        _Release("11.5", 25),
     ),
     "tensorrt-rtx": (
-        _Release("1.0", 20, _FIRST),
-        _Release("1.3", 20, _ATTENTION),
-        _Release("1.7", 24, {**_WINDOWS, "FLOAT": "STFT", _NUMBER: "Pow", **_LANGUAGE}),
+        _Release("1.0", 20, (_FIRST_RTX,)),
+        _Release("1.3", 20, (_ATTENTION,)),
+        _Release("1.7", 24, (_WINDOWS, _FOURIER, _POWERS, _LANGUAGE, _SWISH)),
     ),
 }
 
@@ -111,7 +116,7 @@ def operators_of(target: str, version: str) -> Operators:
     if not passed:
         raise ExportError(f"{target} {version} is not supported; use {versions(target)[0]} or newer")
     types: dict[str, frozenset[str]] = {}
-    for item in passed:
-        for kinds, names in item.adds.items():
+    for added in chain.from_iterable(item.adds for item in passed):
+        for kinds, names in added.items():
             types.update(dict.fromkeys(names.split(), frozenset(kinds.split())))
     return Operators(target, version, passed[-1].opset, types)

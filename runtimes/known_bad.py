@@ -43,7 +43,8 @@ class KnownBad:
 
 
 TABLE = (
-    # onnx-tensorrt knows "bilinear" alone, and takes every other word for "nearest"; seen with 10.13, 11.1, RTX 1.5
+    # onnx-tensorrt knew "bilinear" alone, and took every other word for "nearest": seen with 10.13, 11.1 and RTX 1.5;
+    # RTX 1.7.1 builds a linear layer of it
     KnownBad(
         id="grid-sample-linear",
         target="tensorrt",
@@ -56,7 +57,7 @@ TABLE = (
     KnownBad(
         id="grid-sample-linear-rtx",
         target="tensorrt-rtx",
-        versions=">=1.0",
+        versions=">=1.0,<1.7",
         pattern="grid-sample-linear",
         issue="onnx/onnx-tensorrt#1060",
         what="GridSample of opset 20 samples the nearest pixel where linear interpolation was asked",
@@ -183,7 +184,7 @@ TABLE = (
     KnownBad(
         id="depthwise-conv-bf16-rtx",
         target="tensorrt-rtx",
-        versions=">=1.0",
+        versions=">=1.0,<1.7",
         pattern="depthwise-conv-low",
         issue="pytorch/TensorRT#4178",
         what="depthwise convolutions in bfloat16 are not supported",

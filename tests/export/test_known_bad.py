@@ -11,7 +11,7 @@ pytest.importorskip("onnxscript")
 
 from edgevtx.errors import BundleError
 from edgevtx.export.operators import versions
-from edgevtx.export.rewrite import COMMON, Variant, _apply
+from edgevtx.export.rewrite import COMMON, VARIANTS, Variant, lower
 from edgevtx.export.rewrite.patterns import PATTERNS, nodes_of, rows_of
 from edgevtx.export.rewrite.remedies import REMEDIES, TYPED, remedies, typed_remedies
 from edgevtx.runtimes.known_bad import EVERY, REFUSE, TABLE, WARN, find
@@ -62,12 +62,12 @@ def test_every_remedy_that_is_a_rewrite_is_given_by_name(target):
 
 
 ATTENTION = """(float[1,2,7,8] q, float[1,2,7,8] k, float[1,2,7,8] v) => (float[1,2,7,8] y)
-    { [m/attention] y = Attention(q, k, v) }"""
+    { ["m/attention"] y = Attention(q, k, v) }"""
 SAMPLE = """(float[n,3,9,11] x, float[n,5,4,2] grid) => (float[n,3,5,4] y)
-    { [m/sample] y = GridSample <mode = "linear"> (x, grid) }"""
-SUM = "(float[n,7] x, int64 axis) => (float[n,7] y) { [m/sum] y = CumSum(x, axis) }"
+    { ["m/sample"] y = GridSample <mode = "linear"> (x, grid) }"""
+SUM = """(float[n,7] x, int64 axis) => (float[n,7] y) { ["m/sum"] y = CumSum(x, axis) }"""
 FRAME = """(uint8[n,h,w,3] pixels) => (int64[4] s, float[n,h,w,3] x)
-    { [m/size] s = Shape(pixels) [m/cast] x = Cast <to = 1>(pixels) }"""
+    { ["m/size"] s = Shape(pixels) ["m/cast"] x = Cast <to = 1>(pixels) }"""
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -81,20 +81,21 @@ FRAME = """(uint8[n,h,w,3] pixels) => (int64[4] s, float[n,h,w,3] x)
     ],
     ids=["attention", "sample", "sum", "frame"],
 )
-def test_the_remedies_remove_what_they_are_for_and_it_is_said(target, text, constants, patterns, graph):
+def test_the_remedies_remove_what_they_are_for_and_it_is_said(target, text, constants, patterns, graph, monkeypatch):
     model = graph(text, **constants)
     rows = rows_of(model, target, ("fp32",))
     assert {row.pattern for row in rows} >= set(patterns)
-    lowered = _apply(model, target, Variant("", ">=1.0", ("fp32",), {**COMMON, **remedies(target)}))
+    monkeypatch.setitem(VARIANTS, target, (Variant("", ">=1.0", ("fp32",), {**COMMON, **remedies(target)}),))
+    (lowered,) = lower(model, target)
     assert lowered.patterns == ()
     assert lowered.avoids == tuple(row.id for row in rows)
     assert {row.remedy for row in rows} & set(REMEDIES) <= set(lowered.rewrites)
     assert not any(nodes_of(lowered.model, target, version) for version in versions(target))
 
 
-def test_what_has_no_remedy_in_a_graph_is_said_too(graph):
-    model = graph(SAMPLE.replace("linear", "nearest"))
-    lowered = _apply(model, "tensorrt", Variant("", ">=10.3", ("fp32",), remedies("tensorrt")))
+def test_what_has_no_remedy_in_a_graph_is_said_too(graph, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "tensorrt", (Variant("", ">=10.3", ("fp32",), remedies("tensorrt")),))
+    (lowered,) = lower(graph(SAMPLE.replace("linear", "nearest")), "tensorrt")
     assert lowered.patterns == ("grid-sample",) and lowered.avoids == ()
 
 

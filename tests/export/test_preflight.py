@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript")
 from edgevtx.errors import ExportError  # noqa: E402
 from edgevtx.export.operators import operators_of, versions  # noqa: E402
 from edgevtx.export.preflight import explain_findings, preflight, preflight_file  # noqa: E402
-from edgevtx.export.rewrite import COMMON, Variant, _apply  # noqa: E402
+from edgevtx.export.rewrite import COMMON, VARIANTS, Variant, lower  # noqa: E402
 from edgevtx.export.rewrite.gather_grid_sample import gather_grid_sample  # noqa: E402
 from edgevtx.export.rewrite.opset import declare_lowest_opset  # noqa: E402
 from edgevtx.export.rewrite.remedies import remedies  # noqa: E402
@@ -25,70 +25,65 @@ NEWEST = [(target, versions(target)[-1]) for target in TARGETS]
 # fault -> the graph, its constants, the node and the module that are named, words of what is wrong and of the remedy
 FAULTS = {
     "an operator that no version has": (
-        "(float[4,4] x) => (float y) { [enc.layer.3/odd] y = Det(x) }",
+        """(float[4,4] x) => (float y) { ["enc.layer.3/odd"] y = Det(x) }""",
         {},
         ("enc.layer.3/odd", "enc.layer.3", "does not have Det", "leave it out"),
     ),
     "float64": (
         """(float[4] x) => (float[4] y)
-        { [head/up] d = Cast <to = 11>(x) [head/sum] s = Add(d, d) [head/down] y = Cast <to = 1>(s) }""",
+        { ["head/up"] d = Cast <to = 11>(x) ["head/sum"] s = Add(d, d) ["head/down"] y = Cast <to = 1>(s) }""",
         {},
         ("head/sum", "head", "no tensors of type double", "cast to float32"),
     ),
     "a type that the operator does not take": (
-        "(int32[4] x) => (int32[4] y) { [head/clip] y = Clip(x) }",
+        """(int32[4] x) => (int32[4] y) { ["head/clip"] y = Clip(x) }""",
         {},
         ("head/clip", "head", "takes Clip of bfloat16, float, float16, this one is of int32", "leave it out"),
     ),
     "too many kept": (
-        "(float[1,9000] x, int64[1] k) => (float[1,4000] y, int64[1,4000] i) { [head/best] y, i = TopK(x, k) }",
+        """(float[1,9000] x, int64[1] k) => (float[1,4000] y, int64[1,4000] i) { ["head/best"] y, i = TopK(x, k) }""",
         {"k": np.array([4000])},
         ("head/best", "head", "TopK keeps more than 3840", "--top-k"),
     ),
     "a number of rows that depends on the data": (
-        "(float[4,4] x) => (int64[2,n] y) { [head/found] y = NonZero(x) }",
+        """(float[4,4] x) => (int64[2,n] y) { ["head/found"] y = NonZero(x) }""",
         {},
         ("head/found", "head", "how many rows it gives depends on the data", "fixed number of rows"),
     ),
     "a shape that depends on the data": (
         """(float[12] x, float[4] q, int64[1] rest, int64[1] zero) => (float[a,b] y)
-        { [head/max] m = ReduceMax <keepdims = 0>(q) [head/int] i = Cast <to = 7>(m) [head/one] o = Unsqueeze(i, zero)
-          [head/shape] s = Concat <axis = 0>(o, rest) [head/view] y = Reshape(x, s) }""",
+        { ["head/max"] m = ReduceMax <keepdims = 0>(q) ["head/int"] i = Cast <to = 7>(m)
+          ["head/one"] o = Unsqueeze(i, zero)
+          ["head/shape"] s = Concat <axis = 0>(o, rest) ["head/view"] y = Reshape(x, s) }""",
         {"rest": np.array([-1]), "zero": np.array([0])},
         ("head/view", "head", "its shape depends on the data of input q", "fixed number of rows"),
     ),
     "frames that a transposition reads": (
         """(uint8[1,8,8,3] pixels) => (float[1,3,8,8] y)
-        { [stem/turn] t = Transpose <perm = [0, 3, 1, 2]>(pixels) [stem/cast] y = Cast <to = 1>(t) }""",
+        { ["stem/turn"] t = Transpose <perm = [0, 3, 1, 2]>(pixels) ["stem/cast"] y = Cast <to = 1>(t) }""",
         {},
         ("stem/turn", "stem", "a uint8 tensor is read by something else than a Cast", "cast-first"),
     ),
     "a zero point that is not zero": (
         """(float[4] x, float s, int8 z) => (float[4] y)
-        { [enc/q] q = QuantizeLinear(x, s, z) [enc/dq] y = DequantizeLinear(q, s, z) }""",
+        { ["enc/q"] q = QuantizeLinear(x, s, z) ["enc/dq"] y = DequantizeLinear(q, s, z) }""",
         {"s": np.float32(0.1), "z": np.int8(3)},
         ("enc/q", "enc", "zero point other than 0", "quantise symmetrically"),
     ),
     "a zero point that is unsigned": (
         """(float[4] x, float s, uint8 z) => (float[4] y)
-        { [enc/q] q = QuantizeLinear(x, s, z) [enc/dq] y = DequantizeLinear(q, s, z) }""",
+        { ["enc/q"] q = QuantizeLinear(x, s, z) ["enc/dq"] y = DequantizeLinear(q, s, z) }""",
         {"s": np.float32(0.1), "z": np.uint8(0)},
         ("enc/dq", "enc", "zero point other than 0", "quantise symmetrically"),
     ),
-    "GridSample of opset 20": (
-        """(float[1,3,9,11] x, float[1,5,4,2] g) => (float[1,3,5,4] y)
-        { [dec/sample] y = GridSample <mode = "linear"> (x, g) }""",
-        {},
-        ("dec/sample", "dec", "samples the nearest pixel", "gather-grid-sample"),
-    ),
     "an antialiased resize": (
         """(float[1,3,9,11] x, float[4] s) => (float[1,3,n,m] y)
-        { [dec/up] y = Resize <antialias = 1, mode = "linear"> (x, , s) }""",
+        { ["dec/up"] y = Resize <antialias = 1, mode = "linear"> (x, , s) }""",
         {"s": np.array([1, 1, 2, 2], np.float32)},
         ("dec/up", "dec", "takes Resize with antialias 0 alone, not 1", "leave it out"),
     ),
     "a sum over axes that are computed": (
-        "(float[4,4] x, int64[1] a) => (float[4] y) { [dec/sum] y = ReduceSum <keepdims = 0> (x, a) }",
+        """(float[4,4] x, int64[1] a) => (float[4] y) { ["dec/sum"] y = ReduceSum <keepdims = 0> (x, a) }""",
         {},
         ("dec/sum", "dec", "takes ReduceSum with constant axes alone", "leave it out"),
     ),
@@ -106,8 +101,23 @@ def test_a_planted_fault_is_named_by_node_and_module_with_a_remedy(target, versi
     assert str(found).startswith(f"{node} in {module}: ")
 
 
+SAMPLE = """(float[1,3,9,11] x, float[1,5,4,2] g) => (float[1,3,5,4] y)
+    { ["dec/sample"] y = GridSample <mode = "linear"> (x, g) }"""
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "count"), [("tensorrt", "10.3", 1), ("tensorrt", "11.1", 2), ("tensorrt-rtx", "1.5.0", 1)]
+)
+def test_what_the_version_is_known_to_get_wrong_is_an_error_with_its_thread(target, version, count, graph):
+    found = preflight(graph(SAMPLE, opset=20), target, version)
+    assert [(item.node, item.level) for item in found] == [("dec/sample", "error")] * count
+    assert all("TensorRT#4" in item.what or "onnx-tensorrt#1060" in item.what for item in found)
+    assert {item.remedy for item in found} == {"rewrite it: gather-grid-sample"}
+    assert preflight(graph(SAMPLE, opset=20), "tensorrt-rtx", "1.7.1") == ()
+
+
 def test_an_operator_of_another_domain_is_named_with_its_domain():
-    text = "(float[4] x) => (float[4] y) { [enc/gelu] y = com.microsoft.QuickGelu(x) }"
+    text = """(float[4] x) => (float[4] y) { ["enc/gelu"] y = com.microsoft.QuickGelu(x) }"""
     model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]> tiny {text}')
     (found,) = preflight(model, "tensorrt", "10.3")
     assert (found.module, found.what) == ("enc", "tensorrt 10.3 does not have com.microsoft.QuickGelu")
@@ -116,10 +126,10 @@ def test_an_operator_of_another_domain_is_named_with_its_domain():
 def test_a_sound_graph_has_no_findings(graph):
     model = graph(
         """(uint8[n,h,w,3] pixels, float[16,3,4,4] k, int64[1] rest) => (float[n,t,16] y)
-        { [stem/cast] x = Cast <to = 1>(pixels) [stem/turn] c = Transpose <perm = [0, 3, 1, 2]>(x)
-          [stem/conv] f = Conv <strides = [4, 4]>(c, k) [stem/shape] s = Shape <end = 2>(f)
-          [stem/join] r = Concat <axis = 0>(s, rest) [stem/flat] l = Reshape(f, r)
-          [stem/tokens] y = Transpose <perm = [0, 2, 1]>(l) }""",
+        { ["stem/cast"] x = Cast <to = 1>(pixels) ["stem/turn"] c = Transpose <perm = [0, 3, 1, 2]>(x)
+          ["stem/conv"] f = Conv <strides = [4, 4]>(c, k) ["stem/shape"] s = Shape <end = 2>(f)
+          ["stem/join"] r = Concat <axis = 0>(s, rest) ["stem/flat"] l = Reshape(f, r)
+          ["stem/tokens"] y = Transpose <perm = [0, 2, 1]>(l) }""",
         opset=20,
         k=np.ones((16, 3, 4, 4), np.float32),
         rest=np.array([-1]),
@@ -152,7 +162,7 @@ def test_what_has_no_table_is_refused(target, version, graph):
 
 
 def test_a_file_is_checked_for_every_version_that_it_serves(graph, tmp_path):
-    ir.save(graph(FAULTS["GridSample of opset 20"][0], opset=20), tmp_path / "graph.onnx")
+    ir.save(graph(SAMPLE, opset=20), tmp_path / "graph.onnx")
     found = preflight_file(tmp_path / "graph.onnx", "tensorrt", ">=10.13,<11")
     assert list(found) == ["10.13", "10.14", "10.15"]
     assert explain_findings(found).startswith("preflight for 10.13, 10.14, 10.15: dec/sample in dec: GridSample")
@@ -194,19 +204,28 @@ def every_family():
 
 @pytest.mark.parametrize("family", every_family())
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_familys_tiny_graphs_pass_for_every_version_once_remedied(target, family, families):
+def test_every_familys_tiny_graphs_pass_for_every_version_once_remedied(target, family, families, monkeypatch):
     rewrites = {**COMMON, **remedies(target), "declare-lowest-opset": declare_lowest_opset}
+    monkeypatch.setitem(VARIANTS, target, (Variant("", ">=1.0", ("fp32",), rewrites),))
     for part, model in families(family).items():
-        lowered = _apply(model.clone(), target, Variant("", ">=1.0", ("fp32",), rewrites))
+        (lowered,) = lower(model, target)
         for version in versions(target):
             errors = [str(item) for item in preflight(lowered.model, target, version) if item.level == "error"]
             assert errors == [], (part, version)
 
 
+@pytest.mark.parametrize(("family", "words"), [("rtdetr", "GridSample"), ("detr", "CumSum along one axis")])
+def test_without_the_remedies_they_do_not_pass(family, words, families, monkeypatch):
+    """Deformable attention, and position terms that count pixels along both axes."""
+    monkeypatch.setitem(VARIANTS, "tensorrt", (Variant("", ">=10.3", ("fp32",), COMMON),))
+    (lowered,) = lower(families(family)[""], "tensorrt")
+    found = [item for item in preflight(lowered.model, "tensorrt", "11.1") if words in item.what]
+    assert {item.level for item in found} == {"error"}
+    assert all(item.module.startswith("model.") for item in found)
+
+
 def test_deformable_attention_as_gathers_answers_the_same(families, graph_runner):
     """RT-DETR's own graph, whole: each GridSample of its decoder."""
-    from edgevtx.export.rewrite import lower
-
     (lowered,) = lower(families("rtdetr")[""], "openvino")
     gathers = lowered.model.clone()
     assert gather_grid_sample(gathers) > 1

@@ -15,7 +15,7 @@ from edgevtx.export.rewrite.cumulative_sum import spell_out_cumulative_sum
 @pytest.mark.parametrize("shape", ["2,9,5", "n,h,w"])
 def test_it_computes_the_same_along_each_axis(shape, attributes, axis, graph, rewritten):
     model = graph(
-        f"(float[{shape}] x, int64 axis) => (float[{shape}] y) {{ [m/sum] y = CumSum {attributes}(x, axis) }}",
+        f"""(float[{shape}] x, int64 axis) => (float[{shape}] y) {{ ["m/sum"] y = CumSum {attributes}(x, axis) }}""",
         axis=np.array(axis),
     )
     assert rewritten(model, spell_out_cumulative_sum, h=11, w=6, n=2) == 1

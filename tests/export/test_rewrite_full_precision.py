@@ -29,7 +29,7 @@ def test_it_computes_in_float32_between_casts(node, kind, graph):
     model = graph(
         f"""(float[1,4,3,3] x, float[{",".join(map(str, shape))}] w) => ({kind}[1,4,3,3] y, float[1,4,3,3] z)
         {{ [cast] l = Cast <to = {code}>(x) [weight] wl = Cast <to = {code}>(w)
-          [m/op] y = {node} [back] z = Cast <to = 1>(y) }}""",
+          ["m/op"] y = {node} [back] z = Cast <to = 1>(y) }}""",
         opset=22,
         w=np.ones(shape, np.float32),
     )

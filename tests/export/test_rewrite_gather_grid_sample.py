@@ -17,7 +17,7 @@ def sample(graph, x, *, mode="linear", padding="zeros", aligned=0, opset=20, kin
     attributes = f'mode = "{mode}", padding_mode = "{padding}", align_corners = {aligned}'
     return graph(
         f"""({kind}[{x}] x, {kind}[{batch},p,q,2] grid) => ({kind}[{batch},{channels},p,q] y)
-        {{ [m/sample] y = GridSample <{attributes}> (x, grid) }}""",
+        {{ ["m/sample"] y = GridSample <{attributes}> (x, grid) }}""",
         opset=opset,
     )
 
