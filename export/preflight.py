@@ -152,7 +152,7 @@ def _constant(index: int, name: str) -> Restriction:
     return check
 
 
-def _attribute(name: str, allowed: Sequence[str | int], default: str | int) -> Restriction:
+def _attribute(name: str, allowed: Sequence[str | float], default: str | float) -> Restriction:
     """An attribute that must be one of these."""
 
     def check(node: ir.Node) -> str:

@@ -1,6 +1,6 @@
 """Cumulative sums as products with a triangle of ones, for compilers that mistake the axis.
 
-DETR counts the pixels of a padded image along both axes for its position terms.
+DETR as its authors export it counts the pixels of a padded image along both axes, for its position terms.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def _fuse(norm: DecomposedNorm) -> None:
     inputs = [norm.x, scale]
     for op_type, at in (("Mul", 1), ("Add", 2)):  # the affine part, where it follows
         (value,) = end.outputs
-        user = value.uses()[0].node if only_user(value) else None
+        user = next(iter(value.uses())).node if only_user(value) else None
         other = _other(user, value, width) if user is not None and made_by(user.outputs[0], op_type) else None
         if user is None or other is None:
             break
