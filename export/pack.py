@@ -99,6 +99,7 @@ def _write(item: LoweredGraph, part: str, folder: Path, weights: _Weights) -> Gr
         rewrites=item.rewrites,
         avoids=item.avoids,
         patterns=item.patterns,
+        kept_fp32=item.kept_fp32,
     )
 
 
