@@ -15,8 +15,6 @@ from edgevtx.export.operators import operators_of, versions  # noqa: E402
 from edgevtx.export.preflight import explain_findings, preflight, preflight_file  # noqa: E402
 from edgevtx.export.rewrite import COMMON, VARIANTS, Variant, lower  # noqa: E402
 from edgevtx.export.rewrite.gather_grid_sample import gather_grid_sample  # noqa: E402
-from edgevtx.export.rewrite.opset import declare_lowest_opset  # noqa: E402
-from edgevtx.export.rewrite.remedies import remedies  # noqa: E402
 
 TARGETS = ("tensorrt", "tensorrt-rtx")
 EVERY_VERSION = [(target, version) for target in TARGETS for version in versions(target)]
@@ -204,20 +202,18 @@ def every_family():
 
 @pytest.mark.parametrize("family", every_family())
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_familys_tiny_graphs_pass_for_every_version_once_remedied(target, family, families, monkeypatch):
-    rewrites = {**COMMON, **remedies(target), "declare-lowest-opset": declare_lowest_opset}
-    monkeypatch.setitem(VARIANTS, target, (Variant("", ">=1.0", ("fp32",), rewrites),))
+def test_every_familys_tiny_graphs_pass_for_every_version_in_every_precision(target, family, families):
     for part, model in families(family).items():
-        (lowered,) = lower(model, target)
-        for version in versions(target):
-            errors = [str(item) for item in preflight(lowered.model, target, version) if item.level == "error"]
-            assert errors == [], (part, version)
+        for lowered in lower(model, target):
+            for version in versions(target):
+                errors = [str(item) for item in preflight(lowered.model, target, version) if item.level == "error"]
+                assert errors == [], (part, lowered.precisions, version)
 
 
 @pytest.mark.parametrize("words", ["GridSample in deformable attention", "Attention as one operator"])
 def test_without_the_remedies_deformable_attention_does_not_pass(words, families, monkeypatch):
     monkeypatch.setitem(VARIANTS, "tensorrt", (Variant("", ">=10.3", ("fp32",), COMMON),))
-    (lowered,) = lower(families("rtdetr")[""], "tensorrt")
+    (lowered,) = lower(families("rtdetr")[""], "tensorrt", ("fp32",))
     found = [item for item in preflight(lowered.model, "tensorrt", "11.1") if words in item.what]
     assert {item.level for item in found} == {"error"}
     assert all(item.module.startswith("model.") for item in found)
