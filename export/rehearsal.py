@@ -165,7 +165,7 @@ def _in_float32(model: ir.Model, *, rounded: bool) -> ir.Model:
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -> None:
     """Let everything read the value as the type would hold it. What overflows in a cast is its reader's matter."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     owner = uses[0].node if node.op_type == "Cast" and uses else node
     low = ir.node("Cast", [value], {"to": int(kind)}, name=f"{value.name}/low")
     back = ir.node("Cast", low.outputs, {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}/rounded")

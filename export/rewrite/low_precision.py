@@ -230,10 +230,10 @@ def _place_casts(graph: ir.Graph, low: Iterable[ir.Node], kind: ir.DataType, pre
                 to = ("fp32", ir.DataType.FLOAT) if value in lowered else (precision, kind)
                 casts[value] = _cast(graph, value, *to, reader=node)
             node.replace_input_with(index, casts[value])
-    for index, value in enumerate(graph.outputs):
-        if value in lowered:
-            name, value.name = value.name, f"{value.name}/{precision}"
-            graph.outputs[index] = casts.get(value) or _cast(graph, value, "fp32", ir.DataType.FLOAT)
+    for index, answer in enumerate(graph.outputs):
+        if answer in lowered:
+            name, answer.name = answer.name, f"{answer.name}/{precision}"
+            graph.outputs[index] = casts.get(answer) or _cast(graph, answer, "fp32", ir.DataType.FLOAT)
             graph.outputs[index].name = name
 
 
