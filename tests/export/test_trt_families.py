@@ -1,4 +1,4 @@
-"""Every family compiles with TensorRT-RTX for two generations of GPUs, where none is: tiny models, compiled for real."""
+"""Every family compiles with TensorRT-RTX for two generations of GPUs, without a GPU: tiny models, compiled for real."""
 
 from __future__ import annotations
 
