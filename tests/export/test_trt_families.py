@@ -1,4 +1,4 @@
-"""Every family compiles with TensorRT-RTX for two generations of GPUs, without a GPU: tiny models, compiled for real."""
+"""Every family compiles with TensorRT-RTX, for two generations of GPUs and without one: tiny models, and for real."""
 
 from __future__ import annotations
 
