@@ -99,6 +99,9 @@ class Operators:
     types: dict[str, frozenset[str]]
 
 
+TARGETS = tuple(_RELEASES)
+
+
 def versions(target: str) -> tuple[str, ...]:
     """The versions of a target from which on its parser knows more, oldest first; none where there is no table."""
     return tuple(item.version for item in _RELEASES.get(target, ()))

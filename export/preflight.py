@@ -66,14 +66,19 @@ def preflight_file(path: Path, target: str, specifier: str) -> dict[str, tuple[F
     return found
 
 
+def by_finding(found: dict[str, tuple[Finding, ...]]) -> dict[Finding, tuple[str, ...]]:
+    """What `preflight_file` found, each with the versions that it concerns."""
+    every = dict.fromkeys(item for items in found.values() for item in items)
+    return {item: tuple(version for version, items in found.items() if item in items) for item in every}
+
+
 def explain_findings(found: dict[str, tuple[Finding, ...]]) -> str:
     """The first error of `preflight_file` in a sentence, with the versions that have it and the number of others."""
-    first = next((item for items in found.values() for item in items if item.level == "error"), None)
-    if first is None:
+    errors = {item: having for item, having in by_finding(found).items() if item.level == "error"}
+    if not errors:
         return ""
-    having = [version for version, items in found.items() if first in items]
-    others = len({item for items in found.values() for item in items if item.level == "error"}) - 1
-    more = f" (and {others} more)" if others else ""
+    first, having = next(iter(errors.items()))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"preflight for {', '.join(having)}: {first}{more}"
 
 

@@ -49,6 +49,11 @@ PLANS = ("tensorrt", "tensorrt-rtx")
     type=click.IntRange(1),
     help="tensorrt, tensorrt-rtx: the most device memory, in MiB, that a layer may work in.",
 )
+@click.option(
+    "--preflight",
+    is_flag=True,
+    help="tensorrt, tensorrt-rtx: only say what their versions would refuse; needs neither them nor a GPU.",
+)
 @click.option("--force", is_flag=True, help="Compile even if the cache holds the engine.")
 @click.option("--allow-unverified", is_flag=True, help="Compile a model that failed verification.")
 @click.option("--out", metavar="DIR", help="Also write OpenVINO IR (.xml, .bin) or TensorRT plans (.plan, .json).")
@@ -59,6 +64,7 @@ def command(
     target: str,
     gpus: tuple[str, ...],
     workspace_mb: int | None,
+    preflight: bool,
     force: bool,
     out: str | None,
     overwrite: bool,
@@ -76,6 +82,7 @@ def command(
     A plan for a GPU that is not here replays nothing: its device does, when it first loads the bundle.
     """
     from edgevtx.cli import plans
+    from edgevtx.cli.preflight import preflight as look
     from edgevtx.predictor import load
 
     if out is not None and target not in ("openvino", "auto", *PLANS):
@@ -84,6 +91,9 @@ def command(
         )
     if (gpus or workspace_mb) and target not in PLANS:
         raise InputError(f"--gpu and --workspace-mb are for {' and '.join(PLANS)}, and --target is {target}")
+    if preflight:
+        look(bundle, target, options["precision"], as_json)
+        return
     written: list[Path] = []
     made: list[plans.Made] = []
     info = None
