@@ -102,31 +102,29 @@ _TYPED_INPUT = {"Where": 1, "ConstantOfShape": None, "Constant": None}
 def _check_opset(model: ir.Model, table: Operators) -> Iterator[Finding]:
     opset = model.opset_imports.get("", 0)
     if opset > table.opset:
-        what = f"the graph declares opset {opset}, {table.target} {table.version} is documented for {table.opset}"
+        what = f"the graph declares opset {opset}, the parser is documented for {table.opset}"
         yield Finding("graph", "", what, "nothing to do while each operator means the same in both", "warning")
 
 
 def _check_operator(node: ir.Node, table: Operators) -> Iterator[Finding]:
-    who = f"{table.target} {table.version}"
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     if node.domain != "" or node.op_type not in table.types:
-        yield _finding(node, f"{who} does not have {name}", _LEAVE_OUT)
+        yield _finding(node, f"{table.target} does not have {name}", _LEAVE_OUT)
         return
     yield from _check_types(node, table)
     for restriction in RESTRICTIONS.get(node.op_type, ()):
         if what := restriction(node):
-            yield _finding(node, f"{who} takes {node.op_type} {what}", _LEAVE_OUT)
+            yield _finding(node, f"{table.target} takes {node.op_type} {what}", _LEAVE_OUT)
 
 
 def _check_types(node: ir.Node, table: Operators) -> Iterator[Finding]:
-    who = f"{table.target} {table.version}"
     allowed = table.types[node.op_type]
     for value in (*node.inputs, *node.outputs):
         kind = _kind(value)
         if kind in ("", *_QUANTISED) or kind in TENSORS:
             continue
         remedy = _CAST_64 if kind == "DOUBLE" else _LEAVE_OUT
-        yield _finding(node, f"{who} has no tensors of type {kind.lower()}", remedy)
+        yield _finding(node, f"{table.target} has no tensors of type {kind.lower()}", remedy)
         return
     index = _TYPED_INPUT.get(node.op_type, 0)
     value = node.inputs[index] if index is not None and index < len(node.inputs) else None
@@ -134,7 +132,9 @@ def _check_types(node: ir.Node, table: Operators) -> Iterator[Finding]:
     # a uint8 tensor that is read by another operator than Cast is a row of the known-bad table
     if kind not in ("", "UINT8") and kind not in allowed:
         kinds = ", ".join(sorted(item.lower() for item in allowed))
-        yield _finding(node, f"{who} takes {node.op_type} of {kinds}, this one is of {kind.lower()}", _LEAVE_OUT)
+        yield _finding(
+            node, f"{table.target} takes {node.op_type} of {kinds}, this one is of {kind.lower()}", _LEAVE_OUT
+        )
 
 
 def _kind(value: ir.Value | None) -> str:
@@ -152,7 +152,7 @@ def _constant(index: int, name: str) -> Restriction:
 
     def check(node: ir.Node) -> str:
         value = node.inputs[index] if index < len(node.inputs) else None
-        return "" if value is None or tensor_of(value) is not None else f"with constant {name} alone"
+        return "" if value is None or tensor_of(value) is not None else f"only with constant {name}"
 
     return check
 
@@ -163,25 +163,25 @@ def _attribute(name: str, allowed: Sequence[str | float], default: str | float) 
     def check(node: ir.Node) -> str:
         found = node.attributes[name].value if name in node.attributes else default
         found = found.decode() if isinstance(found, bytes) else found
-        return "" if found in allowed else f"with {name} {' or '.join(map(str, allowed))} alone, not {found}"
+        return "" if found in allowed else f"only with {name} {' or '.join(map(str, allowed))}, not {found}"
 
     return check
 
 
 def _one_output(node: ir.Node) -> str:
     used = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
-    return "with its first output alone" if used else ""
+    return "only with its first output" if used else ""
 
 
 def _undilated(node: ir.Node) -> str:
-    return "" if set(ints(node, "dilations", (1,))) == {1} else "without dilations alone"
+    return "" if set(ints(node, "dilations", (1,))) == {1} else "only without dilations"
 
 
 def _rank(index: int, rank: int) -> Restriction:
     def check(node: ir.Node) -> str:
         value = node.inputs[index] if index < len(node.inputs) else None
         shape = None if value is None else value.shape
-        return "" if shape is None or len(shape) == rank else f"of {rank}-dimensional tensors alone"
+        return "" if shape is None or len(shape) == rank else f"only of {rank}-dimensional tensors"
 
     return check
 

@@ -69,7 +69,8 @@ def _parallel_products(model: ir.Model) -> list[ir.Node]:
     readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in nodes(model, "MatMul", "Gemm"):
         value, weight = node.inputs[:2]
-        if value is not None and tensor_of(weight) is not None:
+        cast = made_by(weight, "Cast")  # as a typed graph has its weights
+        if value is not None and tensor_of(weight if cast is None else cast.inputs[0]) is not None:
             readers[value].append(node)
     return [node for found in readers.values() if len(found) > 1 for node in found]
 

@@ -99,6 +99,19 @@ def test_what_has_no_remedy_in_a_graph_is_said_too(graph, monkeypatch):
     assert lowered.patterns == ("grid-sample",) and lowered.avoids == ()
 
 
+def test_query_key_and_value_are_products_of_one_tensor_in_every_precision(graph, monkeypatch):
+    """Nothing rewrites them, so no graph may claim to avoid what is known of them."""
+    weights = {name: np.eye(8, dtype=np.float32) for name in "ab"}
+    model = graph(
+        """(float[1,7,8] x, float[8,8] a, float[8,8] b) => (float[1,7,8] z)
+        { [q] q = MatMul(x, a) [k] k = MatMul(x, b) [z] z = Add(q, k) }""",
+        **weights,
+    )
+    for lowered in lower(model, "tensorrt"):
+        assert lowered.patterns == ("parallel-products",), lowered.precisions
+        assert lowered.avoids == ()
+
+
 def test_a_type_counts_where_the_graph_has_types(graph):
     """In a float32 graph a softmax may be lowered yet; in a typed one it is what its type says."""
     plain = graph("(float[1,4] x) => (float[1,4] y) { [a] y = Softmax(x) }")

@@ -78,12 +78,12 @@ FAULTS = {
         """(float[1,3,9,11] x, float[4] s) => (float[1,3,n,m] y)
         { ["dec/up"] y = Resize <antialias = 1, mode = "linear"> (x, , s) }""",
         {"s": np.array([1, 1, 2, 2], np.float32)},
-        ("dec/up", "dec", "takes Resize with antialias 0 alone, not 1", "leave it out"),
+        ("dec/up", "dec", "takes Resize only with antialias 0, not 1", "leave it out"),
     ),
     "a sum over axes that are computed": (
         """(float[4,4] x, int64[1] a) => (float[4] y) { ["dec/sum"] y = ReduceSum <keepdims = 0> (x, a) }""",
         {},
-        ("dec/sum", "dec", "takes ReduceSum with constant axes alone", "leave it out"),
+        ("dec/sum", "dec", "takes ReduceSum only with constant axes", "leave it out"),
     ),
 }
 
@@ -118,7 +118,7 @@ def test_an_operator_of_another_domain_is_named_with_its_domain():
     text = """(float[4] x) => (float[4] y) { ["enc/gelu"] y = com.microsoft.QuickGelu(x) }"""
     model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]> tiny {text}')
     (found,) = preflight(model, "tensorrt", "10.3")
-    assert (found.module, found.what) == ("enc", "tensorrt 10.3 does not have com.microsoft.QuickGelu")
+    assert (found.module, found.what) == ("enc", "tensorrt does not have com.microsoft.QuickGelu")
 
 
 def test_a_sound_graph_has_no_findings(graph):
@@ -157,6 +157,13 @@ def test_a_newer_opset_than_documented_is_a_warning(graph):
 def test_what_has_no_table_is_refused(target, version, graph):
     with pytest.raises(ExportError, match=r"newer|targets are"):
         preflight(graph("(float[4] x) => (float[4] y) { [a] y = Relu(x) }"), target, version)
+
+
+def test_a_file_keeps_the_types_that_are_looked_at(graph, tmp_path):
+    text, constants, (node, _, what, _) = FAULTS["float64"]
+    ir.save(graph(text, **constants), tmp_path / "graph.onnx")
+    found = preflight_file(tmp_path / "graph.onnx", "tensorrt", "==11.0")["11.0"]
+    assert node in [item.node for item in found if what in item.what]
 
 
 def test_a_file_is_checked_for_every_version_that_it_serves(graph, tmp_path):
@@ -208,6 +215,21 @@ def test_every_familys_tiny_graphs_pass_for_every_version_in_every_precision(tar
             for version in versions(target):
                 errors = [str(item) for item in preflight(lowered.model, target, version) if item.level == "error"]
                 assert errors == [], (part, lowered.precisions, version)
+
+
+def test_a_verdict_fails_with_what_was_found(config_folder, tmp_path, monkeypatch):
+    """A target whose rewrites leave Attention as it is: TensorRT 10.3 does not have it."""
+    pytest.importorskip("transformers")
+    from edgevtx.export.checkpoint import Checkpoint
+    from edgevtx.export.pipeline import ExportOptions, export
+
+    monkeypatch.setitem(VARIANTS, "tensorrt", (Variant("", ">=10.3", ("fp32",), COMMON),))
+    options = ExportOptions(targets=("tensorrt",))
+    report = export("vit", Checkpoint.open(config_folder("vit"), seed=0), tmp_path / "vit.vtx", options)
+    (verdict,) = report.refused
+    assert (verdict.status, report.bundle) == ("failed", None)
+    assert verdict.reason.startswith("preflight for 10.3, 10.4, 10.5, 10.12, 10.13: model.vit.layers.0.attention/")
+    assert "in model.vit.layers.0.attention: tensorrt does not have Attention; leave it out" in verdict.reason
 
 
 @pytest.mark.parametrize("words", ["GridSample in deformable attention", "Attention as one operator"])
