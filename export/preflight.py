@@ -93,7 +93,6 @@ def _finding(node: ir.Node, what: str, remedy: str, level: Literal["error", "war
 _LEAVE_OUT = "leave it out of what is exported, or express it in other operators"
 _CAST_64 = "cast to float32 before the export"
 _QUANTISED = ("INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
-_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 # operator -> its input whose type the table speaks of; 0 for all others, none where an attribute says the type
 _TYPED_INPUT = {"Where": 1, "ConstantOfShape": None, "Constant": None}
