@@ -4,6 +4,7 @@ accepted by TensorRT-RTX's parser and builder, which need no GPU."""
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,24 @@ EXACT = ("LayerNormalization", "Softmax", "GridSample", "Log", "TopK", "ArgMax",
          "ReduceMean", "ReduceSum", "InstanceNormalization")  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def traced(config_folder):
+    """traced(family) -> (its tiny traceable, {part: traced graph}), once."""
+
+    @cache
+    def make(family):
+        built = get_recipe(family).build(Checkpoint.open(config_folder(family), seed=0), BuildOptions())
+        return built, trace_all(built)
+
+    return make
+
+
 @pytest.fixture(scope="module", params=CONFIGURED)
-def network(request, config_folder, tmp_path_factory):
+def network(request, traced, tmp_path_factory):
     """A family's tiny networks in all precisions: (family, {part: {precision: model}}, folder, its graphs, {part:
     inputs})."""
-    built = get_recipe(request.param).build(Checkpoint.open(config_folder(request.param), seed=0), BuildOptions())
-    lowered = {part: lower(model, "tensorrt-rtx") for part, model in trace_all(built).items()}
+    built, networks = traced(request.param)
+    lowered = {part: lower(model, "tensorrt-rtx") for part, model in networks.items()}
     folder = tmp_path_factory.mktemp(request.param)
     graphs = write_graphs(lowered, folder)
     models = {part: {graph.precisions[0]: graph.model for graph in found} for part, found in lowered.items()}
@@ -98,12 +111,11 @@ def test_inputs_and_outputs_are_those_of_the_exact_graph(network):
 
 
 @pytest.fixture(scope="module")
-def fp16(config_folder):
+def fp16(traced):
     """fp16(family, part="") -> the tiny network in half precision, by its operators alone."""
 
     def make(family, part=""):
-        built = get_recipe(family).build(Checkpoint.open(config_folder(family), seed=0), BuildOptions())
-        (graph,) = lower(trace_all(built)[part], "tensorrt", ["fp16"])
+        (graph,) = lower(traced(family)[1][part], "tensorrt", ["fp16"])
         return graph.model
 
     return make
