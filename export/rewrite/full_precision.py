@@ -38,12 +38,12 @@ def _raise_one(node: ir.Node) -> None:
             node.replace_input_with(index, _in_fp32(node, value, index))
     (output,) = node.outputs
     assert output.dtype is not None and isinstance(node.graph, ir.Graph)
-    cast = ir.node("Cast", [output], {"to": int(output.dtype)}, name=f"{node.name}/low")
+    cast = ir.node("Cast", [output], {"to": int(output.dtype)}, name=f"{node.name}/lowered")
     ir.convenience.replace_all_uses_with(output, cast.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, output)
     lowered = cast.outputs[0]
     lowered.type, lowered.shape = output.type, output.shape
-    lowered.name, output.name = output.name, f"{node.name}/fp32"
+    lowered.name, output.name = output.name, f"{node.name}/raised"
     output.type = ir.TensorType(ir.DataType.FLOAT)
     node.graph.insert_after(node, cast)
 
@@ -54,6 +54,6 @@ def _in_fp32(node: ir.Node, value: ir.Value, index: int) -> ir.Value:
     source = made.inputs[0] if made is not None else None
     if source is not None and source.dtype == ir.DataType.FLOAT:
         return source
-    cast = insert(node, "Cast", [value], f"fp32_{index}", dtype=ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+    cast = insert(node, "Cast", [value], f"raised_{index}", dtype=ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
     cast.shape = value.shape
     return cast

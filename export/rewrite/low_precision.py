@@ -72,9 +72,6 @@ _EXACT_USES = {
 # ... so much that the product that made them counts as well: the phase of a wave may be many turns
 _PHASES = ("Cos", "Sin")
 
-# what ONNX allows, and TensorRT-RTX 1.7 parses and then cannot build ("Could not infer output types")
-_UNBUILT = {"bf16": ("ConvTranspose",)}
-
 BFLOAT16_OPSET = 22  # the first whose Conv, MaxPool and HardSwish know bfloat16; from 20 on no meaning changed
 
 
@@ -195,8 +192,6 @@ def _schema(op_type: str, opset: int) -> Any:
 
 
 def _allows(node: ir.Node, precision: str, opset: int) -> bool:
-    if node.op_type in _UNBUILT.get(precision, ()):
-        return False
     schema = _schema(node.op_type, opset)
     kind = schema.outputs[0].type_str
     allowed = next(item.allowed_type_strs for item in schema.type_constraints if item.type_param_str == kind)

@@ -44,6 +44,27 @@ def test_it_computes_in_float32_between_casts(node, kind, graph):
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
+def test_names_stay_unique_in_a_graph_that_was_typed(graph):
+    """Types, and the rehearsal of them, name casts after the same node."""
+    from edgevtx.export.rehearsal import simulate
+    from edgevtx.export.rewrite.low_precision import lower_precision
+
+    model = graph(
+        """(float[1,4,3,3] x, float[4,4,1,1] w) => (float[1,4,3,3] y)
+        { ["up/conv"] c = ConvTranspose(x, w) ["up/act"] a = Relu(c) ["up/soft"] s = Softmax(c)
+          ["up/end"] y = Add(a, s) }""",
+        opset=22,
+        w=np.ones((4, 4, 1, 1), np.float32),
+    )
+    for value in [value for node in model.graph for value in node.outputs if not value.is_graph_output()]:
+        value.name = value.producer().name
+    assert lower_precision(model, "bf16", {}) and conv_transpose_in_fp32(model) == 1
+    for typed in (model, simulate(model)):
+        names = [node.name for node in typed.graph]
+        values = [value.name for node in typed.graph for value in node.outputs]
+        assert len(set(names)) == len(names) and len(set(values)) == len(values)
+
+
 def test_a_float32_graph_stays_as_it_is(graph):
     model = graph("(float[1,4] x) => (float[1,4] y) { [a] y = Softmax(x) }")
     assert softmax_in_fp32(model) == 0 and len(model.graph) == 1
