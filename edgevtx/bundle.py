@@ -27,6 +27,7 @@ from edgevtx.errors import BundleError, CompileError, InputError, OutputError
 from edgevtx.golden import GOLDEN, Golden, read_golden
 from edgevtx.manifest import File, Graph, Manifest, decode, encode
 from edgevtx.rules import BANK, KnnDecode
+from edgevtx.runtimes import known_bad
 from edgevtx.versions import in_range
 
 SUFFIX = ".vtx"
@@ -88,19 +89,28 @@ class Bundle:
         channels = next((item.shape[-1] for item in self.manifest.outputs if item.name == "cls"), None)
         return read_bank(self.root / BANK, rule, channels, len(self.manifest.labels))
 
-    def select_graph(self, target: str, version: str, precision: str, part: str = "") -> Graph:
+    def select_graph(self, target: str, version: str, precision: str, part: str = "", gpu: str = "") -> Graph:
         """The first graph of a network ("" takes frames) that serves a version of a target at a precision.
 
-        The manifest lists each target's graphs from the one for the newest versions, and fastest, to the oldest.
+        The manifest lists each target's graphs from the one for the newest versions, and fastest, to the oldest. One
+        that has what this version, or the `gpu` ("sm89"; "" is not known), is known to fail at is passed over.
         The `null` target takes any graph. Raises `CompileError` with the command that makes a fitting one.
         """
         of_part = [graph for graph in self.manifest.graphs if graph.part == part]
         if target == "null" and of_part:
             return of_part[0]
         graphs = [graph for graph in of_part if graph.target == target]
-        for graph in graphs:
-            if precision in graph.precisions and in_range(version, graph.versions):
+        serving = [item for item in graphs if precision in item.precisions and in_range(version, item.versions)]
+        rows = [row for row in known_bad.find(target, version, precision, gpu) if row.remedy != known_bad.WARN]
+        for graph in serving:
+            if not any(row.pattern in graph.patterns for row in rows):
                 return graph
+        for row in rows if serving else ():
+            if row.pattern in serving[0].patterns:
+                raise CompileError(
+                    f"{self.manifest.name} is not compiled for {target} {version} in {precision}: {row}; "
+                    f"{row.advice or 'export it again, which rewrites that'}"
+                )
         served = "; ".join(f"{target}{item.versions} in {', '.join(item.precisions)}" for item in graphs)
         raise CompileError(
             f"{self.manifest.name} has no graph for {target} {version} in {precision} (it has: {served or 'none'}); "

@@ -24,7 +24,7 @@ from edgevtx.archive import digest_file
 from edgevtx.bundle import Bundle
 from edgevtx.errors import CompileError, InputError
 from edgevtx.manifest import Graph, Verdict
-from edgevtx.runtimes import get_backend
+from edgevtx.runtimes import get_backend, known_bad
 from edgevtx.runtimes.base import Backend, BuildReport, Engine, EngineOptions
 
 log = logging.getLogger(__name__)
@@ -100,15 +100,18 @@ def prepare_engine(
         raise InputError(f"compile must be auto, never or force, but got {compile!r}")
     started = time.perf_counter()
     backend = get_backend(target)
-    asked, options = options, replace(options, precision=bundle.manifest.precision_of(part, target, options.precision))
+    wanted = bundle.manifest.precision_of(part, target, options.precision)
+    asked, options = options, replace(options, precision=wanted, progress=progress)
     fingerprint = backend.fingerprint(options)
-    graph = bundle.select_graph(target, backend.probe().version, options.precision, part)
+    version, gpu = backend.probe().version, fingerprint.get("gpu", "")
+    graph = bundle.select_graph(target, version, options.precision, part, gpu)
     key = _key(bundle, graph, target, fingerprint)
 
     def build(folder: Path) -> None:
         if progress:
             progress(f"compile for {target} in {options.precision}")
         _announce(bundle, target, options)
+        _announce_known(graph, target, version, options.precision, gpu)
         record = _compile(backend, bundle, graph, folder, options, fingerprint)
         (folder / RECORD).write_bytes(_encode(record))
 
@@ -245,8 +248,17 @@ def _announce(bundle: Bundle, target: str, options: EngineOptions) -> None:
     expected = _earlier(bundle, target) or 1 + megabytes / 40
     log.info(
         "%s is compiled for %s on %s in %s, once on this device: about %.0f s (longer on a small board)",
-        bundle.manifest.name, target, options.device, options.precision, max(expected, 1),
+        bundle.manifest.name, target, options.gpu or options.device, options.precision, max(expected, 1),
     )  # fmt: skip
+
+
+def _announce_known(graph: Graph, target: str, version: str, precision: str, gpu: str) -> None:
+    """Say on the log which faults of this compiler the graph avoids, and which may still concern it."""
+    for row in known_bad.find(target, version, precision, gpu):
+        if row.id in graph.avoids:
+            log.info("%s was rewritten, since in %s %s %s", graph.file, target, version, row)
+        elif row.pattern in graph.patterns:
+            log.warning("%s may be wrong in %s %s: %s; %s", graph.file, target, version, row, row.advice)
 
 
 def _earlier(bundle: Bundle, target: str) -> float | None:

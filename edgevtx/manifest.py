@@ -60,7 +60,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
     """One lowered graph of the network that takes frames, or of the part that `part` names.
 
-    `versions` is the range of the target that it serves, as a PEP 440 specifier.
+    `versions` is the range of the target that it serves, as a PEP 440 specifier. `avoids` are ids, and `patterns`
+    patterns, of `edgevtx.runtimes.known_bad`: faults of compilers that were rewritten, and what is in the graph.
+    `kept_fp32` are the modules of a graph of lower precision that keep float32 as a whole, since in that precision
+    they did not pass.
     """
 
     file: str
@@ -72,6 +75,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     opset: int
     rewrites: tuple[str, ...] = ()
     avoids: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    kept_fp32: tuple[str, ...] = ()
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from edgevtx.compare import find_empty
 from edgevtx.compare.tolerance import NOISIEST, SENSITIVE, TOLERANCES
 from edgevtx.errors import CompileError, InputError, RuntimeUnavailableError
 from edgevtx.export.noise import rounding_noise
+from edgevtx.export.preflight import explain_findings, preflight_file
 from edgevtx.export.recipe import Traceable, TraceablePart
 from edgevtx.export.verify import Sample, verify_engine, verify_graph
 from edgevtx.manifest import EXACT, Check, Graph, Manifest, Status, Verdict
@@ -92,6 +93,9 @@ def _judge_network(folder: Path, target: str, precision: str, graphs: Sequence[G
     if not serving:
         raise InputError(f"{target} has no graph for {precision}; choose another of --precisions")
     checks = [check for item in serving for check in verify_graph(folder, item, facts.samples, facts.manifest)]
+    for item in serving:
+        if words := explain_findings(preflight_file(folder / item.file, target, item.versions)):
+            return Judged(item.file, tuple(checks), refusal=("failed", words))
     found = probe(target)
     graph = next((item for item in serving if found.available and in_range(found.version, item.versions)), None)
     report, reason = None, ""

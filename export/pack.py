@@ -98,6 +98,8 @@ def _write(item: LoweredGraph, part: str, folder: Path, weights: _Weights) -> Gr
         opset=model.opset_imports[""],
         rewrites=item.rewrites,
         avoids=item.avoids,
+        patterns=item.patterns,
+        kept_fp32=item.kept_fp32,
     )
 
 

@@ -454,6 +454,33 @@ def test_no_graph_is_a_compile_error_with_the_command(folder: Path, target: str,
         Bundle.open(folder).select_graph(target, version, precision)
 
 
+def test_a_graph_that_its_compiler_is_known_to_get_wrong_is_passed_over_or_refused(folder: Path) -> None:
+    opened = Bundle.open(folder)
+
+    def chosen(*asked: str, **of_graphs: tuple[str, ...]) -> str:
+        graphs = tuple(
+            msgspec.structs.replace(
+                opened.manifest.graphs[0], target="tensorrt", variant=variant, versions=">=10.3", patterns=patterns
+            )
+            for variant, patterns in of_graphs.items()
+        )
+        manifest = msgspec.structs.replace(opened.manifest, graphs=graphs)
+        return Bundle(opened.root, manifest, opened.digest, opened.path).select_graph("tensorrt", *asked).variant
+
+    both = {"fast": ("grid-sample",), "safe": ("parallel-products",)}
+    assert chosen("10.13.3", "fp32", **both) == "fast"
+    assert chosen("11.1", "fp32", **both) == "safe"
+    assert chosen("10.13.3", "fp32", "", "sm110", safe=("parallel-products",)) == "safe"  # the golden sample decides
+    with pytest.raises(CompileError, match=r"tensorrt 11\.1 in fp32: GridSample .*TensorRT#4813.*export it again"):
+        chosen("11.1", "fp32", fast=("grid-sample",))
+    with pytest.raises(CompileError, match=r"TopK keeps more than 3840 .*; export with --top-k"):
+        chosen("10.3", "fp32", fast=("wide-top-k",))
+    softmax = {"fused": ("softmax-low",)}
+    assert chosen("10.15", "bf16", "", "sm89", **softmax) == "fused" == chosen("10.15", "bf16", **softmax)
+    with pytest.raises(CompileError, match="consumer Blackwell"):
+        chosen("10.15", "bf16", "", "sm120", **softmax)
+
+
 def test_an_unwritable_cache_still_opens_folders_and_zips(
     zipped: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

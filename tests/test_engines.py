@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.engines import open_prepared, prepare_engine, read_record, record_verdict
 from edgevtx.errors import CompileError, InputError
 from edgevtx.manifest import Verdict
-from edgevtx.runtimes import BACKENDS, get_backend, ort, probe
+from edgevtx.runtimes import BACKENDS, get_backend, known_bad, ort, probe
 from edgevtx.runtimes.base import EngineOptions
 
 OPTIONS = EngineOptions()
@@ -70,6 +71,24 @@ def test_compiled_once_and_found_again(
     assert second.record.report.target == target
     assert second.record.precision == "fp32"
     assert second.record.bundle == opened.digest
+
+
+def test_what_a_graph_avoids_and_what_may_concern_it_is_said_when_it_is_compiled(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = known_bad.KnownBad("a", "onnxruntime", ">=1.0", "one", "owner/repository#1", "one is wrong", "mend-one")
+    other = replace(row, id="b", pattern="two", what="two may be wrong", remedy=known_bad.WARN, advice="look at it")
+    monkeypatch.setattr(known_bad, "TABLE", (row, other, replace(other, id="c", pattern="three")))
+    graphs = tuple(msgspec.structs.replace(graph, avoids=("a",), patterns=("two",)) for graph in parts.manifest.graphs)
+    manifest = msgspec.structs.replace(parts.manifest, graphs=graphs)
+    opened = Bundle.open(write_bundle(parts.folder, manifest, tmp_path / "known"))
+    with caplog.at_level(logging.INFO, "edgevtx"):
+        prepare_engine(opened, "onnxruntime", OPTIONS)
+    version = probe("onnxruntime").version
+    said = f"graph.onnxruntime.onnx was rewritten, since in onnxruntime {version} one is wrong (owner/repository#1)"
+    assert said in caplog.text
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.endswith(f"may be wrong in onnxruntime {version}: two may be wrong (owner/repository#1); look at it")
 
 
 def test_never_compiling(opened: Bundle, target: str) -> None:

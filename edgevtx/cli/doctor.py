@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -166,7 +166,8 @@ def _runtimes() -> list[Finding]:
         elif probe.available:
             rows.append(Finding("runtimes", probe.name, "ok", f"{probe.version} on {', '.join(probe.devices)}"))
         else:
-            rows.append(Finding("runtimes", probe.name, "unusable", probe.reason, probe.install))
+            reason = ": ".join(word for word in (probe.version, probe.reason) if word)
+            rows.append(Finding("runtimes", probe.name, "unusable", reason, probe.install))
     if rows and not any(row.level == "ok" for row in rows):
         help_ = 'pip install "edgevtx[openvino]" or "edgevtx[onnxruntime]"'
         rows.append(Finding("runtimes", "any", "broken", "no runtime is usable: no bundle can run here", help_))
@@ -174,7 +175,7 @@ def _runtimes() -> list[Finding]:
 
 
 def _nvidia() -> list[Finding]:
-    """TensorRT, JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
+    """JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
     rows = []
     release = Path("/etc/nv_tegra_release")
     if release.is_file():
@@ -186,11 +187,6 @@ def _nvidia() -> list[Finding]:
     # "NV Power Mode: MAXN" and its number on a line of its own
     if power := _output(["nvpmodel", "-q"]):
         rows.append(Finding("nvidia", "power mode", "note", " ".join(power.split())))
-    for package in ("tensorrt", "tensorrt_rtx"):
-        if importlib.util.find_spec(package) is not None:
-            found = _package("nvidia", package, package, required=False, extra="")
-            help_ = f"{package} must match the driver and the CUDA libraries; see NVIDIA's installation guide"
-            rows.append(replace(found, help=help_))
     if rows and importlib.util.find_spec("pycuda") is None:
         help_ = "PATH=/usr/local/cuda/bin:$PATH pip install pycuda; it is compiled with the system's nvcc"
         rows.append(Finding("nvidia", "pycuda", "unusable", "not installed; TensorRT's engines run through it", help_))

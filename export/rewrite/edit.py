@@ -20,13 +20,14 @@ def insert(
     suffix: str = "",
     *,
     domain: str = "",
+    dtype: ir.DataType | None = None,
     **attributes: Any,
 ) -> ir.Value:
-    """A new node ahead of `before`, named after it, and its one output."""
+    """A new node ahead of `before`, named after it, and its one output, of the type of `before`'s or of `dtype`."""
     name = f"{before.name}/{suffix}" if suffix else before.name
     node = ir.node(op_type, inputs, attributes or None, domain=domain, name=name)
     node.outputs[0].name = name
-    node.outputs[0].type = before.outputs[0].type
+    node.outputs[0].type = before.outputs[0].type if dtype is None else ir.TensorType(dtype)
     _graph(before).insert_before(before, node)
     return node.outputs[0]
 

@@ -38,8 +38,7 @@ def _spell_out(node: ir.Node) -> bool:
     if all(isinstance(size, int) for size in dims[1:]):
         shape = constant(node, "size", np.array([0, *dims[1:]]))
     else:
-        shape = insert(node, "Shape", [x], "shape")
-        shape.type = ir.TensorType(ir.DataType.INT64)
+        shape = insert(node, "Shape", [x], "shape", dtype=ir.DataType.INT64)
     whole = insert(node, "Reshape", [normal, shape], "whole")
     broadcast = constant(node, "broadcast", np.array([-1, *[1] * (len(dims) - 2)]))
     scaled = insert(node, "Mul", [whole, insert(node, "Reshape", [scale, broadcast], "scale")], "scaled")

@@ -204,7 +204,7 @@ def test_a_precision_that_is_none_is_refused(backend: str, open_engine: Callable
 
 
 def test_an_unknown_runtime_is_an_input_error() -> None:
-    with pytest.raises(InputError, match=re.escape("one of openvino, onnxruntime, null, but got 'tflite'")):
+    with pytest.raises(InputError, match=re.escape(f"one of {', '.join(BACKENDS)}, but got 'tflite'")):
         get_backend("tflite")
 
 

@@ -1,0 +1,136 @@
+"""Compile a graph into a TensorRT plan: `tensorrt` on its own device, `tensorrt-rtx` for any architecture it knows.
+
+Networks are strongly typed: the graph says what is computed in which type, and TF32 is off, so that fp32 is fp32. All
+that a plan's users ask is recorded, since a plan can be opened on its own GPU alone. `trt_worker` does it, in a process
+of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgevtx import errors
+from edgevtx.errors import CompileError, RuntimeUnavailableError
+from edgevtx.runtimes import host
+from edgevtx.runtimes.base import BuildReport, EngineOptions
+from edgevtx.runtimes.plan import PLAN, read_plan
+
+log = logging.getLogger(__name__)
+
+# Ampere is the first architecture that multiplies in bf16
+_LEAST_SM = {"bf16": 80}
+
+# the paths of this process, and not the working folder, whose files may have any name
+_WORKER = "import sys; sys.path[:] = {path!r}; from edgevtx.runtimes.trt_worker import main; main()"
+
+
+def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+    """Compile `graph` (its weights file beside it) into `folder`: the plan and its record, see `edgevtx.runtimes.plan`.
+
+    `package` is "tensorrt" or "tensorrt_rtx"; `options.gpu` the architecture, which for `tensorrt` must be that of the
+    device. Raises `RuntimeUnavailableError` for a missing package and an architecture that it does not compile for,
+    `CompileError` with the graph's node and module where the graph is refused, where the compiler crashes and where
+    another precision came out, and `OutputError` where the folder cannot be written.
+    """
+    target = package.replace("_", "-")
+    trt = host.import_package(package, target=target, extra=target)
+    check_gpu(trt, target, options)
+    asked = {"precision": options.precision, "gpu": options.gpu, "workspace_mb": options.workspace_mb}
+    request = {"package": package, "graph": str(graph), "folder": str(folder), "options": asked}
+    _work(f"{target} {trt.__version__}", request, options)
+    record = read_plan(folder / PLAN)
+    log.info(
+        "%s %s: %d warnings; compiling took %d MiB of the host and %d MiB of the GPU",
+        target, graph.name, len(record.warnings), record.builder_host_mb, record.builder_gpu_mb,
+    )  # fmt: skip
+    return BuildReport(
+        target=target,
+        target_version=record.target_version,
+        device=record.gpu,
+        precision_share=record.precision_share,
+        compile_seconds=record.compile_seconds,
+        options={"workspace_mb": str(record.workspace_mb or "")},
+        warnings=record.warnings,
+    )
+
+
+def architectures(trt: Any) -> tuple[str, ...]:
+    """The architectures that a package compiles for without having the device ("sm86", ...); none for TensorRT."""
+    known = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    return tuple(name.lower() for name in known if name.startswith("SM"))
+
+
+def check_gpu(trt: Any, target: str, options: EngineOptions) -> None:
+    """Raise `RuntimeUnavailableError` unless the package compiles for `options.gpu`, and that has the precision."""
+    known = architectures(trt)
+    if known and options.gpu not in known:
+        raise RuntimeUnavailableError(
+            f"{target} {trt.__version__} compiles for {', '.join(known)}, but {options.gpu or 'no GPU'} was asked for; "
+            "choose one of these with --gpu, or for a Jetson compile with --target tensorrt on the device itself"
+        )
+    least = _LEAST_SM.get(options.precision, 0)
+    if int(options.gpu.removeprefix("sm") or 0) < least:
+        raise RuntimeUnavailableError(
+            f"{options.gpu} cannot multiply in {options.precision}, sm{least} and newer can; choose another precision"
+        )
+
+
+def _work(compiler: str, request: dict[str, Any], options: EngineOptions) -> None:
+    """Have the worker do what is asked, passing on what it tells; raises what it raised, or that it crashed."""
+    code = _WORKER.format(path=[str(Path(entry).absolute()) for entry in sys.path])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    failure: errors.EdgevtxError | None = None
+    place, last = "reading the graph", ""
+    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, errors="replace") as worker:  # type: ignore[call-overload]
+        try:
+            with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
+                stdin.write(json.dumps(request))
+            for line in worker.stdout:
+                told = _read(line)
+                if "progress" in told:
+                    place = told["progress"]
+                    if options.progress is not None:
+                        options.progress(f"compile: {place}")
+                elif "error" in told:
+                    kind, text = told["error"]
+                    failure = getattr(errors, kind)(text)
+                last = told.get("print", last)
+                log.debug("%s", told)
+        except BaseException:  # Ctrl-C
+            worker.kill()
+            raise
+    if failure is not None:
+        raise failure
+    if worker.returncode:
+        raise CompileError(_crash(compiler, request, worker.returncode, place, last))
+
+
+def _read(line: str) -> dict[str, Any]:
+    """What the worker told; a line that something else printed is {"print": line}."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        told = None
+    return told if isinstance(told, dict) else {"print": line.strip()}
+
+
+def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: str) -> str:
+    options, graph = request["options"], Path(request["graph"]).name
+    what = f"{compiler}, compiling {graph} for {options['gpu']} in {options['precision']},"
+    if code == -signal.SIGKILL:
+        return (
+            f"{what} was killed at: {place}. That happens where memory runs out: close other programs, allow less with "
+            "--workspace-mb, or add swap space"
+        )
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return (
+        f"{what} crashed ({how}) at: {place}{f' ({last})' if last else ''}. Export the bundle again for this version, "
+        "or choose another version, precision or runtime"
+    )
