@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _WORDS = {
@@ -52,13 +54,25 @@ def sync_tree(folder: Path) -> None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a small file beside its place, sync it and rename it into place; raises `OSError`."""
+    with _renamed(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def copy_atomic(source: Path, path: Path) -> None:
+    """Copy a file beside its place, sync it and rename it into place; raises `OSError`."""
+    with _renamed(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """A file beside `path` to be written, which takes that place when the block ends and goes if it fails."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_file(temporary)
         temporary.chmod(0o644)  # mkstemp gives 0600
         temporary.replace(path)
     except BaseException:

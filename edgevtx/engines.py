@@ -100,7 +100,8 @@ def prepare_engine(
         raise InputError(f"compile must be auto, never or force, but got {compile!r}")
     started = time.perf_counter()
     backend = get_backend(target)
-    asked, options = options, replace(options, precision=bundle.manifest.precision_of(part, target, options.precision))
+    wanted = bundle.manifest.precision_of(part, target, options.precision)
+    asked, options = options, replace(options, precision=wanted, progress=progress)
     fingerprint = backend.fingerprint(options)
     graph = bundle.select_graph(target, backend.probe().version, options.precision, part)
     key = _key(bundle, graph, target, fingerprint)
@@ -245,7 +246,7 @@ def _announce(bundle: Bundle, target: str, options: EngineOptions) -> None:
     expected = _earlier(bundle, target) or 1 + megabytes / 40
     log.info(
         "%s is compiled for %s on %s in %s, once on this device: about %.0f s (longer on a small board)",
-        bundle.manifest.name, target, options.device, options.precision, max(expected, 1),
+        bundle.manifest.name, target, options.gpu or options.device, options.precision, max(expected, 1),
     )  # fmt: skip
 
 

@@ -329,10 +329,7 @@ def load(
     start = perf_counter()
     bundle = Bundle.open(path)
     target = choose_runtime(bundle.manifest, runtime, precision, allow_unverified=allow_unverified)
-    precision = precision or _default_precision(bundle.manifest, target)
-    verdict = bundle.manifest.verdict(target, precision)
-    if verdict is None or verdict.status in REFUSED:
-        _refuse_unverified(bundle.manifest, target, precision, allow_unverified)
+    precision = choose_precision(bundle.manifest, target, precision, allow_unverified=allow_unverified)
     options = EngineOptions(precision=precision, device=device, threads=threads, providers=tuple(providers))
     prepared, engines, verdicts = [], {}, []
     with contextlib.ExitStack() as opened:
@@ -402,6 +399,18 @@ def choose_runtime(
     raise RuntimeUnavailableError(
         f"none of this bundle's runtimes is usable here: {_listed(reasons) or 'it has no graphs'}"
     )
+
+
+def choose_precision(manifest: Manifest, target: str, asked: str | None, *, allow_unverified: bool = False) -> str:
+    """The precision asked for, or the one that the bundle recommends for the target.
+
+    Raises `VerificationError` where the bundle has no verdict for it or one that refuses it, unless `allow_unverified`.
+    """
+    precision = asked or _default_precision(manifest, target)
+    verdict = manifest.verdict(target, precision)
+    if verdict is None or verdict.status in REFUSED:
+        _refuse_unverified(manifest, target, precision, allow_unverified)
+    return precision
 
 
 def _listed(reasons: Mapping[str, str]) -> str:

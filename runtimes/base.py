@@ -100,13 +100,18 @@ class EngineOptions:
     """What a caller asks of an engine.
 
     `device` is the runtime's own name for it ("CPU", "GPU", "NPU", "AUTO"); `providers` is for ONNX Runtime
-    alone and defaults to its CPU provider; `threads` None leaves the runtime's default.
+    alone and defaults to its CPU provider; `threads` None leaves the runtime's default. For TensorRT alone: `gpu` is
+    the architecture to compile for ("sm89"), "" the device's own, and `workspace_mb` the most memory of the device, in
+    MiB, that a layer may work in. `progress` is told what a compiler does; it is no part of what is asked.
     """
 
     precision: str = "fp32"
     device: str = "CPU"
     threads: int | None = None
     providers: tuple[str, ...] = ()
+    gpu: str = ""
+    workspace_mb: int | None = None
+    progress: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class BuildReport:
     """What a compiler made, read back from the compiled engine and not from what was asked.
 
     `precision_share` says for each type ("f32", "bf16", "i8", ...) which share of the multiply-adds of all
-    convolutions and matrix products the engine executes in it; the shares add up to 1.
+    convolutions and matrix products the engine executes in it; the shares add up to 1. `warnings` are the compiler's.
     """
 
     target: str
@@ -123,6 +128,7 @@ class BuildReport:
     precision_share: dict[str, float]
     compile_seconds: float
     options: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ class Engine:
 
 
 class Backend(Protocol):
-    """What a module of this package offers, as module-level functions and constants.
+    """What a module of this package offers as functions and constants, or an object of one as methods.
 
     A backend imports its vendor's package inside these functions, never at import.
     """

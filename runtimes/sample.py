@@ -14,13 +14,17 @@ GOLDEN = "golden.npz"
 DYNAMIC_SIZE = 256
 
 
-def golden(graph: Path, kind: str) -> Arrays:
-    """The golden sample's arrays of a kind ("input" or "output") by name; empty without one beside the graph."""
+def golden(graph: Path, kind: str, part: str = "") -> Arrays:
+    """The golden sample's arrays of a kind ("input" or "output") by name; empty without one beside the graph.
+
+    `part` is the network of the bundle, "" the one that takes frames.
+    """
     path = graph.parent / GOLDEN
     if not path.is_file():
         return {}
     with np.load(path, allow_pickle=False) as stored:
-        return {key.split(".", 1)[1]: stored[key] for key in stored.files if key.startswith(f"{kind}.")}
+        prefix = f"{part}.{kind}." if part else f"{kind}."
+        return {key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)}
 
 
 def inputs(graph: Path, specs: tuple[TensorSpec, ...]) -> Arrays:

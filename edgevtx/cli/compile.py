@@ -13,27 +13,57 @@ from edgevtx.errors import InputError
 if TYPE_CHECKING:
     from edgevtx.predictor import ModelInfo
 
+PLANS = ("tensorrt", "tensorrt-rtx")
+"""The targets whose engines are plans; see `edgevtx.cli.plans`."""
+
 
 @click.command(short_help="Compile a bundle ahead of its first use.")
 @common.bundle_argument
-@click.option("--target", metavar="NAME", default="auto", show_default=True, help="openvino or onnxruntime.")
+@click.option(
+    "--target",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="openvino, onnxruntime, tensorrt or tensorrt-rtx.",
+)
 @click.option(
     "--device", metavar="NAME", default="CPU", show_default=True, help="The runtime's name: CPU, GPU, NPU, AUTO."
 )
-@click.option("--precision", metavar="NAME", help="fp32 or bf16; default: what the bundle recommends for the target.")
+@click.option(
+    "--gpu",
+    "gpus",
+    metavar="NAME,...",
+    callback=common.parse_names,
+    help="tensorrt-rtx: compile for these architectures, such as sm86,sm89, which need not be here.",
+)
+@click.option("--precision", metavar="NAME", help="fp32, bf16 or fp16; default: what the bundle recommends.")
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1), help="Processor threads; default: the runtime's choice."
 )
 @click.option(
     "--providers", metavar="NAME,...", callback=common.parse_names, help="ONNX Runtime execution providers, in order."
 )
+@click.option(
+    "--workspace-mb",
+    metavar="N",
+    type=click.IntRange(1),
+    help="tensorrt, tensorrt-rtx: the most device memory, in MiB, that a layer may work in.",
+)
 @click.option("--force", is_flag=True, help="Compile even if the cache holds the engine.")
 @click.option("--allow-unverified", is_flag=True, help="Compile a model that failed verification.")
-@click.option("--out", metavar="DIR", help="Also write OpenVINO IR (.xml, .bin) for other tools.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing IR in --out.")
+@click.option("--out", metavar="DIR", help="Also write OpenVINO IR (.xml, .bin) or TensorRT plans (.plan, .json).")
+@click.option("--overwrite", is_flag=True, help="Replace what exists in --out.")
 @common.json_option
 def command(
-    bundle: str, target: str, force: bool, out: str | None, overwrite: bool, as_json: bool, **options: Any
+    bundle: str,
+    target: str,
+    gpus: tuple[str, ...],
+    workspace_mb: int | None,
+    force: bool,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Compile a bundle for this device ahead of its first use, and replay the golden sample on the engine.
 
@@ -41,26 +71,48 @@ def command(
     Example:
       edgevtx compile fire.vtx --target openvino --precision bf16
       edgevtx compile fire.vtx --target openvino --out ir
+      edgevtx compile fire.vtx --target tensorrt-rtx --gpu sm86,sm89 --out plans
+
+    A plan for a GPU that is not here replays nothing: its device does, when it first loads the bundle.
     """
+    from edgevtx.cli import plans
     from edgevtx.predictor import load
 
+    if out is not None and target not in ("openvino", "auto", *PLANS):
+        raise InputError(
+            f"--out writes OpenVINO IR and TensorRT plans, and --target is {target}; choose another target"
+        )
+    if (gpus or workspace_mb) and target not in PLANS:
+        raise InputError(f"--gpu and --workspace-mb are for {' and '.join(PLANS)}, and --target is {target}")
     written: list[Path] = []
-    if out is not None and target not in ("openvino", "auto"):
-        raise InputError(f"--out writes OpenVINO IR, and --target is {target}; use --target openvino")
+    made: list[plans.Made] = []
+    info = None
+    mode = "force" if force else "auto"
     with common.stages("open") as progress:
-        model = load(
-            bundle, runtime=target, compile="force" if force else "auto", progress=progress, **options
-        )  # fmt: skip
-        info = model.info
-        model.close()
+        if target in PLANS:
+            made = plans.compile_plans(bundle, target, gpus, workspace_mb, mode, progress=progress, **options)
+            mode = "auto"
+        if not gpus:
+            model = load(bundle, runtime=target, compile=mode, progress=progress, **options)
+            info = model.info
+            model.close()
         if out is not None:
-            progress("write OpenVINO IR")
-            written = write_ir(bundle, info, Path(out), overwrite)
+            progress(f"write {out}")
+            if made:
+                written = plans.write_plans(made, Path(out), overwrite)
+            else:
+                assert info is not None
+                written = write_ir(bundle, info, Path(out), overwrite)
     if as_json:
-        common.print_json({**info.to_dict(), "ir": [str(path) for path in written]})
+        names = [str(path) for path in written]
+        found = {**(info.to_dict() if info else {}), "plans": [item.to_dict() for item in made]}
+        common.print_json({**found, "ir": [] if made else names, "written": names})
         return
     console = common.console()
-    console.print(common.facts_table(facts(info)))
+    if info is not None:
+        console.print(common.facts_table(facts(info)))
+    for item in made:
+        console.print(common.facts_table(plans.facts(item)))
     for path in written:
         console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)
 

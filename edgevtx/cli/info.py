@@ -1,7 +1,8 @@
-"""`edgevtx info`: what a bundle is."""
+"""`edgevtx info`: what a bundle, or a TensorRT plan, is."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,17 +14,25 @@ if TYPE_CHECKING:
     from edgevtx.manifest import Preprocess, TensorInfo
 
 
-@click.command(short_help="Show what a bundle holds.")
+@click.command(short_help="Show what a bundle or a plan holds.")
 @common.bundle_argument
 @common.json_option
 def command(bundle: str, as_json: bool) -> None:
     """Show what a bundle holds: the model, its input and outputs, where it was verified, its files.
 
+    Given a TensorRT plan (NAME.plan, its NAME.json beside it), show what that is; this needs no GPU.
+
     \b
     Example:
       edgevtx info fire.vtx
       edgevtx info fire.vtx --json
+      edgevtx info plans/fire.tensorrt-rtx.sm89.fp16.plan
     """
+    if Path(bundle).suffix == ".plan":
+        from edgevtx.cli import plans
+
+        plans.show(Path(bundle), as_json)
+        return
     import msgspec
 
     from edgevtx.bundle import Bundle

@@ -1,0 +1,166 @@
+"""TensorRT plans on the command line: compiled, also for a GPU that is not here, written out, and told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevtx import disk
+from edgevtx.bundle import Bundle
+from edgevtx.cli import common
+from edgevtx.engines import CompileMode, prepare_engine
+from edgevtx.errors import OutputError
+from edgevtx.predictor import choose_precision, choose_runtime
+from edgevtx.runtimes.base import EngineOptions
+from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, read_plan, record_path
+from edgevtx.stream.sinks import claim, make_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SUFFIX = ".plan"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan in the cache at `path`, its record, and whether it was there before."""
+
+    path: Path
+    record: PlanRecord
+    cache_hit: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record without its layers, and where the plan is."""
+        return {"path": str(self.path), "cache_hit": self.cache_hit, **record_dict(self.record, layers=False)}
+
+
+def compile_plans(
+    path: str,
+    target: str,
+    gpus: Sequence[str],
+    workspace_mb: int | None,
+    compile: CompileMode,  # noqa: A002 -- as `prepare_engine` names it
+    *,
+    progress: Callable[[str], None],
+    precision: str | None,
+    allow_unverified: bool,
+    **options: Any,
+) -> list[Made]:
+    """A plan of every network of a bundle for every architecture, into the cache; without `gpus` for the GPU here.
+
+    `options` are those of `edgevtx.load`. Raises as `edgevtx.load` does.
+    """
+    bundle = Bundle.open(path)
+    choose_runtime(bundle.manifest, target)
+    precision = choose_precision(bundle.manifest, target, precision, allow_unverified=allow_unverified)
+    made = []
+    for gpu in gpus or ("",):
+        wanted = EngineOptions(precision, gpu=gpu, workspace_mb=workspace_mb, **options)
+        for part in bundle.manifest.part_names:
+            prepared = prepare_engine(bundle, target, wanted, part=part, compile=compile, progress=progress)
+            plan = prepared.folder / PLAN
+            made.append(Made(plan, read_plan(plan), prepared.cache_hit))
+    return made
+
+
+def write_plans(made: Sequence[Made], folder: Path, overwrite: bool) -> list[Path]:
+    """Copy plans and their records: NAME[.PART].TARGET.GPU.PRECISION.plan and .json. Raises `OutputError`."""
+    make_folder(folder)
+    plans = {folder / _name(item.record): item.path for item in made}
+    paths = [path for plan in plans for path in (plan, record_path(plan))]
+    for path in paths:
+        claim(path, overwrite)
+    for plan, source in plans.items():
+        try:
+            disk.copy_atomic(source, plan)
+            disk.copy_atomic(record_path(source), record_path(plan))
+        except OSError as error:
+            raise OutputError(f"cannot write {plan}: {disk.explain(error)}") from error
+    return paths
+
+
+def _name(record: PlanRecord) -> str:
+    words = (record.name, record.part, record.target, record.gpu, record.precision)
+    return ".".join(word for word in words if word) + SUFFIX
+
+
+def facts(item: Made) -> dict[str, str]:
+    """What was compiled, in words."""
+    record = item.record
+    spent = common.seconds(record.compile_seconds)
+    return {
+        "plan": _name(record),
+        "engine": f"{record.target} {record.target_version} for {record.gpu}, {common.size(record.size)}",
+        "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
+        "cache": "hit" if item.cache_hit else f"miss: compiled in {spent}",
+        "golden sample": f"not replayed by this command: {record.gpu} does it when it first loads the bundle",
+        "warnings": "\n".join(record.warnings),
+    }
+
+
+# -- edgevtx info PLAN -----------------------------------------------------------------------------------------
+
+
+def show(path: Path, as_json: bool) -> None:
+    """Print what a plan is, of its record alone; raises `CompileError` where the two do not belong together."""
+    record = read_plan(path)
+    check_file(path, record)
+    if as_json:
+        common.print_json(record_dict(record))
+        return
+    out = common.console()
+    out.print(common.facts_table(describe(record)))
+    out.print()
+    out.print(_kinds(record))
+
+
+def record_dict(record: PlanRecord, *, layers: bool = True) -> dict[str, Any]:
+    """The record as JSON-ready values."""
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(record)
+    return found if layers else {key: value for key, value in found.items() if key != "layers"}
+
+
+def describe(record: PlanRecord) -> dict[str, Any]:
+    """The record in words."""
+    ranges = [
+        f"{name} from {_shape(item.min)} to {_shape(item.max)}, best at {_shape(item.opt)}"
+        for profile in record.profiles
+        for name, item in profile.items()
+    ]
+    memory = f"{record.builder_memory_mb} MB" if record.builder_memory_mb else ""
+    return {
+        "name": ", ".join(word for word in (record.name, record.part) if word),
+        "compiled by": f"{record.target} {record.target_version} in {common.seconds(record.compile_seconds)}",
+        "for": record.gpu,
+        "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
+        "inputs": ", ".join(map(str, record.inputs)),
+        "outputs": ", ".join(map(str, record.outputs)),
+        "shapes": "\n".join(ranges),
+        "bundle": record.bundle[:16] or "none",
+        "graph": f"{record.graph} {record.graph_sha256[:16]}",
+        "size": common.size(record.size),
+        "workspace": f"at most {record.workspace_mb} MiB" if record.workspace_mb else "",
+        "builder's memory": memory,
+        "warnings": "\n".join(record.warnings),
+    }
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _kinds(record: PlanRecord) -> Table:
+    """How many layers of each kind compute in which type."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("kind of layer", "type", "layers"):
+        table.add_column(name)
+    for (kind, type_), count in sorted(Counter((item.kind, item.type) for item in record.layers).items()):
+        table.add_row(kind.replace("_", " "), type_, str(count))
+    return table
