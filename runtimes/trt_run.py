@@ -165,7 +165,7 @@ class Loaded:
         """TensorRT-RTX: kernels that were compiled before are read back, and graphs are captured by itself."""
         self._settings = self._engine.create_runtime_config()
         self._cache = self._settings.create_runtime_cache()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             self._cached = self._cache_path.read_bytes()
             if not self._cache.deserialize(self._cached):
                 log.info("%s is of another GPU, driver or version: kernels are compiled anew", self._cache_path)
