@@ -83,13 +83,12 @@ def engine(
             raise RuntimeUnavailableError(f"this {target} engine was closed; open the bundle again")
         return opened[0]()
 
-    made = Engine(target=target, target_version=version, device=device, new_runtime=another, close=opened.clear)
-    if release is not None:
-        finalizer = weakref.finalize(made, release)
+    # not of the engine: `open(...).new_runtime()` lets go of it before the call
+    finalizer = weakref.finalize(another, release) if release else None
 
-        def close() -> None:
-            opened.clear()
+    def close() -> None:
+        opened.clear()
+        if finalizer is not None:
             finalizer()
 
-        made.close = close
-    return made
+    return Engine(target=target, target_version=version, device=device, new_runtime=another, close=close)

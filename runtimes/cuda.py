@@ -306,7 +306,11 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except Exception as error:
         if not isinstance(error, host.import_package("pycuda.driver", target="CUDA", extra="tensorrt").Error):
             raise
-        raise _failed(name, host.first_line(error)) from error
+        failure = _failed(name, host.first_line(error))
+        function, arguments = str, ()
+    # outside of the handler, and with these names overwritten: what an error keeps (its frames, its context) would hold
+    # a stream beyond its turn
+    raise failure
 
 
 def _failed(name: str, words: str) -> DeviceError:

@@ -237,10 +237,13 @@ class Execution:
         for name, shape in named.items():
             if not self._context.set_input_shape(name, shape):
                 raise self._refused(named, trt_log.last_error())
+        wrong = ""
         try:
             lacking = self._context.infer_shapes()
         except RuntimeError as error:
-            raise self._refused(named, trt_log.last_error() or host.first_line(error)) from error
+            wrong = trt_log.last_error() or host.first_line(error)
+        if wrong:  # not in the handler: the error's frames may hold the context
+            raise self._refused(named, wrong)
         if lacking:
             raise self._loaded.failed(f"infer_shapes (it lacks {', '.join(lacking)})")
         for spec in (*self._record.inputs, *self._record.outputs):
