@@ -98,7 +98,7 @@ def command(
             model.close()
         if out is not None:
             progress(f"write {out}")
-            if made:
+            if target in PLANS:
                 written = plans.write_plans(made, Path(out), overwrite)
             else:
                 assert info is not None
@@ -111,7 +111,7 @@ def command(
     console = common.console()
     if info is not None:
         console.print(common.facts_table(facts(info)))
-    for item in made:
+    for item in made if info is None else ():
         console.print(common.facts_table(plans.facts(item)))
     for path in written:
         console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)

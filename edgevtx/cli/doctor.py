@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -166,7 +165,8 @@ def _runtimes() -> list[Finding]:
         elif probe.available:
             rows.append(Finding("runtimes", probe.name, "ok", f"{probe.version} on {', '.join(probe.devices)}"))
         else:
-            rows.append(Finding("runtimes", probe.name, "unusable", probe.reason, probe.install))
+            reason = ": ".join(word for word in (probe.version, probe.reason) if word)
+            rows.append(Finding("runtimes", probe.name, "unusable", reason, probe.install))
     if rows and not any(row.level == "ok" for row in rows):
         help_ = 'pip install "edgevtx[openvino]" or "edgevtx[onnxruntime]"'
         rows.append(Finding("runtimes", "any", "broken", "no runtime is usable: no bundle can run here", help_))
@@ -174,7 +174,7 @@ def _runtimes() -> list[Finding]:
 
 
 def _nvidia() -> list[Finding]:
-    """TensorRT, JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
+    """JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
     rows = []
     release = Path("/etc/nv_tegra_release")
     if release.is_file():
@@ -183,11 +183,6 @@ def _nvidia() -> list[Finding]:
         rows.append(Finding("nvidia", "JetPack", "note", jetpack))
     if driver := _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]):
         rows += [Finding("nvidia", "GPU", "note", line) for line in driver.splitlines()]
-    for package in ("tensorrt", "tensorrt_rtx"):
-        if importlib.util.find_spec(package) is not None:
-            found = _package("nvidia", package, package, required=False, extra="")
-            help_ = f"{package} must match the driver and the CUDA libraries; see NVIDIA's installation guide"
-            rows.append(replace(found, help=help_))
     return rows
 
 

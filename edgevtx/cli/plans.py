@@ -96,7 +96,7 @@ def facts(item: Made) -> dict[str, str]:
         "engine": f"{record.target} {record.target_version} for {record.gpu}, {common.size(record.size)}",
         "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
         "cache": "hit" if item.cache_hit else f"miss: compiled in {spent}",
-        "golden sample": f"not replayed by this command: {record.gpu} does it when it first loads the bundle",
+        "golden sample": f"not replayed, for want of a {record.gpu}: that does it when it first loads the bundle",
         "warnings": "\n".join(record.warnings),
     }
 

@@ -56,7 +56,14 @@ def colour_frame(blue: int, green: int, red: int, size: tuple[int, int] = (72, 1
     return frame
 
 
-def make_bundle(out: Path, folder: Path, *, spoil: float = 0.0, status: str = "passed-here") -> Path:
+def make_bundle(
+    out: Path,
+    folder: Path,
+    *,
+    spoil: float = 0.0,
+    status: str = "passed-here",
+    targets: tuple[str, ...] = TARGETS,
+) -> Path:
     """Write the bundle; `spoil` is added to the golden sample's scores, `status` is what the manifest claims."""
     import onnxruntime
 
@@ -66,7 +73,7 @@ def make_bundle(out: Path, folder: Path, *, spoil: float = 0.0, status: str = "p
 
     folder.mkdir()
     graphs, verdicts = [], []
-    for target in TARGETS:
+    for target in targets:
         file = f"graph.{target}.onnx"
         colour_graph(folder / file)
         graphs.append(m.Graph(file=file, target=target, variant="", versions=">=1", precisions=("fp32",), opset=17))
@@ -75,7 +82,7 @@ def make_bundle(out: Path, folder: Path, *, spoil: float = 0.0, status: str = "p
         size=m.Exact(height=SIZE[0], width=SIZE[1]), interpolation="bilinear", scale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
     )
     pixels = colour_frame(40, 90, 60, SIZE)[None]
-    session = onnxruntime.InferenceSession(folder / "graph.onnxruntime.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / graphs[0].file, providers=["CPUExecutionProvider"])
     scores, class_ids = session.run(["scores", "class_ids"], {"pixels": pixels})
     outputs = {"scores": scores + np.float32(spoil), "class_ids": class_ids}
     write_golden(folder / "golden.npz", Golden(colour_frame(40, 90, 60), {"pixels": pixels}, outputs))
@@ -93,7 +100,7 @@ def make_bundle(out: Path, folder: Path, *, spoil: float = 0.0, status: str = "p
         labels=LABELS,
         graphs=tuple(graphs),
         verdicts=tuple(verdicts),
-        recommended=dict.fromkeys(TARGETS, "fp32"),
+        recommended=dict.fromkeys(targets, "fp32"),
         provenance=m.Provenance(licence="Apache-2.0", intended_use="tests"),
         tools={"edgevtx": "0"},
     )
@@ -127,6 +134,13 @@ def wrong_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rtx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, with a graph for TensorRT-RTX alone."""
+    folder = tmp_path_factory.mktemp("rtx")
+    return make_bundle(folder / "colours.vtx", folder / "files", status="graph-only", targets=("tensorrt-rtx",))
+
+
+@pytest.fixture(scope="session")
 def failed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that was marked as failed when it was exported."""
     folder = tmp_path_factory.mktemp("failed")
@@ -154,7 +168,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def edgevtx_cli() -> Callable[..., Result]:
     """edgevtx_cli("info", path, ...) -> click's result: exit_code, stdout, stderr"""
 

@@ -13,7 +13,7 @@ import pytest
 
 import edgevtx
 from edgevtx.compare import compare
-from edgevtx.runtimes import BACKENDS, probe
+from edgevtx.runtimes import probe
 
 FOLDER = os.environ.get("EDGEVTX_TEST_BUNDLES", "")
 BUNDLES = sorted(Path(FOLDER).glob("*.vtx")) if FOLDER else []
@@ -37,7 +37,7 @@ def test_there_are_bundles_to_test():
     assert len(BUNDLES) >= 8
 
 
-@pytest.mark.parametrize("runtime", [name for name in BACKENDS if name != "null"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.stem)
 def test_a_bundle_loads_and_agrees_with_the_reference(bundle, runtime):
     found = probe(runtime)

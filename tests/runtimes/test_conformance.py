@@ -192,7 +192,7 @@ def test_a_precision_that_is_none_is_refused(backend: str, graph: Any) -> None:
 
 
 def test_an_unknown_runtime_is_an_input_error() -> None:
-    with pytest.raises(InputError, match=re.escape("one of openvino, onnxruntime, null, but got 'tflite'")):
+    with pytest.raises(InputError, match=re.escape(f"one of {', '.join(BACKENDS)}, but got 'tflite'")):
         get_backend("tflite")
 
 

@@ -1,0 +1,100 @@
+"""Plans on the command line: compiled for GPUs that are not here, written out, and read without one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
+
+RTX = ("--target", "tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def plans(
+    rtx_bundle: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory, edgevtx_cli: Any
+) -> tuple[Path, Any]:
+    """The folder of the bundle's plans for two GPUs, and what the command that made them said."""
+    folder = tmp_path_factory.mktemp("plans") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEVTX_CACHE", str(cache))
+        patch.setenv("COLUMNS", "200")
+        return folder, edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86,sm120", "--out", folder)
+
+
+def test_plans_for_gpus_that_are_not_here(plans: tuple[Path, Any], rtx_bundle: Path, edgevtx_cli: Any) -> None:
+    folder, found = plans
+    assert found.exit_code == 0, found.stderr
+    names = [f"colours.tensorrt-rtx.{gpu}.fp32{suffix}" for gpu in ("sm86", "sm120") for suffix in (".plan", ".json")]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert "not replayed, for want of a sm86" in found.stdout
+    assert "f32 100%" in found.stdout and "miss: compiled in" in found.stdout
+    again = json.loads(edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm120", "--json").stdout)
+    assert [(plan["gpu"], plan["cache_hit"]) for plan in again["plans"]] == [("sm120", True)]
+
+
+def test_info_reads_a_plan(plans: tuple[Path, Any], rtx_bundle: Path, edgevtx_cli: Any) -> None:
+    path = plans[0] / "colours.tensorrt-rtx.sm86.fp32.plan"
+    text = edgevtx_cli("info", path).stdout
+    for word in ("colours", "sm86", "tensorrt-rtx 1.", "pixels uint8[1,32,48,3]", "f32 100%", "matrix multiply"):
+        assert word in text
+    facts = json.loads(edgevtx_cli("info", path, "--json").stdout)
+    bundle = json.loads(edgevtx_cli("info", rtx_bundle, "--json").stdout)
+    assert (facts["gpu"], facts["bundle"], facts["size"]) == ("sm86", bundle["digest"], path.stat().st_size)
+    assert any(layer["work"] for layer in facts["layers"])
+
+
+def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, edgevtx_cli: Any) -> None:
+    for source in plans[0].glob("*sm86*"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    path = tmp_path / "colours.tensorrt-rtx.sm86.fp32.plan"
+    path.write_bytes(path.read_bytes()[:-1])
+    found = edgevtx_cli("info", path)
+    assert found.exit_code == 1 and "it was damaged or replaced; compile the bundle again" in found.stderr
+    path.with_suffix(".json").unlink()
+    found = edgevtx_cli("info", path)
+    assert found.exit_code == 2 and "keep the two together" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([*RTX, "--gpu", "sm87"], 1, "compiles for sm75, sm80"),
+        ([*RTX, "--gpu", "sm86", "--precision", "fp16"], 3, "was never verified on tensorrt-rtx at fp16"),
+        (["--target", "openvino", "--gpu", "sm86"], 2, "--gpu and --workspace-mb are for tensorrt and tensorrt-rtx"),
+        (["--target", "onnxruntime", "--workspace-mb", "64"], 2, "--gpu and --workspace-mb are for"),
+        (["--target", "tensorrt", "--gpu", "sm86"], 1, "no graph for tensorrt"),
+    ],
+    ids=["gpu", "precision", "not for openvino", "not for onnxruntime", "no graph"],
+)
+def test_what_cannot_be_compiled_is_said(
+    arguments: list[str], code: int, words: str, rtx_bundle: Path, edgevtx_cli: Any
+) -> None:
+    found = edgevtx_cli("compile", rtx_bundle, *arguments)
+    assert found.exit_code == code and words in found.stderr
+
+
+def test_plans_are_not_overwritten_unasked(plans: tuple[Path, Any], rtx_bundle: Path, edgevtx_cli: Any) -> None:
+    command = ("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", plans[0])
+    found = edgevtx_cli(*command)
+    assert found.exit_code == 1 and "--overwrite" in found.stderr
+    assert edgevtx_cli(*command, "--overwrite").exit_code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(rtx_bundle: Path, tmp_path: Path, edgevtx_cli: Any) -> None:
+    tmp_path.chmod(0o500)
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", tmp_path / "plans")
+    assert found.exit_code == 1 and "permission" in found.stderr
+
+
+def test_a_folder_that_is_a_file(rtx_bundle: Path, tmp_path: Path, edgevtx_cli: Any) -> None:
+    (tmp_path / "plans").write_text("in the way")
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", tmp_path / "plans")
+    assert found.exit_code == 1 and "cannot write" in found.stderr
