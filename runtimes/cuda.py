@@ -273,7 +273,7 @@ def _library() -> Library:
 
 
 def _driver(target: str) -> Any:
-    return host.import_package("pycuda.driver", target=target, extra=target)
+    return host.import_package("pycuda.driver", target=target, extra="cuda")
 
 
 def _start(target: str) -> Any:
@@ -304,7 +304,7 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
-        if not isinstance(error, host.import_package("pycuda.driver", target="CUDA", extra="tensorrt").Error):
+        if not isinstance(error, host.import_package("pycuda.driver", target="CUDA", extra="cuda").Error):
             raise
         failure = _failed(name, host.first_line(error))
         function, arguments = str, ()

@@ -124,7 +124,8 @@ class TensorRt:
                 f"{self.target} is offered in {', '.join(self.PRECISIONS)}, but {options.precision} was asked for; "
                 "choose another precision"
             )
-        if options.gpu not in architectures(trt):
+        # a compiler of other GPUs' engines without a GPU must be told one, and `check_gpu` says which there are
+        if not architectures(trt) or (not options.gpu and self.probe().available):
             gpu = self._gpu(options)
             if options.gpu not in ("", gpu.sm):
                 raise RuntimeUnavailableError(
