@@ -150,6 +150,7 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     for seed in range(5):
         assert is_right(runtime, feeds(seed=seed))
     assert machine.count("cuStreamBeginCapture_v2") == 1  # not tried again
+    assert "graph" not in machine.left() and not machine.left().get("template")
     assert "runs without a CUDA graph" in caplog.text
     machine.failing.clear()
     runtime.close()
