@@ -7,7 +7,7 @@ give arrays of the host; "on the GPU" has its pixels there already.
 What bytes and operations allow: the plan's bytes, its inputs and outputs once over the memory, or its multiply-adds on
 the matrix units, whichever takes longer. Both rates are measured here, by a copy of 1 GB and by a product of 8192x8192
 matrices in fp16, since what a data sheet promises depends on clocks and power. Weights that stay in the L2 cache from
-one call to the next can beat the bytes.
+one call to the next can beat the bytes. Of plans of dynamic sizes it is not known.
 Prediction: engines within 1.5 times of what is allowed for ViT-B, 2 to 4 times for detectors at batch 1; a graph saves
 10 to 30% of those whose kernels are short.
 """
@@ -19,6 +19,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ def engines(path: Path, target: str, inputs: dict[str, Any]) -> Iterator[tuple[d
             engine = replace(backend, graphs=graphs).open(made.graph_path, made.folder, made.options)
             opened.enter_context(contextlib.closing(engine))
             runtime = opened.enter_context(engine.new_runtime())
-            work[f"{target} {name}"] = lambda runtime=runtime: runtime.run(inputs)
+            work[f"{target} {name}"] = partial(runtime.run, inputs)
             if not graphs and (torch := usable_torch()) is not None:
                 there = {key: torch.from_numpy(value).cuda() for key, value in inputs.items()}
-                work[f"{target} on the GPU"] = lambda runtime=runtime, there=there: runtime.run(there)
+                work[f"{target} on the GPU"] = partial(runtime.run, there)
         model = opened.enter_context(
             edgevtx.load(path, runtime=target, precision="fp16", device="GPU", allow_unverified=True)
         )
@@ -132,25 +133,27 @@ def usable_torch() -> Any:
     return torch if torch.cuda.is_available() else None
 
 
-def in_torch(torch: Any, model: Model, inputs: dict[str, Any]) -> dict[str, Callable[[], object]]:
-    """The recipe's module, eager and compiled, from pixels of the host to arrays of the host."""
+def in_torch(torch: Any, model: Model, inputs: dict[str, Any], notes: list[str]) -> dict[str, Callable[[], object]]:
+    """The recipe's module, eager and compiled, from pixels of the host to arrays of the host; what fails is noted."""
     from edgevtx.export.recipe import get_recipe
 
     traceable = get_recipe(model.family).build(open_checkpoint(model), build_options(model))
     module = traceable.module.eval().cuda()
-    compiled = torch.compile(module)
-    locked = {name: torch.from_numpy(array).pin_memory() for name, array in inputs.items()}
+    locked = [torch.from_numpy(array).pin_memory() for array in inputs.values()]
 
-    def call(forward: Any) -> Callable[[], object]:
-        def run() -> object:
-            with torch.inference_mode(), torch.autocast("cuda", torch.float16):
-                found = forward(*(tensor.cuda(non_blocking=True) for tensor in locked.values()))
-                tensors = found if isinstance(found, tuple | list) else (found,)
-                return [tensor.float().cpu().numpy() for tensor in tensors]
+    def call(forward: Any) -> object:
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+            return [tensor.cpu().numpy() for tensor in forward(*(item.cuda(non_blocking=True) for item in locked))]
 
-        return run
-
-    return {"torch eager": call(module), "torch.compile": call(compiled)}
+    found = {}
+    for name, forward in (("torch eager", module), ("torch.compile", torch.compile(module))):
+        try:
+            call(forward)  # where it is compiled
+        except Exception as error:  # whatever the compiler stumbles over is a finding, and no end of the run
+            notes.append(f"{model.name} in {name} was not run: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        else:
+            found[name] = partial(call, forward)
+    return found
 
 
 # -- the run ---------------------------------------------------------------------------------------------------
@@ -201,19 +204,20 @@ def main(rounds: int, warmup: int, targets: tuple[str, ...], names: tuple[str, .
                     report.notes.append(f"{name} on {target} was not run: {error}")
                     continue
                 work |= ways
-                size = record.size + sum(array.nbytes for array in inputs.values())
-                least = rates and rates.allow(size, sum(layer.work for layer in record.layers))
-                allowed |= {} if least is None else dict.fromkeys(ways, least)
+                if rates is not None and not record.profiles:  # of dynamic sizes the work is not known
+                    size = record.size + sum(array.nbytes for array in inputs.values())
+                    allowed |= dict.fromkeys(ways, rates.allow(size, sum(layer.work for layer in record.layers)))
             try:
                 work["onnxruntime CUDA fp32"] = opened.enter_context(cuda_provider(path, inputs))
             except EdgevtxError as error:
                 report.notes.append(f"{name} on ONNX Runtime's CUDA provider was not run: {error}")
             if torch is not None:
-                work |= in_torch(torch, MODELS[name], inputs)
+                work |= in_torch(torch, MODELS[name], inputs, report.notes)
             for who, times in interleave(work, rounds, warmup).items():
                 found = quantiles(times)
                 least = allowed.get(who)
-                table.add(name, who, found["median"], found["p95"], least, least and found["median"] / least)
+                times_of = None if least is None else found["median"] / least
+                table.add(name, who, found["median"], found["p95"], least, times_of)
                 report.raw[f"{name} {who}"] = times
     if torch is None:
         report.notes.append("torch with CUDA is not installed: there is nothing beside the engines, and no rates")

@@ -1,6 +1,7 @@
 """A TensorRT that records what is asked of it, over the machine of `fake_gpu`, and refuses what the real one refuses.
 
-The "engine" adds up each row of its inputs, so that values show whether everything was copied. A plan is JSON.
+The "engine" adds up each row of its inputs, so that values show whether everything was copied, or gives the "answers"
+of its plan. A plan is JSON.
 """
 
 from __future__ import annotations
@@ -146,6 +147,8 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
             return [name for name in self.facts["inputs"] if name not in self.shapes]
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            if name in self.facts.get("answers", ()):
+                return np.shape(self.facts["answers"][name][1])
             known = self.shapes.get(name) or (next(iter(self.shapes.values()))[0],)
             return (-1,) if name in self.facts.get("of_values", ()) else known
 
@@ -172,7 +175,10 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
                     size = int(np.prod(shapes[name])) * np.dtype(dtype).itemsize
                     data = machine.at(addresses[name], size).view(dtype).reshape(shapes[name])
                     total += data.reshape(len(data), -1).sum(1, dtype=np.float32)
-                for name in facts["outputs"]:
+                for name, (dtype, answer) in facts.get("answers", {}).items():
+                    given = np.array(answer, dtype)
+                    machine.at(addresses[name], given.nbytes)[:] = given.reshape(-1).view(np.uint8)
+                for name in set(facts["outputs"]) - set(facts.get("answers", {})):
                     machine.at(addresses[name], total.nbytes)[:] = total.view(np.uint8)
 
             machine.submit(handle, compute)

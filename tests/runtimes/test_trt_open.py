@@ -11,11 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
+import edgevtx
+from edgevtx.bundle import write_bundle
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import cuda, trt_run
-from edgevtx.runtimes.base import Engine, EngineOptions
+from edgevtx.manifest import Graph
+from edgevtx.runtimes import cuda, trt, trt_run
+from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
 from edgevtx.runtimes.plan import PLAN
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
 from tests.runtimes import fake_gpu
@@ -253,3 +258,41 @@ def test_what_is_not_to_be_had_is_refused(machine: Machine, options: dict[str, s
 def test_a_device_that_is_none_is_an_input_error(machine: Machine) -> None:
     with pytest.raises(InputError, match=r"GPU.NUMBER.*but got 'NPU'"):
         TENSORRT.fingerprint(EngineOptions(precision="fp16", device="NPU"))
+
+
+# -- the whole way ---------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_compiled_opened_proven_and_answers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tiny_parts: Callable[..., Any], empty_cache: Path, tmp_path: Path
+) -> None:
+    parts = tiny_parts()
+    wanted = parts.graph.reference(parts.graph.pixels)
+    asked: list[EngineOptions] = []
+
+    def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+        asked.append(options)
+        ends = (parts.manifest.inputs, parts.manifest.outputs)
+        inputs, outputs = (tuple(TensorSpec(item.name, item.shape, item.dtype) for item in end) for end in ends)
+        answers = {name: (array.dtype.name, array.tolist()) for name, array in wanted.items()}
+        record = make_record(profiles=(), inputs=inputs, outputs=outputs)
+        write_plan(folder, record, answers=answers)
+        return BuildReport("tensorrt", "10.3.0", options.gpu, {"bf16": 1.0}, 1.0)
+
+    monkeypatch.setattr(trt, "build_plan", build)
+    row = Graph(
+        file="graph.tensorrt.onnx", target="tensorrt", variant="", versions=">=10.3", precisions=("bf16",), opset=17
+    )
+    (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
+    manifest = msgspec.structs.replace(parts.manifest, graphs=(*parts.manifest.graphs, row))
+    path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
+    options: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
+    for hit in (False, True):
+        with edgevtx.load(path, **options) as model:
+            assert (model.info.cache_hit, model.info.runtime_version) == (hit, "10.3.0")
+            assert model.info.verdict == "passed-here"  # the golden sample has passed
+            found = model.clone().infer(model.prepare(parts.graph.pixels[0]))
+            np.testing.assert_array_equal(found["scores"], wanted["scores"])
+    assert [item.gpu for item in asked] == ["sm87"]
+    gc.collect()
+    assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
