@@ -18,7 +18,7 @@ import pytest
 import edgevtx
 from edgevtx.bundle import write_bundle
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.manifest import Graph
+from edgevtx.manifest import Graph, PyramidDecode
 from edgevtx.runtimes import cuda, trt, trt_run
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
 from edgevtx.runtimes.plan import PLAN
@@ -284,7 +284,12 @@ def test_a_bundle_is_compiled_opened_proven_and_answers(
         file="graph.tensorrt.onnx", target="tensorrt", variant="", versions=">=10.3", precisions=("bf16",), opset=17
     )
     (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
-    manifest = msgspec.structs.replace(parts.manifest, graphs=(*parts.manifest.graphs, row))
+    manifest = msgspec.structs.replace(
+        parts.manifest,
+        task="embed",
+        decode=PyramidDecode(maps=("scores",), strides=(4,)),
+        graphs=(*parts.manifest.graphs, row),
+    )
     path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
     options: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
     for hit in (False, True):
