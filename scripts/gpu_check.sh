@@ -41,6 +41,18 @@ export PYTHONPATH=$PWD EDGEVTX_CACHE=$out/cache EDGEVTX_BENCH_DIR=$out/bench
     "$python" -m edgevtx doctor || true
 } >"$out/machine.txt" 2>&1
 
+if ! "$python" - 2>&1 <<'EOF' | tee --append "$out/machine.txt"; then
+from edgevtx.errors import EdgevtxError
+from edgevtx.runtimes.cuda import find_gpus
+
+try:
+    print(*find_gpus("tensorrt"), sep="\n")
+except EdgevtxError as error:
+    raise SystemExit(f"nothing was tested: {error}") from None
+EOF
+    exit 1
+fi
+
 bundles=$wheels/bundles
 if [ ! -d "$bundles" ] && "$python" -c 'import torch, transformers, onnxscript' 2>/dev/null; then
     bundles=$out/bundles

@@ -103,6 +103,7 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
             self.facts = facts
             self.names = [*facts["inputs"], *facts["outputs"]]
             self.num_io_tensors = len(self.names)
+            self.profile = 0  # the first context is on profile 0, others on none
 
         def get_tensor_name(self, index: int) -> str:
             return str(self.names[index])
@@ -124,7 +125,7 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
         def __init__(self, engine: Engine, settings: Any) -> None:
             super().__init__("context")
             self.facts, self.cache = engine.facts, settings and settings.cache
-            self.active_optimization_profile = 0
+            self.active_optimization_profile, engine.profile = engine.profile, -1
             self.shapes: dict[str, tuple[int, ...]] = {}
             self.addresses: dict[str, int] = {}
             self.settled = False
@@ -159,7 +160,8 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
         def execute_async_v3(self, handle: int) -> bool:
             stream = machine.streams[handle]
             capturing = stream.capturing and not self.settled  # what was put off cannot be captured
-            if not asked("execute_async_v3", "captured" if stream.capturing else "") or capturing:
+            unset = self.active_optimization_profile < 0
+            if not asked("execute_async_v3", "captured" if stream.capturing else "") or capturing or unset:
                 return False
             if stream.capturing and "capture" in machine.failing:
                 said[-1].log(Severity.ERROR, "[fake] operation not permitted when stream is capturing")
