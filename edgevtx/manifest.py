@@ -400,7 +400,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
     """One lowered graph of the network that takes frames, or of the part that `part` names.
 
-    `versions` is the range of the target that it serves, as a PEP 440 specifier.
+    `versions` is the range of the target that it serves, as a PEP 440 specifier. `kept_fp32` are the modules of a graph
+    of lower precision that keep float32 as a whole, since in that precision they did not pass.
     """
 
     file: str
@@ -412,6 +413,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     opset: int
     rewrites: tuple[str, ...] = ()
     avoids: tuple[str, ...] = ()
+    kept_fp32: tuple[str, ...] = ()
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ def _write(item: LoweredGraph, part: str, folder: Path, weights: _Weights) -> Gr
         opset=model.opset_imports[""],
         rewrites=item.rewrites,
         avoids=item.avoids,
+        kept_fp32=item.kept_fp32,
     )
 
 

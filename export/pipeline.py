@@ -14,15 +14,17 @@ from pathlib import Path
 from time import perf_counter
 
 import msgspec
+import onnx_ir as ir
 
 from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
 from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.judge import Facts, is_near, judge, with_noise
+from edgevtx.export.ladder import Evidence, from_evidence
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
-from edgevtx.export.rewrite import VARIANTS, lower
+from edgevtx.export.rewrite import VARIANTS, LoweredGraph, lower
 from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import EXACT, Sample, check_parts, check_reference, make_samples, measure_sensitivity
@@ -116,21 +118,14 @@ def export(
         traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
+        clock.start("samples")
+        samples = tuple(make_samples(traceable, photos))
         clock.start("lower")
-        lowered = {
-            part: [
-                graph
-                for target in options.targets
-                for graph in lower(model, target)
-                if set(graph.precisions) & {*options.precisions, *([EXACT] if part else [])}
-            ]
-            for part, model in models.items()
-        }
+        lowered = {part: _lower(part, model, traceable, samples, options) for part, model in models.items()}
         graphs = write_graphs(lowered, folder)
         _copy_files(traceable, folder)
         clock.start("reference")
         manifest = _manifest(traceable, checkpoint, graphs, options, out)
-        samples = tuple(make_samples(traceable, photos))
         facts = Facts(
             samples=samples,
             manifest=manifest,
@@ -179,7 +174,7 @@ class _Clock:
 
 def _pairs(targets: Sequence[str], precisions: Sequence[str]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """Targets x precisions, less those that a target does not have; each target and precision must occur."""
-    made = {target: list(dict.fromkeys(chain(*(item.precisions for item in VARIANTS[target])))) for target in VARIANTS}
+    made = {target: list(dict.fromkeys(chain(*(item.serves for item in VARIANTS[target])))) for target in VARIANTS}
     asked_for = [(target, precision) for target in targets for precision in precisions]
     kept = [(target, precision) for target, precision in asked_for if precision in made.get(target, ())]
     skipped = tuple(f"{target} {precision}" for target, precision in asked_for if (target, precision) not in kept)
@@ -192,6 +187,18 @@ def _pairs(targets: Sequence[str], precisions: Sequence[str]) -> tuple[list[tupl
                     f"leave it out, or choose of {known}"
                 )
     return kept, skipped
+
+
+def _lower(
+    part: str, model: ir.Model, traceable: Traceable, samples: Sequence[Sample], options: ExportOptions
+) -> list[LoweredGraph]:
+    """A network's graphs for all targets, in the precisions asked for and those that it may have to keep."""
+    network = traceable.parts[part] if part else traceable
+    clear = [sample for sample in samples if sample.clear] or samples
+    exchanges = [exchange for sample in clear for exchange in sample.exchanges(part)]
+    give_types = from_evidence(Evidence(exchanges, network.decode, network.keep_fp32))
+    precisions = {*options.precisions, *([EXACT] if part else [])}
+    return [graph for target in options.targets for graph in lower(model, target, precisions, give_types)]
 
 
 def _work_folder(out: Path) -> tempfile.TemporaryDirectory[str]:

@@ -15,14 +15,17 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 
 from edgevtx import disk
 from edgevtx.compare import compare
 from edgevtx.compare.tolerance import TIE, TOLERANCES, sensitivity
 from edgevtx.decode import decode, takes
 from edgevtx.errors import ExportError, OutputError
+from edgevtx.export.evaluate import open_model, open_plainly
 from edgevtx.export.parity import compare_results
 from edgevtx.export.recipe import Traceable, TraceablePart
+from edgevtx.export.rehearsal import precision_of, rehearse, simulate, widen
 from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
@@ -36,6 +39,9 @@ from edgevtx.windows import middle_window, run_in_turns
 
 DYNAMIC_BATCH = 3
 """Frames in a batch that verifies a dynamic one; `trace` traces another number."""
+
+LOCATED = 2
+"""On so many inputs the block is looked for where a graph of lower precision diverges."""
 
 EXACT = "fp32"
 """What a further network runs in that does not pass in the bundle's precision."""
@@ -206,19 +212,25 @@ def _change_each(inputs: Arrays, others: Arrays) -> Iterator[Arrays]:
 
 
 def verify_graph(folder: Path, graph: Graph, samples: Sequence[Sample], manifest: Manifest) -> list[Check]:
-    """The graph as it stands, evaluated by ONNX Runtime with every optimisation off, whatever its target."""
-    import onnxruntime as ort
+    """The graph as it stands, whatever its target; one of lower precision as `edgevtx.export.rehearsal` has it.
 
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(folder / graph.file, options, providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_outputs()]
-
-    def run(inputs: Arrays) -> Arrays:
-        return dict(zip(names, session.run(names, inputs), strict=True))
-
-    return _compare_samples(graph.file, run, samples, manifest, graph.part, "fp32")
+    Where such a one fails, the checks name the first block that diverges.
+    """
+    if EXACT in graph.precisions:
+        return _compare_samples(graph.file, open_plainly(folder / graph.file), samples, manifest, graph.part, EXACT)
+    (precision,) = graph.precisions
+    model = ir.load(folder / graph.file)
+    if precision_of(model) != precision:
+        note = f"none of its operators runs in {precision}: all had to keep {EXACT}"
+        return [Check(name=f"{graph.file}: precision", passed=False, compared=1, error=1.0, tolerance=0.0, note=note)]
+    run = open_model(simulate(model))
+    checks = _compare_samples(graph.file, run, samples, manifest, graph.part, precision)
+    if all(check.passed for check in checks):
+        return checks
+    feeds = [exchange.inputs for sample in samples for exchange in sample.exchanges(graph.part)]
+    diverging = rehearse(widen(model), model, feeds[:LOCATED]).diverging
+    note = f"the first block that diverges is {diverging[0]}" if diverging else "no block alone diverges"
+    return [check if check.passed else msgspec.structs.replace(check, note=note) for check in checks]
 
 
 def verify_engine(

@@ -52,7 +52,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     `gpu` is the architecture ("sm89"). `bundle` is the bundle's digest and `part` the network of it, both empty where
     the graph was of no bundle; `graph_sha256`, `sha256` and `size` (bytes) are those of the graph and of the plan.
     `layers` come from the typed `network`, or from the `inspector` of the engine where a device was there.
-    `builder_memory_mb` is the most that compiling took of the host, as the builder tells it, 0 where it does not.
+    `builder_host_mb` is the most memory of the host, in MiB, that the compiling process had, `builder_gpu_mb` of the
+    device as the builder tells it.
     """
 
     schema: Literal["1.0"] = "1.0"
@@ -75,7 +76,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     compile_seconds: float
     workspace_mb: int | None = None
-    builder_memory_mb: int = 0
+    builder_host_mb: int = 0
+    builder_gpu_mb: int = 0
     warnings: tuple[str, ...] = ()
 
 

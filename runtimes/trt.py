@@ -62,14 +62,14 @@ class TensorRt:
         """
         trt = self._package()
         options = self._settle(trt, options)
-        if options.gpu in architectures(trt):
-            return build_plan(self.package, graph, folder, options)
-        device = cuda.Device(_ordinal(options), self.target)
-        try:
-            with device.current():
-                return build_plan(self.package, graph, folder, options)
-        finally:
-            device.release()
+        if options.gpu not in architectures(trt):
+            first, chosen = cuda.find_gpus(self.target)[0], self._gpu(options)
+            if chosen.name != first.name:
+                raise RuntimeUnavailableError(
+                    f"{self.target} compiles on the first GPU, {first}, and {options.device} is {chosen}; set "
+                    f"CUDA_VISIBLE_DEVICES={chosen.ordinal} and ask for device GPU"
+                )
+        return build_plan(self.package, graph, folder, options)
 
     def open(self, graph: Path, folder: Path, options: EngineOptions) -> Engine:
         """Open a plan on its GPU, and run it once, so that what is compiled or loaded late is done here.

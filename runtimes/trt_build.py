@@ -1,36 +1,34 @@
 """Compile a graph into a TensorRT plan: `tensorrt` on its own device, `tensorrt-rtx` for any architecture it knows.
 
 Networks are strongly typed: the graph says what is computed in which type, and TF32 is off, so that fp32 is fp32. All
-that a plan's users ask is recorded here, since a plan can be opened on its own GPU alone.
+that a plan's users ask is recorded, since a plan can be opened on its own GPU alone. `trt_worker` does it, in a process
+of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import time
-from collections.abc import Callable
-from hashlib import sha256
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from edgevtx import cache, disk
-from edgevtx.archive import digest_file
-from edgevtx.errors import CompileError, OutputError, RuntimeUnavailableError
-from edgevtx.runtimes import host, precision, sample, trt_layers, trt_log
+from edgevtx import errors
+from edgevtx.errors import CompileError, RuntimeUnavailableError
+from edgevtx.runtimes import host
 from edgevtx.runtimes.base import BuildReport, EngineOptions
-from edgevtx.runtimes.plan import PLAN, Origin, PlanRecord, Profile, encode_record, origin, record_path
-from edgevtx.runtimes.trt_profiles import OpenInput, profile
+from edgevtx.runtimes.plan import PLAN, read_plan
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 5  # errors in one message
-_MIB = 1 << 20
 
 # Ampere is the first architecture that multiplies in bf16
 _LEAST_SM = {"bf16": 80}
 
-_TEGRA = Path("/etc/nv_tegra_release")
-_MEMORY = Path("/proc/meminfo")
+# the paths of this process, and not the working folder, whose files may have any name
+_WORKER = "import sys; sys.path[:] = {path!r}; from edgevtx.runtimes.trt_worker import main; main()"
 
 
 def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
@@ -38,70 +36,28 @@ def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions) 
 
     `package` is "tensorrt" or "tensorrt_rtx"; `options.gpu` the architecture, which for `tensorrt` must be that of the
     device. Raises `RuntimeUnavailableError` for a missing package and an architecture that it does not compile for,
-    `CompileError` with the graph's node and module where the graph is refused or another precision came out, and
-    `OutputError` where the folder cannot be written.
+    `CompileError` with the graph's node and module where the graph is refused, where the compiler crashes and where
+    another precision came out, and `OutputError` where the folder cannot be written.
     """
     target = package.replace("_", "-")
     trt = host.import_package(package, target=target, extra=target)
-    source, started = origin(graph), time.perf_counter()
     check_gpu(trt, target, options)
-    with trt_log.collect() as said:
-        logger = trt_log.logger(trt)
-        builder = trt.Builder(logger)
-        network = builder.create_network(_flags(trt))
-        parser = trt.OnnxParser(network, logger)
-        if not parser.parse_from_file(str(graph)):
-            raise CompileError(_refusal(target, trt, graph, options, _parser_errors(parser)))
-        layers = trt_layers.layers(trt, network)
-        share = trt_layers.shares(layers)
-        precision.require(options.precision, share, target=target, device=options.gpu)
-        config = builder.create_builder_config()
-        profiles = _profiles(builder, config, network, graph, source)
-        workspace = _configure(trt, target, config, options)
-        timing = _TimingCache(trt, target, config, options.gpu)
-        monitor = _monitor(trt, options.progress)
-        config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
-        if monitor.interrupted is not None:
-            raise monitor.interrupted
-        if plan is None:
-            raise CompileError(_refusal(target, trt, graph, options, said.errors))
-        timing.keep()
-    seconds = time.perf_counter() - started
-    tensors = [[get(i) for i in range(n)] for get, n in _ends(network)]
-    data = memoryview(plan)
-    record = PlanRecord(
-        name=source.name,
-        part=source.part,
-        bundle=source.digest,
-        graph=graph.name,
-        graph_sha256=digest_file(graph),
-        target=target,
-        target_version=trt.__version__,
-        gpu=options.gpu,
-        precision=options.precision,
-        precision_share=share,
-        inputs=trt_layers.specs(tensors[0]),
-        outputs=trt_layers.specs(tensors[1]),
-        profiles=profiles,
-        layers=layers,
-        size=data.nbytes,
-        sha256=sha256(data).hexdigest(),
-        compile_seconds=round(seconds, 3),
-        workspace_mb=workspace,
-        builder_memory_mb=said.memory_mb,
-        warnings=tuple(said.warnings),
-    )
-    _write(folder / PLAN, data, record)
-    log.info("%s %s: %d warnings, builder memory %d MB", target, graph.name, len(said.warnings), said.memory_mb)
+    asked = {"precision": options.precision, "gpu": options.gpu, "workspace_mb": options.workspace_mb}
+    request = {"package": package, "graph": str(graph), "folder": str(folder), "options": asked}
+    _work(f"{target} {trt.__version__}", request, options)
+    record = read_plan(folder / PLAN)
+    log.info(
+        "%s %s: %d warnings; compiling took %d MiB of the host and %d MiB of the GPU",
+        target, graph.name, len(record.warnings), record.builder_host_mb, record.builder_gpu_mb,
+    )  # fmt: skip
     return BuildReport(
         target=target,
-        target_version=trt.__version__,
-        device=options.gpu,
-        precision_share=share,
-        compile_seconds=seconds,
-        options={"workspace_mb": str(workspace or ""), "builder_memory_mb": str(said.memory_mb)},
-        warnings=tuple(said.warnings),
+        target_version=record.target_version,
+        device=record.gpu,
+        precision_share=record.precision_share,
+        compile_seconds=record.compile_seconds,
+        options={"workspace_mb": str(record.workspace_mb or "")},
+        warnings=record.warnings,
     )
 
 
@@ -126,141 +82,55 @@ def check_gpu(trt: Any, target: str, options: EngineOptions) -> None:
         )
 
 
-# -- the builder's settings ------------------------------------------------------------------------------------
+def _work(compiler: str, request: dict[str, Any], options: EngineOptions) -> None:
+    """Have the worker do what is asked, passing on what it tells; raises what it raised, or that it crashed."""
+    code = _WORKER.format(path=[str(Path(entry).absolute()) for entry in sys.path])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    failure: errors.EdgevtxError | None = None
+    place, last = "reading the graph", ""
+    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, errors="replace") as worker:  # type: ignore[call-overload]
+        try:
+            with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
+                stdin.write(json.dumps(request))
+            for line in worker.stdout:
+                told = _read(line)
+                if "progress" in told:
+                    place = told["progress"]
+                    if options.progress is not None:
+                        options.progress(f"compile: {place}")
+                elif "error" in told:
+                    kind, text = told["error"]
+                    failure = getattr(errors, kind)(text)
+                last = told.get("print", last)
+                log.debug("%s", told)
+        except BaseException:  # Ctrl-C
+            worker.kill()
+            raise
+    if failure is not None:
+        raise failure
+    if worker.returncode:
+        raise CompileError(_crash(compiler, request, worker.returncode, place, last))
 
 
-def _flags(trt: Any) -> int:
-    # TensorRT 10 must be told; what is to come knows nothing else
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _configure(trt: Any, target: str, config: Any, options: EngineOptions) -> int | None:
-    """Set precision, memory and architecture; returns the limit of the workspace in MiB, None for the builder's own."""
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
-    limit = options.workspace_mb or _unified_memory_mb()
-    if limit is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit * _MIB)
-    if options.gpu in architectures(trt):
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, options.gpu.upper()), 0)
-    return limit
-
-
-def _unified_memory_mb() -> int | None:
-    """Half of a Jetson's free memory, which host and GPU share and the builder would take all of; None elsewhere."""
-    if not _TEGRA.is_file():
-        return None
-    found = [line.split()[1] for line in _MEMORY.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(found[0]) // 2048 if found else None
-
-
-def _profiles(builder: Any, config: Any, network: Any, graph: Path, source: Origin) -> tuple[Profile, ...]:
-    """Add the profile that a graph of dynamic shapes needs; none where all are static."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    opened = [
-        OpenInput(
-            name=item.name,
-            shape=tuple(None if size < 0 else size for size in item.shape),
-            names=tuple(item.get_dimension_name(axis) for axis in range(len(item.shape))),
-        )
-        for item in inputs
-    ]
-    ranges = profile(opened, sample.golden(graph, "input", source.part), source.size)
-    if not ranges:
-        return ()
-    made = builder.create_optimization_profile()
-    for name, shapes in ranges.items():
-        made.set_shape(name, shapes.min, shapes.opt, shapes.max)
-    if config.add_optimization_profile(made) < 0:
-        raise CompileError(f"the shapes {ranges} are no optimisation profile of {graph.name}; export the bundle again")
-    return (ranges,)
-
-
-class _TimingCache:
-    """What TensorRT measured of its kernels, kept for the next build on this device. TensorRT-RTX measures nothing."""
-
-    def __init__(self, trt: Any, target: str, config: Any, gpu: str) -> None:
-        self._config = config if target == "tensorrt" else None
-        self._subject = f"timing cache of {target} {trt.__version__} on {gpu}"
-        if self._config is not None:
-            config.set_timing_cache(config.create_timing_cache(cache.recall(self._subject) or b""), False)
-
-    def keep(self) -> None:
-        """Keep what was added."""
-        if self._config is not None:
-            cache.remember(self._subject, bytes(self._config.get_timing_cache().serialize()))
-
-
-def _monitor(trt: Any, progress: Callable[[str], None] | None) -> Any:
-    """An `IProgressMonitor` that tells `progress` and the log; Ctrl-C within it stops the build."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        interrupted: BaseException | None = None
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
-            self._tell(phase_name, 0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
-            return self.interrupted is None
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
-
-        def _tell(self, phase: str, done: int) -> None:
-            try:
-                text = f"compile: {phase} {done}/{self._steps.get(phase, done)}"
-                log.debug(text)
-                if progress is not None:
-                    progress(text)
-            except BaseException as error:  # the bindings would print it and go on
-                self.interrupted = error
-
-    return Monitor()
-
-
-# -- what the compiler refuses ---------------------------------------------------------------------------------
-
-
-def _refusal(target: str, trt: Any, graph: Path, options: EngineOptions, errors: list[str]) -> str:
-    more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-    return (
-        f"{target} {trt.__version__} cannot compile {graph.name} for {options.gpu} in {options.precision}: "
-        f"{'; '.join(errors[:_SHOWN]) or 'it gave no reason'}{more}. Export the bundle again for this version, or "
-        "choose another precision or runtime"
-    )
-
-
-def _parser_errors(parser: Any) -> list[str]:
-    """What the parser refused, each with the graph's node and the module that it comes from."""
-    return [explain(parser.get_error(index)) for index in range(parser.num_errors)]
-
-
-def explain(error: Any) -> str:
-    """A `ParserError` in words: "node NAME (OPERATOR) in module PATH: what is wrong". Names are the graph's."""
-    name, operator = error.node_name(), error.node_operator()
-    where = f"node {name} ({operator})" if name else "the graph"
-    module = name.rpartition("/")[0]
-    return f"{where}{f' in module {module}' if module else ''}: {' '.join(error.desc().split())}"
-
-
-# -- what comes out --------------------------------------------------------------------------------------------
-
-
-def _ends(network: Any) -> tuple[tuple[Callable[[int], Any], int], ...]:
-    return (network.get_input, network.num_inputs), (network.get_output, network.num_outputs)
-
-
-def _write(path: Path, data: memoryview, record: PlanRecord) -> None:
+def _read(line: str) -> dict[str, Any]:
+    """What the worker told; a line that something else printed is {"print": line}."""
     try:
-        path.write_bytes(data)
-        record_path(path).write_bytes(encode_record(record))
-    except OSError as error:
-        raise OutputError(f"cannot write the plan {path}: {disk.explain(error)}") from error
+        told = json.loads(line)
+    except ValueError:
+        told = None
+    return told if isinstance(told, dict) else {"print": line.strip()}
+
+
+def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: str) -> str:
+    options, graph = request["options"], Path(request["graph"]).name
+    what = f"{compiler}, compiling {graph} for {options['gpu']} in {options['precision']},"
+    if code == -signal.SIGKILL:
+        return (
+            f"{what} was killed at: {place}. That happens where memory runs out: close other programs, allow less with "
+            "--workspace-mb, or add swap space"
+        )
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return (
+        f"{what} crashed ({how}) at: {place}{f' ({last})' if last else ''}. Export the bundle again for this version, "
+        "or choose another version, precision or runtime"
+    )

@@ -5,6 +5,7 @@ Networks are strongly typed, so the compiler keeps these types; which products r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from edgevtx.runtimes import precision
@@ -30,7 +31,7 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "EINSUM")
 _NOMINAL = 64
 
 
-def specs(tensors: list[Any]) -> tuple[TensorSpec, ...]:
+def specs(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
     """Inputs or outputs of a network; dynamic dimensions are None."""
     return tuple(
         TensorSpec(item.name, tuple(None if size < 0 else size for size in item.shape), TYPES[item.dtype.name][1])

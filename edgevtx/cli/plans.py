@@ -132,7 +132,6 @@ def describe(record: PlanRecord) -> dict[str, Any]:
         for profile in record.profiles
         for name, item in profile.items()
     ]
-    memory = f"{record.builder_memory_mb} MB" if record.builder_memory_mb else ""
     return {
         "name": ", ".join(word for word in (record.name, record.part) if word),
         "compiled by": f"{record.target} {record.target_version} in {common.seconds(record.compile_seconds)}",
@@ -145,7 +144,7 @@ def describe(record: PlanRecord) -> dict[str, Any]:
         "graph": f"{record.graph} {record.graph_sha256[:16]}",
         "size": common.size(record.size),
         "workspace": f"at most {record.workspace_mb} MiB" if record.workspace_mb else "",
-        "builder's memory": memory,
+        "compiling took": f"{record.builder_host_mb} MiB of the host, {record.builder_gpu_mb} MiB of the GPU",
         "warnings": "\n".join(record.warnings),
     }
 

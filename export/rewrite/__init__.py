@@ -6,7 +6,7 @@ returns how many places it changed. `lower` composes them into the graph variant
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from edgevtx.export.rewrite.attention_scale import fold_attention_scale
 from edgevtx.export.rewrite.cast_first import cast_first
 from edgevtx.export.rewrite.grid_sample import drop_default_grid_mode
 from edgevtx.export.rewrite.group_normalization import spell_out_group_normalization
+from edgevtx.export.rewrite.low_precision import GiveTypes, by_operators
 from edgevtx.export.rewrite.multi_head_attention import use_multi_head_attention
 from edgevtx.export.rewrite.norm_affine import fold_norm_affine
 from edgevtx.export.rewrite.opset import declare_lowest_opset
@@ -37,7 +38,8 @@ Rewrite = Callable[[ir.Model], int]
 class LoweredGraph:
     """A graph for one target. `versions` is the range of the target that it serves, as a PEP 440 specifier.
 
-    `rewrites` names the rewrites that found something to change; `avoids` the compiler faults that they avoid.
+    `rewrites` names the rewrites that found something to change; `avoids` the compiler faults that they avoid;
+    `kept_fp32` the modules of a graph of lower precision that keep float32 as a whole.
     """
 
     target: str
@@ -47,16 +49,26 @@ class LoweredGraph:
     model: ir.Model
     rewrites: tuple[str, ...] = ()
     avoids: tuple[str, ...] = ()
+    kept_fp32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How one graph of a target is made: rewrites in order, by name, and what the result serves."""
+    """How graphs of a target are made: rewrites in order, by name, and what the result serves.
+
+    `precisions` are those of the float32 graph itself, which a compiler may be told to compute in another one; for each
+    of `typed` there is a graph more, with that precision's casts.
+    """
 
     name: str
     versions: str
     precisions: tuple[str, ...]
     rewrites: dict[str, Rewrite]
+    typed: tuple[str, ...] = ()
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        return (*self.precisions, *self.typed)
 
 
 # before any target's own: what these change in the weights, all graphs share
@@ -77,6 +89,12 @@ OPENVINO: dict[str, Rewrite] = {
     "spell-out-attention": spell_out_attention,
     "drop-default-grid-mode": drop_default_grid_mode,
 }
+NVIDIA: dict[str, Rewrite] = {
+    **COMMON,
+    "spell-out-attention": spell_out_attention,  # TensorRT-RTX refuses the operator in fp32, TensorRT 10.3 has none
+    "declare-lowest-opset": declare_lowest_opset,
+}
+TYPED = ("fp16", "bf16")  # bf16 wants Ampere or newer
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "onnxruntime": (
         Variant(
@@ -94,21 +112,48 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     "openvino": (
         Variant("", ">=2025.0", ("fp32", "bf16"), {**OPENVINO, "declare-lowest-opset": declare_lowest_opset}),
     ),
+    "tensorrt": (Variant("", ">=10.3", ("fp32",), NVIDIA, TYPED),),
+    "tensorrt-rtx": (Variant("", ">=1.0", ("fp32",), NVIDIA, TYPED),),
 }
 
 
-def lower(model: ir.Model, target: str) -> tuple[LoweredGraph, ...]:
-    """The variants of a traced graph for a target, the one to prefer first.
+def lower(
+    model: ir.Model,
+    target: str,
+    precisions: Collection[str] | None = None,
+    give_types: GiveTypes = by_operators,
+) -> tuple[LoweredGraph, ...]:
+    """The variants of a traced graph for a target that serve one of `precisions` (all), the one to prefer first.
 
-    The model is left as it is; the variants share its weights. Raises `ExportError` for an unknown target.
+    `give_types` makes the graphs of lower precision; see `edgevtx.export.ladder` for one that measures and tries. The
+    model is left as it is; the variants share its weights. Raises `ExportError` for an unknown target.
     """
     if target not in VARIANTS:
         raise ExportError(f"no graph can be made for {target!r}; targets are {', '.join(VARIANTS)}")
-    return tuple(_apply(model.clone(), target, variant) for variant in VARIANTS[target])
+    return tuple(
+        graph
+        for variant in VARIANTS[target]
+        if precisions is None or set(variant.serves) & set(precisions)
+        for graph in _apply(model.clone(), target, variant, precisions or variant.serves, give_types)
+    )
 
 
-def _apply(model: ir.Model, target: str, variant: Variant) -> LoweredGraph:
+def _apply(
+    model: ir.Model, target: str, variant: Variant, precisions: Collection[str], give_types: GiveTypes
+) -> Iterator[LoweredGraph]:
     changed = tuple(name for name, rewrite in variant.rewrites.items() if rewrite(model))
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
-    return LoweredGraph(target, variant.name, variant.versions, variant.precisions, model, changed)
+    if set(variant.precisions) & set(precisions):
+        yield LoweredGraph(target, variant.name, variant.versions, variant.precisions, model, changed)
+    wanted = [precision for precision in variant.typed if precision in precisions]
+    for precision, typed in (give_types(model, wanted) if wanted else {}).items():
+        yield LoweredGraph(
+            target,
+            ".".join(word for word in (variant.name, precision) if word),
+            variant.versions,
+            (precision,),
+            typed.model,
+            (*changed, "lower-precision"),
+            kept_fp32=typed.kept_fp32,
+        )

@@ -85,6 +85,11 @@ def scale_of(node: ir.Node) -> float:
 
 
 def _spell_out(node: ir.Node) -> None:
+    replace(node, spelled_out(node))
+
+
+def spelled_out(node: ir.Node) -> ir.Value:
+    """What an `Attention` computes, by new nodes ahead of it. Raises `ExportError` for options that no family has."""
     query, key, value = node.inputs[:3]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     asked = [name for name in ("is_causal", "softcap", "q_num_heads") if is_set(node, name)]
@@ -104,7 +109,7 @@ def _spell_out(node: ir.Node) -> None:
             mask = insert(node, "Where", [mask, shown, hidden], "bias")
         scores = insert(node, "Add", [scores, mask], "masked")
     weights = insert(node, "Softmax", [scores], "softmax", axis=-1)
-    replace(node, insert(node, "MatMul", [weights, value], "mix"))
+    return insert(node, "MatMul", [weights, value], "mix")
 
 
 def is_set(node: ir.Node, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -95,10 +96,17 @@ def photos() -> dict[str, Array]:
 
 @pytest.fixture
 def graph() -> Callable[..., Any]:
-    """Makes an onnx_ir model of one graph in ONNX's text form; inputs that are given as arrays become constants."""
+    """Makes an onnx_ir model of one graph in ONNX's text form; inputs that are given as arrays become constants, whether
+    the text declares them or not."""
 
     def make(text: str, *, opset: int = 23, **constants: Any) -> Any:
         ir = pytest.importorskip("onnx_ir")
+        declared = set(re.findall(r"\w+", text[: text.index(")")]))
+        kinds = {"float32": "float", "int64": "int64"}
+        for name, array in constants.items():
+            if name not in declared:
+                size = f"[{','.join(map(str, array.shape))}]" if array.ndim else ""
+                text = text.replace(")", f", {kinds[array.dtype.name]}{size} {name})", 1)
         model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": {opset}]> tiny {text}')
         for value in [value for value in model.graph.inputs if value.name in constants]:
             model.graph.inputs.remove(value)

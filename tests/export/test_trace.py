@@ -259,7 +259,9 @@ def test_lowered_graphs_compute_what_the_module_does(family, tmp_path):
         expected = built.module(*map(torch.from_numpy, feeds.values()))
     for graph in write_graphs({"": [item for items in lowered.values() for item in items]}, tmp_path):
         path = str(tmp_path / graph.file)
-        if graph.target == "onnxruntime":
+        if graph.precisions[0] != "fp32":  # test_typed_graphs
+            continue
+        if graph.target != "openvino":
             found = pytest.importorskip("onnxruntime").InferenceSession(path).run(None, feeds)
         else:
             openvino = pytest.importorskip("openvino")

@@ -25,7 +25,7 @@ class Machine:
     `failing` has names of calls that fail from now on. `alive` counts what was made and not freed, by kind.
     """
 
-    def __init__(self, *, integrated: bool = False, gpus: int = 1) -> None:
+    def __init__(self, *, integrated: bool = False, gpus: tuple[str, ...] = ("Fake Orin",)) -> None:
         self.integrated, self.gpus = integrated, gpus
         self.calls: list[str] = []
         self.failing: set[str] = set()
@@ -140,15 +140,16 @@ def make_driver(machine: Machine) -> ModuleType:
     class Device:
         def __init__(self, ordinal: int) -> None:
             did("cuDeviceGet")
+            self._name = machine.gpus[ordinal]
 
         @staticmethod
         def count() -> int:
             did("cuDeviceGetCount")
-            return machine.gpus
+            return len(machine.gpus)
 
         def name(self) -> str:
             did("cuDeviceGetName")
-            return "Fake Orin"
+            return self._name
 
         def compute_capability(self) -> tuple[int, int]:
             did("cuDeviceComputeCapability")

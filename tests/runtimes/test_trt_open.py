@@ -213,7 +213,7 @@ def test_a_probe_names_the_gpus(machine: Machine) -> None:
 
 
 def test_a_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = fake_gpu.install(monkeypatch, gpus=0)
+    machine = fake_gpu.install(monkeypatch, gpus=())
     assert "the driver finds none" in TENSORRT.probe().reason
     machine.failing.add("cuInit")
     found = TENSORRT.probe()
@@ -253,6 +253,12 @@ def test_a_fingerprint_says_what_the_engine_depends_on(machine: Machine) -> None
 def test_what_is_not_to_be_had_is_refused(machine: Machine, options: dict[str, str], message: str) -> None:
     with pytest.raises(RuntimeUnavailableError, match=message):
         TENSORRT.fingerprint(EngineOptions(**{"precision": "fp16", **options}))  # type: ignore[arg-type]
+
+
+def test_another_gpu_than_the_one_that_compiles_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_gpu.install(monkeypatch, gpus=("Fake Orin", "Fake Thor"))
+    with pytest.raises(RuntimeUnavailableError, match=r"GPU\.1 is Fake Thor.*CUDA_VISIBLE_DEVICES=1"):
+        TENSORRT.build(tmp_path / "graph.onnx", tmp_path, EngineOptions(precision="fp16", device="GPU.1"))
 
 
 def test_a_device_that_is_none_is_an_input_error(machine: Machine) -> None:

@@ -1,0 +1,80 @@
+"""A graph of lower precision that passes: measured, typed, rehearsed, and where it fails, typed anew with less of it.
+
+Each rung keeps the blocks in float32 where the one before it overflowed or began to diverge. What is left after the
+last one is judged like any other graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import onnx_ir as ir
+
+from edgevtx.compare import compare
+from edgevtx.export.ranges import Range, measure_ranges
+from edgevtx.export.rehearsal import Rehearsal, rehearse
+from edgevtx.export.rewrite.low_precision import GiveTypes, Typed, lower_precision
+from edgevtx.golden import Exchange
+from edgevtx.manifest import Decode
+
+log = logging.getLogger(__name__)
+
+RUNGS = 4
+"""How often a graph is typed at most."""
+
+REHEARSED = 2
+"""Of the exchanges so many are rehearsed on each rung; verification looks at all of them."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, how outputs are
+    compared, and the nodes that its recipe keeps in float32 (regular expressions over their names)."""
+
+    exchanges: Sequence[Exchange]
+    decode: Decode | None
+    keep: tuple[str, ...] = ()
+
+
+def from_evidence(evidence: Evidence) -> GiveTypes:
+    """Types graphs by what was measured and rehearsed."""
+    return partial(_give_types, evidence)
+
+
+def _give_types(evidence: Evidence, exact: ir.Model, precisions: Sequence[str]) -> dict[str, Typed]:
+    ranges = measure_ranges(exact, [exchange.inputs for exchange in evidence.exchanges])
+    return {precision: _climb(evidence, exact, precision, ranges) for precision in precisions}
+
+
+def _climb(evidence: Evidence, exact: ir.Model, precision: str, ranges: dict[str, Range]) -> Typed:
+    exchanges = evidence.exchanges[:REHEARSED]
+    kept: tuple[str, ...] = ()
+    for left in reversed(range(RUNGS)):
+        model = exact.clone()
+        lower_precision(model, precision, ranges, [*evidence.keep, *map(_inside, kept)])
+        if not left:
+            break
+        found = rehearse(exact, model, [exchange.inputs for exchange in exchanges])
+        worse = tuple(block for block in found.diverging if block not in kept)
+        if not worse or _passes(evidence, exchanges, found):
+            break
+        log.info("in %s the graph diverges in %s, which is kept in fp32", precision, ", ".join(worse))
+        kept += worse
+    return Typed(model, kept)
+
+
+def _passes(evidence: Evidence, exchanges: Sequence[Exchange], found: Rehearsal) -> bool:
+    return not found.overflows and all(
+        check.passed
+        for exchange, outputs in zip(exchanges, found.outputs, strict=True)
+        for check in compare(exchange.outputs, outputs, evidence.decode, found.precision)
+    )
+
+
+def _inside(block: str) -> str:
+    """A pattern of the names of a block's nodes."""
+    return rf"^{re.escape(block)}(?=[./]|$)"

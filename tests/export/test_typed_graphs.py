@@ -1,0 +1,266 @@
+"""The typed graphs of whole families: valid, over the weights of the float32 graph, float32 where it matters, and
+accepted by TensorRT-RTX's parser and builder, which need no GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+ir = pytest.importorskip("onnx_ir")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytest.importorskip("transformers")
+
+from edgevtx.export import judge, pipeline  # noqa: E402
+from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.pack import write_graphs  # noqa: E402
+from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
+from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
+from edgevtx.export.rewrite import lower  # noqa: E402
+from edgevtx.export.rewrite.low_precision import TYPES, by_operators  # noqa: E402
+from edgevtx.export.samples import load_clips, load_photos  # noqa: E402
+from edgevtx.export.trace import trace_all  # noqa: E402
+from edgevtx.export.verify import make_samples  # noqa: E402
+from edgevtx.runtimes.base import Probe  # noqa: E402
+
+CONFIGURED = sorted(family for family in FAMILIES if get_recipe(family).tiny_config())
+
+# operators that need float32 inputs and outputs wherever they are
+EXACT = ("LayerNormalization", "Softmax", "GridSample", "Log", "TopK", "ArgMax", "Sin", "Cos", "Exp", "Sqrt", "Div",
+         "ReduceMean", "ReduceSum", "InstanceNormalization")  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CONFIGURED)
+def network(request, config_folder, tmp_path_factory):
+    """A family's tiny networks in all precisions: (family, {part: {precision: model}}, folder, its graphs, {part:
+    inputs})."""
+    built = get_recipe(request.param).build(Checkpoint.open(config_folder(request.param), seed=0), BuildOptions())
+    lowered = {part: lower(model, "tensorrt-rtx") for part, model in trace_all(built).items()}
+    folder = tmp_path_factory.mktemp(request.param)
+    graphs = write_graphs(lowered, folder)
+    models = {part: {graph.precisions[0]: graph.model for graph in found} for part, found in lowered.items()}
+    clip = built.preprocess.clip
+    sample = next(make_samples(built, load_photos(None) if clip is None else load_clips(None, clip)))
+    feeds = {part: sample.exchanges(part)[0].inputs for part in lowered}
+    return request.param, models, folder, graphs, feeds
+
+
+def each(network):
+    for part, found in network[1].items():
+        for precision in TYPES:
+            yield part, precision, found["fp32"], found[precision]
+
+
+def test_typed_graphs_are_valid_and_small(network):
+    """`write_graphs` has ONNX's checker look at each; this looks at the types of all values as well."""
+    _, _, folder, graphs, _ = network
+    assert {graph.precisions for graph in graphs} == {("fp32",), ("fp16",), ("bf16",)}
+    weights = (folder / "weights.bin").stat().st_size
+    exact = sum(
+        value.const_value.nbytes
+        for part in network[1].values()
+        for value in part["fp32"].graph.initializers.values()
+        if value.const_value.nbytes >= 1024
+    )
+    padding = 4096 * sum(len(part["fp32"].graph.initializers) for part in network[1].values())
+    assert weights <= exact + padding, "the typed graphs bring no weights of their own"
+    for graph in graphs:
+        onnx.checker.check_model(str(folder / graph.file), full_check=True)
+        assert not [item for item in ir.load(folder / graph.file).graph.inputs if item.dtype.name == "FLOAT16"]
+
+
+def test_most_products_run_low_and_what_needs_its_digits_does_not(network):
+    for part, precision, _, model in each(network):
+        products = [node for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+        low = [node for node in products if node.outputs[0].dtype == TYPES[precision]]
+        assert len(low) >= 0.9 * len(products), (part, precision)
+        for node in model.graph:
+            if node.op_type in EXACT:
+                types = {value.dtype.name for value in (*node.inputs, *node.outputs) if value and value.dtype}
+                assert not types & {"FLOAT16", "BFLOAT16"}, node.name
+
+
+def test_inputs_and_outputs_are_those_of_the_exact_graph(network):
+    for _, _, exact, model in each(network):
+        for side in ("inputs", "outputs"):
+            describe = [(item.name, item.dtype, str(item.shape)) for item in getattr(model.graph, side)]
+            assert describe == [(item.name, item.dtype, str(item.shape)) for item in getattr(exact.graph, side)]
+
+
+# -- what stays in float32, by family --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fp16(config_folder):
+    """fp16(family, part="") -> the tiny network in half precision, by its operators alone."""
+
+    def make(family, part=""):
+        built = get_recipe(family).build(Checkpoint.open(config_folder(family), seed=0), BuildOptions())
+        (graph,) = lower(trace_all(built)[part], "tensorrt", ["fp16"])
+        return graph.model
+
+    return make
+
+
+def before(values):
+    """Every node that leads to the values from the last products (or casts, or inputs) on."""
+    found, waiting = {}, list(values)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer() if value is not None else None
+        if node is None or node in found or node.op_type in ("Cast", "Conv", "Gemm", "MatMul"):
+            continue
+        found[node] = None
+        waiting += node.inputs
+    return list(found)
+
+
+def halves(found):
+    return [node.name for node in found if "FLOAT16" in {value.dtype.name for value in node.outputs if value.dtype}]
+
+
+def reads(model, op_type, index=0):
+    return [node.inputs[index] for node in model.graph if node.op_type == op_type]
+
+
+@pytest.mark.parametrize("family", ["vit", "detr", "rtdetr"])
+def test_attention_scores_are_float32_between_the_products(family, fp16):
+    model = fp16(family)
+    scores = reads(model, "Softmax")
+    assert scores and not halves(before(scores))
+    products = {value.producer().inputs[0].producer().op_type for value in scores if value.producer().op_type == "Cast"}
+    assert products <= {"MatMul", "Mul", "Gemm"}
+
+
+@pytest.mark.parametrize("family", ["detr", "rtdetr"])
+def test_boxes_are_float32_from_their_last_product_on(family, fp16):
+    model = fp16(family)
+    found = before([value for value in model.graph.outputs if value.name in ("boxes", "scores")])
+    assert {"Sigmoid", "Softmax"} & {node.op_type for node in found}
+    assert not halves(found)
+
+
+def test_rtdetr_refines_and_samples_in_float32(fp16):
+    model = fp16("rtdetr")
+    logarithms, grids = reads(model, "Log"), reads(model, "GridSample", 1)
+    assert logarithms
+    found = before([*logarithms, *grids])
+    assert {"Sigmoid", "Clip"} <= {node.op_type for node in found}
+    assert not halves(found)
+
+
+def test_sams_decoder_encodes_places_in_float32(fp16):
+    model = fp16("sam", "decoder")
+    waves = [*reads(model, "Sin"), *reads(model, "Cos")]
+    assert waves
+    for value in waves:  # and the product with the frequencies
+        node = value.producer()
+        while node.op_type not in ("MatMul", "Gemm"):
+            assert node.outputs[0].dtype.name == "FLOAT"
+            node = next(item.producer() for item in node.inputs if item.producer() is not None)
+        assert node.outputs[0].dtype.name == "FLOAT"
+    assert not halves(before(list(model.graph.outputs)))
+
+
+# -- TensorRT-RTX ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def build_plan():
+    """build_plan(path, feeds) -> the bytes of a strongly typed engine for Ada (sm89), which must build."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed (x86_64 alone has it)")
+
+    class Log(trt.ILogger):
+        def __init__(self):
+            trt.ILogger.__init__(self)
+            self.lines = []
+
+        def log(self, severity, message):
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.lines.append(message)
+
+    log = Log()
+
+    def build(path, feeds):
+        log.lines.clear()
+        builder = trt.Builder(log)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, log)
+        assert parser.parse_from_file(str(path)), log.lines
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            if -1 in tuple(tensor.shape):
+                profile.set_shape(tensor.name, *[feeds[tensor.name].shape] * 3)
+        config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        assert plan is not None, log.lines
+        return plan.nbytes
+
+    return build
+
+
+def test_tensorrt_rtx_builds_every_typed_graph(network, build_plan):
+    for graph in network[3]:
+        assert build_plan(network[2] / graph.file, network[4][graph.part]) > 0
+
+
+# -- from a checkpoint to a bundle -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["vit", "rtdetr", "sam"])
+def test_a_bundle_has_a_graph_for_each_precision_of_a_target_that_is_not_here(
+    family, config_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
+    options = ExportOptions(targets=("tensorrt-rtx",), precisions=("fp16", "bf16", "fp32"))
+    report = export(family, Checkpoint.open(config_folder(family), seed=0), tmp_path / "half.vtx", options)
+    assert [(item.precision, item.status) for item in report.manifest.verdicts] == [
+        ("fp16", "graph-only"), ("bf16", "graph-only"), ("fp32", "graph-only"),
+    ]  # fmt: skip
+    assert report.manifest.recommended == {"tensorrt-rtx": "fp16"}
+    files = {graph.file for graph in report.manifest.graphs if not graph.part}
+    assert files == {f"graph.tensorrt-rtx{end}.onnx" for end in ("", ".fp16", ".bf16")}
+
+
+def test_a_graph_that_overflows_is_refused_and_its_block_named(config_folder, tmp_path, monkeypatch):
+    """Nothing is measured and no rung climbed: what would have saved the graph."""
+    from tests.export.test_rehearsal import planted
+
+    block = []
+
+    def build(checkpoint, options):
+        built, name = planted(lambda family, source: get_recipe(family).build(source, options), lambda _: checkpoint)
+        block.append(name)
+        return built
+
+    recipe = dataclasses.replace(get_recipe("vit"), build=build)
+    monkeypatch.setattr(pipeline, "get_recipe", lambda family: recipe)
+    monkeypatch.setattr(pipeline, "from_evidence", lambda evidence: by_operators)
+    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
+    options = ExportOptions(targets=("tensorrt",), precisions=("fp16", "fp32"))
+    report = export("vit", Checkpoint.open(config_folder("vit"), seed=0), tmp_path / "half.vtx", options)
+    assert [item.status for item in report.manifest.verdicts] == ["failed", "graph-only"]
+    assert f"the first block that diverges is {block[0]}" in report.refused[0].reason
+    assert {graph.precisions for graph in report.manifest.graphs} == {("fp32",)}
+
+
+def test_what_had_to_stay_in_float32_is_said_of_the_graph(config_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
+    monkeypatch.setattr(pipeline, "from_evidence", lambda evidence: keep_one)
+    options = ExportOptions(targets=("tensorrt",), precisions=("fp16",))
+    report = export("vit", Checkpoint.open(config_folder("vit"), seed=0), tmp_path / "half.vtx", options)
+    assert [graph.kept_fp32 for graph in report.manifest.graphs] == [("classifier",)]
+
+
+def keep_one(exact, precisions):
+    return {
+        name: dataclasses.replace(item, kept_fp32=("classifier",))
+        for name, item in by_operators(exact, precisions).items()
+    }
