@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # a file's tests share exported bundles, so files and not tests are dealt to the cores; one thread each for torch
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo test check test-slow test-jetpack-like check-wheel format bench clean
+.PHONY: help demo test check test-slow test-jetpack-like test-aarch64 check-wheel format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,6 +39,9 @@ format: $(STAMP)  ## format the sources
 
 test-jetpack-like: $(STAMP)  ## the runtime side on Python 3.10, numpy 1.26, OpenCV 4.8 and the oldest runtimes
 	scripts/test_jetpack_like.sh $(BIN)/python
+
+test-aarch64: $(STAMP)  ## the runtime side in an emulated arm64 Debian, as root; about an hour
+	scripts/test_aarch64.sh $(BIN)/python
 
 check-wheel: $(STAMP)  ## the wheel installs in a clean environment, and importing it loads no torch and no onnx
 	scripts/check_wheel.sh $(PYTHON)

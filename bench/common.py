@@ -190,7 +190,7 @@ class Report:
             table.rows = kept + table.rows
         keep = [{**item} for item in earlier["demands"] if item["what"].split()[0] not in names]
         for item in keep:
-            del item["verdict"]
+            item.pop("verdict", None)
         self.demands = [Demand(**item) for item in keep] + self.demands
         self.raw = {**{key: value for key, value in earlier["raw"].items() if key.split()[0] not in names}, **self.raw}
         self.notes = [note for note in earlier["notes"] if note.split()[0].rstrip(":") not in names] + self.notes

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import Report, Table, photographs
+from common import RESULTS, Report, Table, photographs
 from models import MODELS, PRECISIONS, Model, export_model
 
 STAGES = ("build", "trace", "lower", "reference", "verify", "pack")
@@ -82,9 +82,11 @@ def main(rounds: int, warmup: int, precisions: tuple[str, ...], names: tuple[str
         *("model", "runtime", "precision", "verdict", "executed as"),
         *("first load", "second load", "engine", "whole call", "beside the engine"),
     )
+    report.keep_others(names, RESULTS)
     for name in names:
         print(f"{name} ...", flush=True)
         run_model(MODELS[name], precisions, (rounds, warmup), report, exports, calls)
+        report.write(RESULTS)  # a large model that the machine cannot hold must not cost the others
     report.finish()
 
 

@@ -1,7 +1,7 @@
 """Attention to the window around each position: unfolded as exporters have it, against the forms of slices.
 
 Demand: in graphs the tiles of `edgevtx.export.models.local_attention` take no longer than unfolding, on ONNX Runtime
-and OpenVINO: the lower bound of the ratio of pairs is 1 at most, for 7x7 windows on maps of a ResNet at 224 px.
+and OpenVINO: the median ratio of pairs is 1 at most, for 7x7 windows on maps of a ResNet at 224 px.
 Prediction, before the first measurement: tiles take 0.25 to 0.5 of unfolding's time for stand-alone self-attention,
 since the unfolded copies of keys and values (49 times the map) are bound by memory and the products of tiles, four
 times as many multiplications as needed, are not; 0.5 to 0.8 for local relation, whose logits are no products.

@@ -83,7 +83,7 @@ def panoptic(count: int, kind: Callable[[int, tuple[int, int], int], Floats]) ->
 
     from edgevtx.decode import decode
     from edgevtx.geometry import plan
-    from edgevtx.manifest import PanopticDecode, Preprocess, ShortestEdge
+    from edgevtx.rules import PanopticDecode, Preprocess, ShortestEdge
 
     size = ShortestEdge(shortest=800, longest=1333)
     rules = Preprocess(size=size, interpolation="bilinear", scale=1, mean=(0, 0, 0), std=(1, 1, 1))
@@ -125,7 +125,7 @@ def sam() -> dict[str, Callable[[], Any]]:
     from edgevtx.decode.resample import Resampling
     from edgevtx.decode.upsample import threshold_maps
     from edgevtx.geometry import plan
-    from edgevtx.manifest import LongestEdge, Preprocess
+    from edgevtx.rules import LongestEdge, Preprocess
 
     rules = Preprocess(size=LongestEdge(longest=1024), interpolation="bilinear", scale=1, mean=(0, 0, 0), std=(1, 1, 1))
     geometry = plan(FRAME, rules)

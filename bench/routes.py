@@ -46,6 +46,7 @@ SIZES = {
     "local_relation_r50_224": (224, 224),
 }
 TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
+HEAVY = ("detr_panoptic_r50_800", "setr_pup_l_512")  # two engines at a time: each takes gigabytes
 TARGETS = ("onnxruntime", "openvino")
 PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 OURS, DYNAMIC = "edgevtx", "edgevtx dynamic"
@@ -271,18 +272,28 @@ def measure(
 ) -> None:
     """One model on one runtime at one precision into the report."""
     files, failed = route_files(name)
-    calls, refused = engines(name, target, precision, files)
-    times = interleave(calls, rounds, warmup, seconds)
-    routes = [route for route in ROUTES if route in times]
+    times: dict[str, list[float]] = {}  # by route; the dynamic graph is one of them
+    ours: dict[str, list[float]] = {}  # in the same rounds as the route's
+    for group in [{route: path} for route, path in files.items()] if name in HEAVY else [files]:
+        calls, refused = engines(name, target, precision, group)
+        failed.update(refused)
+        if set(calls) == {OURS}:
+            continue
+        found = interleave(calls, rounds, warmup, seconds)
+        ours.update(dict.fromkeys(found, found[OURS]))
+        times.update(found)
+        del calls
+        gc.collect()
     # the fastest by its median; the pairs with it, and not with each round's fastest, which noise would choose
-    best = min(routes, key=lambda route: float(np.median(times[route])))
-    found = ratio(times[OURS], times[best])
+    best = min((route for route in ROUTES if route in times), key=lambda route: float(np.median(times[route])))
+    found_ratio = ratio(ours[best], times[best])
+    times[OURS] = ours[best]
     medians = {key: quantiles(value)["median"] for key, value in times.items()}
     shown = (medians.get(key) for key in (*ROUTES, OURS, DYNAMIC))
-    table.add(name, target, precision, len(times[OURS]), *shown, best, str(found))
-    report.demand(f"{name} {target} {precision}: ours / {best}", f"<= {LIMIT}", found)
+    table.add(name, target, precision, len(times[OURS]), *shown, best, str(found_ratio))
+    report.demand(f"{name} {target} {precision}: ours / {best}", f"<= {LIMIT}", found_ratio)
     report.raw[f"{name} {target} {precision}"] = times
-    for route, reason in {**failed, **refused}.items():
+    for route, reason in failed.items():
         report.notes.append(f"{name} {target}: {route} fails: {reason[:200]}")
 
 

@@ -25,7 +25,8 @@ from edgevtx.archive import MANIFEST
 from edgevtx.decode.knn import Bank, read_bank
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
 from edgevtx.golden import GOLDEN, Golden, read_golden
-from edgevtx.manifest import BANK, File, Graph, KnnDecode, Manifest, decode, encode
+from edgevtx.manifest import File, Graph, Manifest, decode, encode
+from edgevtx.rules import BANK, KnnDecode
 from edgevtx.versions import in_range
 
 SUFFIX = ".vtx"

@@ -22,16 +22,17 @@ import numpy as np
 
 from edgevtx.decode import check_options
 from edgevtx.errors import InputError
-from edgevtx.manifest import Clip
-from edgevtx.predictor import Predictor, Prepared, collate
+from edgevtx.predictor import Predictor
+from edgevtx.prepared import Prepared, collate
 from edgevtx.preprocess import prepare
 from edgevtx.results import Classification, Result
+from edgevtx.rules import Clip
 from edgevtx.runtimes.base import Array, Arrays
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from edgevtx.predictor import FrameOptions
+    from edgevtx.prepared import FrameOptions
 
 log = logging.getLogger(__name__)
 

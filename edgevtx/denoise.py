@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.manifest import Bilateral, Denoise, Lark, NonLocalMeans
+from edgevtx.rules import Bilateral, Denoise, Lark, NonLocalMeans
 
 Frame = NDArray[np.uint8]
 Plane = NDArray[Any]  # float32

@@ -19,8 +19,9 @@ from edgevtx.archive import MANIFEST
 from edgevtx.bundle import Bundle, check_out, write_bundle
 from edgevtx.decode.knn import Bank, unit, write_bank
 from edgevtx.errors import InputError, OutputError
-from edgevtx.manifest import BANK, EmbedDecode, KnnDecode, Manifest
+from edgevtx.manifest import Manifest
 from edgevtx.predictor import Predictor, load
+from edgevtx.rules import BANK, EmbedDecode, KnnDecode
 from edgevtx.runtimes.base import Array
 from edgevtx.stream.sources import ImageFolder, Skipped
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.errors import InputError
-from edgevtx.manifest import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge, SizeRule
+from edgevtx.rules import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge, SizeRule
 
 Array = NDArray[Any]
 Size = tuple[int, int]

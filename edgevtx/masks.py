@@ -21,6 +21,9 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 Size = tuple[int, int]
 
+MOST_PIXELS = 178_956_970
+"""Of the frame whose size run lengths may state: as many as `read_image` takes of a file, which is Pillow's limit."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
@@ -79,7 +82,8 @@ class MaskSet:
         """COCO's run lengths, `{"size": [H, W], "counts": str, bytes or list}` each, of one frame -> the masks.
 
         `size` (H,W) is needed where `runs` is empty alone. Raises `InputError` for what has another form, for counts
-        that do not fill the size, and for sizes that differ.
+        that do not fill the size, for sizes that differ, and for frames of more than `MOST_PIXELS`: a few bytes state
+        any size, and a mask takes as many bytes as its box has pixels.
         """
         read = [_read_runs(one) for one in runs]
         sizes = {found for found, _ in read} | ({_read_size(size)} if size is not None else set())
@@ -266,6 +270,10 @@ def _read_size(size: Any) -> Size:
         raise InputError(f"a size of run lengths must be two whole numbers [H, W], but got {size!r}") from None
     if min(height, width) < 0:
         raise InputError(f"a size of run lengths must be [H, W] of 0 px or more, but got {size!r}")
+    if max(height, 1) * max(width, 1) > MOST_PIXELS:  # an edge alone is long, too
+        raise InputError(
+            f"a frame of run lengths must have at most {MOST_PIXELS} px, but its size is {size!r}; scale the masks down"
+        )
     return height, width
 
 
@@ -284,10 +292,10 @@ def _read_counts(counts: Any) -> NDArray[np.int64]:
 
 
 def _from_counts(counts: NDArray[np.int64], size: Size) -> MaskSet:
+    if (counts < 0).any():
+        raise InputError(f"run lengths must be 0 px or more, but one is {counts.min()}")
     pixels = size[0] * size[1]
-    if (counts < 0).any() or (counts > pixels).any() or counts.sum() != pixels:
-        raise InputError(
-            f"run lengths must be 0 or more and add up to {size[0]} x {size[1]} px, but add up to {counts.sum()}"
-        )
+    if (counts > pixels).any() or counts.sum() != pixels:  # those that are larger could overflow the sum
+        raise InputError(f"run lengths must add up to {size[0]} x {size[1]} px, but add up to {sum(counts.tolist())}")
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return MaskSet.from_dense(np.ascontiguousarray(flat.reshape(size[1], size[0]).T)[None])

@@ -10,25 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.decode import check_finite, decode
 from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
-from edgevtx.geometry import Geometry
-from edgevtx.manifest import REFUSED, Manifest, PromptDecode, TensorInfo, Windows, badness
-from edgevtx.preprocess import pad_batch, prepare_item
+from edgevtx.manifest import REFUSED, Manifest, badness
+from edgevtx.prepared import Prepared, collate
+from edgevtx.preprocess import prepare_item
 from edgevtx.results import Features, Result
+from edgevtx.rules import PromptDecode
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept
 from edgevtx.versions import in_range
-from edgevtx.windows import cut_windows, run_in_turns
+from edgevtx.windows import run_in_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,37 +67,6 @@ class ModelInfo:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         return dataclasses.asdict(self)
-
-
-class FrameOptions(TypedDict, total=False):
-    """How a frame is looked at; see `Predictor.__call__`."""
-
-    color: Literal["bgr", "rgb"]
-    roi: tuple[int, int, int, int] | None
-    rotation: int
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame.
-
-    `milliseconds` is what that took, less `denoise_ms`, which is None where the bundle does not denoise.
-    """
-
-    inputs: Arrays
-    geometries: tuple[Geometry, ...]
-    milliseconds: float = 0.0
-    denoise_ms: float | None = None
-
-    @property
-    def stages(self) -> dict[str, float]:
-        """The stages so far, in ms: "preprocess", and "denoise" where there is one."""
-        return {"preprocess": self.milliseconds} | ({} if self.denoise_ms is None else {"denoise": self.denoise_ms})
-
-    @property
-    def pending(self) -> bool:
-        """There is nothing to infer: the frame waits with others until a clip is full (see `edgevtx.clip`)."""
-        return not self.inputs
 
 
 @dataclass
@@ -273,34 +242,6 @@ class Predictor:
         inputs = collate([image for image, _ in pairs], self.manifest.inputs, rule.windows)
         spent, denoised = 1e3 * (perf_counter() - start), times.get("denoise")
         return Prepared(inputs, tuple(geometry for _, geometry in pairs), spent - (denoised or 0.0), denoised)
-
-
-def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows | None = None) -> Arrays:
-    """Stack images (h,w,3) or clips (T,h,w,3) into a graph's batch: `pixels` (N,H,W,3) or (N,T,H,W,3) uint8 and, where
-    it takes one, `valid_size`.
-
-    With `windows` the rows are all windows of all images, whatever the batch. Otherwise, where the batch is static, a
-    short one repeats its last image. Raises `InputError` where an image is not of the
-    size that the graph was fixed for.
-    """
-    batch, *shape = inputs[0].shape
-    if windows is not None:
-        return {inputs[0].name: np.stack([view for image in images for view in cut_windows(image, windows)])}
-    for image in images:
-        if any(want is not None and want != got for want, got in zip(shape, image.shape, strict=True)):
-            raise InputError(
-                f"this bundle was exported for one camera: its input is {shape[-2]}x{shape[-3]} px, but this frame "
-                f"scales to {image.shape[-2]}x{image.shape[-3]}; use frames of that camera's aspect ratio, "
-                "or export without --frame"
-            )
-    images = images + [images[-1]] * ((batch or 0) - len(images))
-    if len({image.shape for image in images}) > 1:
-        pixels, valid = pad_batch(images)
-    else:
-        pixels = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)
-        valid = np.array([image.shape[-3:-1] for image in images], np.int32)
-    names = [item.name for item in inputs]
-    return dict(zip(names, (pixels, valid), strict=False))
 
 
 def load(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgevtx.denoise import denoise
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.geometry import Geometry, Size, plan
-from edgevtx.manifest import Interpolation, Letterbox, Preprocess, ResizeBackend
+from edgevtx.rules import Interpolation, Letterbox, Preprocess, ResizeBackend
 from edgevtx.threads import MOST_THREADS, cores, run_all
 
 Array = NDArray[Any]

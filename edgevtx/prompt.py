@@ -20,11 +20,12 @@ from edgevtx.decode.everything import Everything, best_of, crop_boxes, keep_stab
 from edgevtx.decode.prompt import decode_prompts
 from edgevtx.errors import BundleError, InputError
 from edgevtx.geometry import Geometry, plan
-from edgevtx.manifest import PromptDecode
-from edgevtx.predictor import Predictor, Prepared
+from edgevtx.predictor import Predictor
+from edgevtx.prepared import Prepared
 from edgevtx.preprocess import check_frame, state_valid
 from edgevtx.prompts import Prompts, check_inside, encode_prompts, read_prompts
 from edgevtx.results import Masks, Result
+from edgevtx.rules import PromptDecode
 from edgevtx.runtimes.base import Array, Arrays
 from edgevtx.tokens import Tokenizer
 from edgevtx.windows import run_in_turns
@@ -32,7 +33,7 @@ from edgevtx.windows import run_in_turns
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edgevtx.predictor import FrameOptions
+    from edgevtx.prepared import FrameOptions
 
 PROMPTS_AT_ONCE = 16
 """Prompts in one run of the decoder: each takes 16 MB an activation at 1024 px."""

@@ -13,7 +13,7 @@ from edgevtx.errors import InputError
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import PromptDecode
+    from edgevtx.rules import PromptDecode
     from edgevtx.runtimes.base import Arrays
 
 Array = NDArray[Any]

@@ -12,8 +12,9 @@ from edgevtx.decode.knn import compare_answers
 from edgevtx.engines import PreparedEngine, record_verdict
 from edgevtx.errors import VerificationError
 from edgevtx.golden import Golden
-from edgevtx.manifest import REFUSED, Check, KnnDecode, Manifest, Preprocess, Status, Verdict
+from edgevtx.manifest import REFUSED, Check, Manifest, Status, Verdict
 from edgevtx.preprocess import prepare_item
+from edgevtx.rules import KnnDecode, Preprocess
 from edgevtx.runtimes.base import Engine
 from edgevtx.windows import middle_window
 

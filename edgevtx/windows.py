@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevtx.manifest import Windows
+from edgevtx.rules import Windows
 from edgevtx.runtimes.base import Arrays
 
 Array = NDArray[Any]

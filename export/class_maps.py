@@ -13,8 +13,9 @@ from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.frames import Frames
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, needless_frame, pixels_spec
-from edgevtx.manifest import Preprocess, SegmentDecode, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.results import SemanticSegmentation
+from edgevtx.rules import Preprocess, SegmentDecode
 from edgevtx.runtimes.base import Array
 
 

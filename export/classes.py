@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from edgevtx.errors import InputError
+from edgevtx.export.frames import Frames
 from edgevtx.export.recipe import BuildOptions
 from edgevtx.export.spec import class_names
-from edgevtx.manifest import ClassifyDecode, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.results import Classification
+from edgevtx.rules import ClassifyDecode
 
 TOP_K = 5
 
@@ -46,6 +49,26 @@ class Classes:
         """Logits (1,C) of the reference -> its answer, as transformers' classification pipelines have it."""
         scores, ids = (values[0].numpy() for values in self.best(logits))
         return Classification(ids, scores, tuple(self.labels[index] for index in ids))
+
+
+class Classifier(nn.Module):
+    """pixels (N,H,W,3), or clips (N,T,H,W,3), uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
+
+    def __init__(self, model: nn.Module, frames: Frames, classes: Classes) -> None:
+        super().__init__()
+        self.frames = frames
+        self.model = model
+        self.classes = classes
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.classes.best(logits_of(self.model, self.frames(pixels)))
+
+
+def logits_of(model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
+    """The logits (N,C) of transformers' model, or of ours, for normalised frames (N,3,H,W) or clips (N,T,3,H,W)."""
+    output = model(pixel_values=frames)
+    logits: torch.Tensor = getattr(output, "logits", output)
+    return logits
 
 
 def choose_classes(config: Any, options: BuildOptions) -> Classes:

@@ -23,8 +23,9 @@ from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.resnet_keys import asks_for_timm, dilate_last_stage, is_dilated, timm_to_native, without_timm
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs, pixels_spec
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import Decode, DetectDecode, Preprocess, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.results import Detections, Result
+from edgevtx.rules import Decode, DetectDecode, Preprocess
 from edgevtx.runtimes.base import Array
 
 THRESHOLD = 0.5

@@ -23,9 +23,10 @@ from edgevtx.export.layouts import names_for
 from edgevtx.export.processor import reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type, class_names, detect_outputs
-from edgevtx.manifest import PanopticDecode, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.masks import MaskSet
 from edgevtx.results import PanopticSegmentation, Segment
+from edgevtx.rules import PanopticDecode
 from edgevtx.runtimes.base import Array
 
 STRIDE = 4  # of the mask head's finest feature map, a ResNet's first stage

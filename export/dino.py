@@ -23,8 +23,9 @@ from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, 
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, pixels_spec
 from edgevtx.geometry import plan
-from edgevtx.manifest import EmbedDecode, Exact, Preprocess, ShortestEdge, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.results import Features
+from edgevtx.rules import EmbedDecode, Exact, Preprocess, ShortestEdge
 from edgevtx.runtimes.base import Array
 
 # heads and poolers that a checkpoint may carry and a backbone does not need

@@ -25,8 +25,8 @@ from edgevtx.export.patches import fold_positions
 from edgevtx.export.processor import resize_backend
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type
-from edgevtx.manifest import Interpolation, Letterbox, Preprocess, SegmentDecode
 from edgevtx.results import SemanticSegmentation
+from edgevtx.rules import Interpolation, Letterbox, Preprocess, SegmentDecode
 from edgevtx.runtimes.base import Array
 
 # the backbone's tensors, as it publishes them and as the seeded one names them

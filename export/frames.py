@@ -16,7 +16,7 @@ from torch import nn
 
 from edgevtx.errors import CheckpointError
 from edgevtx.export.attention import use_attention
-from edgevtx.manifest import Preprocess
+from edgevtx.rules import Preprocess
 
 
 class Frames(nn.Module):

@@ -20,7 +20,7 @@ from edgevtx.compare.tolerance import NOISE, TOLERANCES
 from edgevtx.export.onnx_file import ImportedGraph
 from edgevtx.export.recipe import Traceable, TraceablePart
 from edgevtx.golden import Exchange
-from edgevtx.manifest import Decode
+from edgevtx.rules import Decode
 
 
 def rounding_noise(

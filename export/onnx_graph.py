@@ -26,7 +26,8 @@ from edgevtx.export.onnx_outputs import Outputs, find_outputs
 from edgevtx.export.onnx_settings import DEFAULTS, ROWS, Activation, ImportOptions, check_settings, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, detect_outputs, needless_frame, pixels_spec
-from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, Suppress, Task, TensorInfo
+from edgevtx.manifest import Task, TensorInfo
+from edgevtx.rules import ClassifyDecode, Decode, DetectDecode, Suppress
 from edgevtx.runtimes.base import Array
 
 

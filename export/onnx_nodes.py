@@ -12,7 +12,8 @@ from onnx_ir.tape import Tape
 from edgevtx.export.onnx_file import Body
 from edgevtx.export.onnx_outputs import Outputs
 from edgevtx.export.onnx_settings import Activation, Boxes, Style
-from edgevtx.manifest import Preprocess, TensorInfo
+from edgevtx.manifest import TensorInfo
+from edgevtx.rules import Preprocess
 from edgevtx.runtimes.base import Array
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from edgevtx.export.onnx_outputs import Outputs
 from edgevtx.export.onnx_settings import DEFAULTS, Anchors, ImportOptions
-from edgevtx.manifest import ClassifyDecode, Decode, DetectDecode, Exact, Letterbox, Preprocess, ShortestEdge
 from edgevtx.results import Classification, Detections
+from edgevtx.rules import ClassifyDecode, Decode, DetectDecode, Exact, Letterbox, Preprocess, ShortestEdge
 from edgevtx.runtimes.base import Array
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from edgevtx.errors import InputError
 from edgevtx.export.processor import resize_backend
-from edgevtx.manifest import Exact, Letterbox, Preprocess, ResizeBackend, ShortestEdge
+from edgevtx.rules import Exact, Letterbox, Preprocess, ResizeBackend, ShortestEdge
 
 Style = Literal["yolox", "yolov5", "yolov8", "detr", "rtdetr", "classify"]
 Boxes = Literal["raw", "decoded"]

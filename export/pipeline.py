@@ -29,7 +29,8 @@ from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
 from edgevtx.export.verify import EXACT, Sample, check_parts, check_reference, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
-from edgevtx.manifest import REFUSED, Denoise, Graph, Manifest, Part, Provenance, Verdict
+from edgevtx.manifest import REFUSED, Graph, Manifest, Part, Provenance, Verdict
+from edgevtx.rules import Denoise
 
 log = logging.getLogger(__name__)
 

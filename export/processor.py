@@ -14,15 +14,7 @@ import torch
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import (
-    Exact,
-    Interpolation,
-    LongestEdge,
-    Preprocess,
-    ResizeBackend,
-    ShortestEdge,
-    SizeRule,
-)
+from edgevtx.rules import Exact, Interpolation, LongestEdge, Preprocess, ResizeBackend, ShortestEdge, SizeRule
 from edgevtx.runtimes.base import Array
 
 # processors whose whole work is resize, centre crop, rescale, normalise and pad; others do more than the host does

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgevtx.errors import InputError
-from edgevtx.manifest import Decode, Preprocess, Task, TensorInfo
+from edgevtx.manifest import Task, TensorInfo
+from edgevtx.rules import Decode, Preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -30,8 +30,8 @@ from edgevtx.export.spec import (
     needless_frame,
     pixels_spec,
 )
-from edgevtx.manifest import DetectDecode
 from edgevtx.results import Detections
+from edgevtx.rules import DetectDecode
 from edgevtx.runtimes.base import Array
 
 THRESHOLD = 0.5

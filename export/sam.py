@@ -29,8 +29,9 @@ from edgevtx.export.recipe import BuildOptions, Recipe, Traceable, TraceablePart
 from edgevtx.export.sam_questions import our_answer, reference_answer
 from edgevtx.export.sam_text import Texts, load_texts
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import LongestEdge, PromptDecode, PromptMasksDecode, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.prompts import TEXT
+from edgevtx.rules import LongestEdge, PromptDecode, PromptMasksDecode
 from edgevtx.runtimes.base import Arrays
 
 

@@ -13,10 +13,10 @@ from edgevtx.export.models.sam_decoder import Decoder
 from edgevtx.export.processor import reference_inputs
 from edgevtx.export.sam_text import Texts
 from edgevtx.geometry import Geometry
-from edgevtx.manifest import PromptDecode
 from edgevtx.masks import MaskSet
 from edgevtx.prompts import encode_prompts, read_prompts
 from edgevtx.results import Masks
+from edgevtx.rules import PromptDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 Point = tuple[float, float]

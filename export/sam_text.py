@@ -16,7 +16,8 @@ from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.models.sam_text import TextEncoder
 from edgevtx.export.recipe import TraceablePart
 from edgevtx.export.trial import seed_weights
-from edgevtx.manifest import TensorInfo, TextPrompts
+from edgevtx.manifest import TensorInfo
+from edgevtx.rules import TextPrompts
 from edgevtx.runtimes.base import Arrays
 from edgevtx.tokens import Tokenizer
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from edgevtx.errors import InputError
 from edgevtx.images import read_image
-from edgevtx.manifest import Clip
+from edgevtx.rules import Clip
 from edgevtx.runtimes.base import Array
 
 LIMIT = 8

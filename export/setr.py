@@ -31,8 +31,8 @@ from edgevtx.export.models.setr import Setr, Settings, upsample
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type
-from edgevtx.manifest import Preprocess, SegmentDecode, Windows
 from edgevtx.results import SemanticSegmentation
+from edgevtx.rules import Preprocess, SegmentDecode, Windows
 from edgevtx.runtimes.base import Array
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}

@@ -25,8 +25,9 @@ from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, pixels_spec
 from edgevtx.export.vit import classifier
 from edgevtx.geometry import plan
-from edgevtx.manifest import Preprocess, PyramidDecode, ShortestEdge, TensorInfo
+from edgevtx.manifest import TensorInfo
 from edgevtx.results import Features
+from edgevtx.rules import Preprocess, PyramidDecode, ShortestEdge
 from edgevtx.runtimes.base import Array
 
 # heads and tokens that a checkpoint may carry and another task does not need

@@ -30,7 +30,7 @@ from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
 from edgevtx.manifest import Check, Graph, Manifest
-from edgevtx.predictor import collate
+from edgevtx.prepared import collate
 from edgevtx.preprocess import prepare_item, state_valid
 from edgevtx.results import Result
 from edgevtx.runtimes import get_backend

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.classes import Classes, choose_classes
+from edgevtx.export.classes import Classes, Classifier, choose_classes
 from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.layouts import names_for
 from edgevtx.export.models.hybrid_vit import (
@@ -27,24 +27,11 @@ from edgevtx.export.patches import fold_positions, pair
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of, reference_inputs
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import Preprocess
 from edgevtx.results import Classification
+from edgevtx.rules import Preprocess
 from edgevtx.runtimes.base import Array
 
 UNUSED = ("pooler.", "vit.pooler.", "deit.pooler.")
-
-
-class Classifier(nn.Module):
-    """pixels (N,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
-
-    def __init__(self, model: nn.Module, frames: Frames, classes: Classes) -> None:
-        super().__init__()
-        self.frames = frames
-        self.model = model
-        self.classes = classes
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.classes.best(self.model(pixel_values=self.frames(pixels)).logits)
 
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:

@@ -17,39 +17,19 @@ from torch import nn
 
 from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.classes import Classes, choose_classes
+from edgevtx.export.classes import Classes, Classifier, choose_classes, logits_of
 from edgevtx.export.frames import Frames, traced_copy
 from edgevtx.export.models.vivit import Settings, make
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.manifest import Clip, Preprocess
 from edgevtx.preprocess import sample_clip
 from edgevtx.results import Classification
+from edgevtx.rules import Clip, Preprocess
 from edgevtx.runtimes.base import Array
 
 KINETICS_FPS = 12.5
 """Every second frame of 25 a second: what the paper's Kinetics models were trained on (section 4.1)."""
-
-
-class ClipClassifier(nn.Module):
-    """pixels (N,T,H,W,3) uint8 BGR -> scores (N,K) float32, class_ids (N,K) int64, best first."""
-
-    def __init__(self, model: nn.Module, frames: Frames, classes: Classes) -> None:
-        super().__init__()
-        self.frames = frames
-        self.model = model
-        self.classes = classes
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.classes.best(logits_of(self.model, self.frames(pixels)))
-
-
-def logits_of(model: nn.Module, frames: torch.Tensor) -> torch.Tensor:
-    """The logits (N,classes) of transformers' model, or of ours, for normalised frames (N,T,3,H,W)."""
-    output = model(pixel_values=frames)
-    logits: torch.Tensor = getattr(output, "logits", output)
-    return logits
 
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
@@ -67,7 +47,7 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     return Traceable(
         family=RECIPE.family,
         task=RECIPE.task,
-        module=ClipClassifier(traced, Frames(preprocess), classes).eval(),
+        module=Classifier(traced, Frames(preprocess), classes).eval(),
         inputs=(pixels_spec(options.batch, settings.size, settings.num_frames),),
         outputs=classes.outputs(options.batch),
         dynamic=batch_dimension(options.batch, "pixels"),

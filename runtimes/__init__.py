@@ -7,12 +7,10 @@ vendor's package when it is used.
 from __future__ import annotations
 
 import importlib
-import tempfile
-from pathlib import Path
 from typing import cast
 
 from edgevtx.errors import InputError
-from edgevtx.runtimes.base import Backend, EngineOptions, Probe, Runtime
+from edgevtx.runtimes.base import Backend, Probe
 
 if __name__ == "runtimes":
     raise ImportError("`runtimes` is `edgevtx.runtimes`: import it under that name, or its classes exist twice")
@@ -44,16 +42,3 @@ def probe(name: str) -> Probe:
 def probe_all() -> tuple[Probe, ...]:
     """Every backend's probe, in the order of the registry."""
     return tuple(probe(name) for name in BACKENDS)
-
-
-def open_runtime(name: str, graph: Path, options: EngineOptions | None = None) -> Runtime:
-    """Compile a graph and open it, keeping nothing: for verification and tests. `engines` has the cached way.
-
-    The weights file must lie beside `graph`. Raises `RuntimeUnavailableError` and `CompileError`.
-    """
-    backend, options = get_backend(name), options or EngineOptions()
-    with tempfile.TemporaryDirectory(prefix="edgevtx-") as folder:
-        backend.build(graph, Path(folder), options)
-        # what an open engine maps stays readable after its files are unlinked
-        engine = backend.open(graph, Path(folder), options)
-    return engine.new_runtime()

@@ -13,7 +13,8 @@ import pytest
 
 from edgevtx.bundle import write_bundle
 from edgevtx.golden import Golden, write_golden
-from edgevtx.manifest import ClassifyDecode, Exact, Graph, Manifest, Preprocess, Provenance, TensorInfo
+from edgevtx.manifest import Graph, Manifest, Provenance, TensorInfo
+from edgevtx.rules import ClassifyDecode, Exact, Preprocess
 from edgevtx.runtimes.base import Array, Arrays
 
 PATCH, WIDTH, CLASSES = 4, 8, 5

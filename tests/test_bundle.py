@@ -22,7 +22,8 @@ from edgevtx import archive, bundle, cache
 from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.errors import BundleError, CompileError, InputError, OutputError
 from edgevtx.golden import Golden, npy, write_golden
-from edgevtx.manifest import Clip, DetectDecode, Windows, decode, encode
+from edgevtx.manifest import decode, encode
+from edgevtx.rules import Clip, DetectDecode, Windows
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ import pytest
 
 from edgevtx.clip import ClipBuffer, ClipPredictor
 from edgevtx.errors import InputError
-from edgevtx.manifest import ClassifyDecode, Clip, Exact, Manifest, Preprocess, Provenance, TensorInfo
+from edgevtx.manifest import Manifest, Provenance, TensorInfo
 from edgevtx.predictor import Predictor
 from edgevtx.preprocess import prepare_item, sample_clip
+from edgevtx.rules import ClassifyDecode, Clip, Exact, Preprocess
 
 SIZE = (8, 12)
 LABELS = tuple(f"class {index}" for index in range(256))

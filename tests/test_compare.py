@@ -8,7 +8,8 @@ import pytest
 from edgevtx.compare import compare, find_empty
 from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import SENSITIVE, TOLERANCES, error_of, sensitivity
-from edgevtx.manifest import Check, ClassifyDecode, DetectDecode, EmbedDecode, PyramidDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import ClassifyDecode, DetectDecode, EmbedDecode, PyramidDecode
 
 DETECT = DetectDecode(top_k=40, threshold=0.3)
 CLASSIFY = ClassifyDecode(top_k=5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgevtx.compare import compare, content, find_empty
-from edgevtx.manifest import PromptMasksDecode
+from edgevtx.rules import PromptMasksDecode
 
 RULE = PromptMasksDecode()
 

@@ -15,21 +15,9 @@ import edgevtx
 from edgevtx.bundle import write_bundle
 from edgevtx.denoise import KINDS, denoise, parse_denoise, steering
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.manifest import (
-    Bilateral,
-    Denoise,
-    Exact,
-    Lark,
-    Letterbox,
-    Manifest,
-    NonLocalMeans,
-    Preprocess,
-    ShortestEdge,
-    SizeRule,
-    decode,
-    encode,
-)
+from edgevtx.manifest import Manifest, decode, encode
 from edgevtx.preprocess import prepare
+from edgevtx.rules import Bilateral, Denoise, Exact, Lark, Letterbox, NonLocalMeans, Preprocess, ShortestEdge, SizeRule
 from edgevtx.runtimes.base import Array
 
 ALL = (Bilateral(), NonLocalMeans(), Lark())

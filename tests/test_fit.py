@@ -15,6 +15,7 @@ pytest.importorskip("openvino")
 
 import edgevtx  # noqa: E402
 from edgevtx import manifest as m  # noqa: E402
+from edgevtx import rules as r  # noqa: E402
 from edgevtx.bundle import Bundle, write_bundle  # noqa: E402
 from edgevtx.cli import cli  # noqa: E402
 from edgevtx.cli.verify import replay_one  # noqa: E402
@@ -80,14 +81,14 @@ def backbone(tmp_path_factory):
         task="embed",
         inputs=(m.TensorInfo(name="pixels", shape=(1, *SIZE, 3), dtype="uint8"),),
         outputs=tuple(m.TensorInfo(name=name, shape=outputs[name].shape, dtype="float32") for name in names),
-        preprocess=m.Preprocess(
-            size=m.Exact(height=SIZE[0], width=SIZE[1]),
+        preprocess=r.Preprocess(
+            size=r.Exact(height=SIZE[0], width=SIZE[1]),
             interpolation="bilinear",
             scale=1.0,
             mean=(0,) * 3,
             std=(1,) * 3,
         ),
-        decode=m.EmbedDecode(patch_size=PATCH),
+        decode=r.EmbedDecode(patch_size=PATCH),
         labels=(),
         graphs=tuple(graphs),
         verdicts=tuple(verdicts),
@@ -183,8 +184,8 @@ def test_verdicts_graphs_and_golden_stay_and_the_answer_is_replayed(backbone, fi
     before, after = Bundle.open(backbone), Bundle.open(fitted.bundle)
     assert after.manifest.verdicts == before.manifest.verdicts
     unchanged = {item.path: item.sha256 for item in before.manifest.files}
-    assert {item.path: item.sha256 for item in after.manifest.files if item.path != m.BANK} == unchanged
-    assert m.BANK in {item.path for item in after.manifest.files}
+    assert {item.path: item.sha256 for item in after.manifest.files if item.path != r.BANK} == unchanged
+    assert r.BANK in {item.path for item in after.manifest.files}
     assert "fitted on 18 images of 3 classes" in after.manifest.notes[-1]
     for target in TARGETS:
         verdict = replay_one(after, target, "fp32", "CPU")
@@ -243,7 +244,7 @@ def test_a_bundle_that_is_no_backbone_has_no_features(tiny_bundle):
         model.features(np.zeros((32, 48, 3), np.uint8))
 
 
-RULE = m.KnnDecode(features=m.EmbedDecode(patch_size=8), k=2, temperature=0.07)
+RULE = r.KnnDecode(features=r.EmbedDecode(patch_size=8), k=2, temperature=0.07)
 BANK = Bank(np.eye(4, dtype=np.float32), np.array([0, 0, 1, 2]))
 
 
@@ -275,7 +276,7 @@ def test_damaged_pickled_and_missing_vectors_are_refused(tmp_path, fitted):
     with pytest.raises(BundleError, match="holds no fitted vectors"):
         read_bank(tmp_path / "knn.npz", RULE, 4, 3)
     opened = Bundle.open(fitted.bundle)
-    shutil.copytree(opened.root, tmp_path / "less", ignore=shutil.ignore_patterns(m.BANK, "manifest.json"))
+    shutil.copytree(opened.root, tmp_path / "less", ignore=shutil.ignore_patterns(r.BANK, "manifest.json"))
     with pytest.raises(BundleError, match=r"without listing knn\.npz"):
         write_bundle(tmp_path / "less", opened.manifest, tmp_path / "less.vtx")
 
@@ -283,7 +284,7 @@ def test_damaged_pickled_and_missing_vectors_are_refused(tmp_path, fitted):
 def test_a_cold_temperature_overflows_nothing_and_a_vector_of_zeros_is_refused():
     cls = np.array([0.0, 0, 3, 2.9], np.float32)
     found = decode_knn(
-        {"cls": cls}, None, m.KnnDecode(features=RULE.features, k=4, temperature=1e-4), ("a", "b", "c"), bank=BANK
+        {"cls": cls}, None, r.KnnDecode(features=RULE.features, k=4, temperature=1e-4), ("a", "b", "c"), bank=BANK
     )
     assert found.labels[0] == "b"
     np.testing.assert_allclose(found.scores, [1, 0, 0], atol=1e-6)

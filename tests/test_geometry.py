@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgevtx.errors import InputError
 from edgevtx.geometry import ROTATIONS, Geometry, plan, resized_size
-from edgevtx.manifest import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge, SizeRule
+from edgevtx.rules import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge, SizeRule
 
 RULES: list[SizeRule] = [
     Exact(height=224, width=320),

@@ -16,8 +16,9 @@ from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.cli.verify import replay_one
 from edgevtx.errors import BundleError, VerificationError
 from edgevtx.golden import Exchange, Golden, write_golden
-from edgevtx.manifest import Part, PyramidDecode, badness
+from edgevtx.manifest import Part, badness
 from edgevtx.predictor import Predictor, load
+from edgevtx.rules import PyramidDecode
 from edgevtx.runtimes import probe
 
 RUNTIMES = ("openvino", "onnxruntime")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgevtx.errors import InputError
-from edgevtx.masks import MaskSet
+from edgevtx.masks import MOST_PIXELS, MaskSet
 
 
 def blobs(count: int = 6, size: tuple[int, int] = (37, 53), seed: int = 0) -> np.ndarray:
@@ -136,7 +139,11 @@ def test_wrong_offsets_sizes_and_run_lengths_are_refused() -> None:
         ([{"size": [2, 2], "counts": [[1], [1, 2]]}], "a list of whole numbers"),
         ([{"size": [2, 2], "counts": [[4]]}], "a list of whole numbers"),
         ([{"size": [2, 2], "counts": [10**30]}], "a list of whole numbers"),
-        ([{"size": [2, 2], "counts": [2**62] * 4 + [4]}], "add up to 2 x 2 px"),
+        ([{"size": [2, 2], "counts": [2**62] * 4 + [4]}], f"add up to 2 x 2 px, but add up to {2**64 + 4}"),
+        ([{"size": [2, 2], "counts": [3]}], "add up to 2 x 2 px, but add up to 3"),
+        ([{"size": [2, 2], "counts": [-1, 5]}], "0 px or more, but one is -1"),
+        ([{"size": [2, 2], "counts": "O5"}], "0 px or more, but one is -1"),
+        ([{"size": [2, 2], "counts": "o" * 12 + "0"}], "a count of it is too large"),
         ([{"size": [2, 2], "counts": []}], "add up to 2 x 2 px, but add up to 0"),
         ([{"size": [2, 2], "counts": "\ud800"}], "no compressed COCO"),
         ([{"size": [2, 2], "counts": "4 \u00e9"}], "no compressed COCO"),
@@ -145,6 +152,34 @@ def test_wrong_offsets_sizes_and_run_lengths_are_refused() -> None:
 def test_what_is_no_run_length_says_what_was_expected(runs: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         MaskSet.from_rle(runs)  # type: ignore[arg-type]
+
+
+def test_characters_that_the_string_does_not_have_are_refused() -> None:
+    assert len(MaskSet.from_rle([{"size": [2, 2], "counts": b"04"}])) == 1
+    for code in {*range(256)} - {*range(48, 48 + 64)}:  # six bits a character, from "0" on
+        with pytest.raises(InputError, match="no compressed COCO"):
+            MaskSet.from_rle([{"size": [2, 2], "counts": b"0" + bytes([code]) + b"4"}])
+
+
+@pytest.mark.parametrize(
+    "size", [(10**9, 10**9), (10**9, 3), (3, 10**9), (10**9, 0), (0, 10**9), (13_378, 13_378), (10**30, 1)]
+)
+def test_a_size_beyond_the_largest_image_is_refused_before_memory_is_taken(size: tuple[int, int]) -> None:
+    tracemalloc.start()
+    try:
+        for runs in ([{"size": list(size), "counts": [size[0] * size[1]]}], []):
+            with pytest.raises(InputError, match="at most 178956970 px"):
+                MaskSet.from_rle(runs, size=size)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_largest_size_is_that_of_the_largest_image() -> None:
+    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # beyond twice its limit Pillow raises
+    assert MaskSet.from_rle([], size=(1, MOST_PIXELS)).size == (1, MOST_PIXELS)
+    with pytest.raises(InputError, match="at most"):
+        MaskSet.from_rle([], size=(1, MOST_PIXELS + 1))
 
 
 def test_run_lengths_of_another_frame_are_refused() -> None:

@@ -12,9 +12,10 @@ import pytest
 from edgevtx import predictor
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.golden import Golden
-from edgevtx.manifest import Exact, Manifest, Preprocess, Verdict
+from edgevtx.manifest import Manifest, Verdict
 from edgevtx.predictor import choose_runtime
 from edgevtx.preprocess import prepare
+from edgevtx.rules import Exact, Preprocess
 from edgevtx.runtimes.base import Probe
 from edgevtx.selftest import check_preprocess
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from edgevtx import preprocess as module
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.manifest import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge
 from edgevtx.preprocess import pad_batch, prepare
+from edgevtx.rules import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 

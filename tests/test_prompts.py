@@ -7,8 +7,8 @@ import pytest
 
 from edgevtx.errors import InputError
 from edgevtx.geometry import plan
-from edgevtx.manifest import LongestEdge, Preprocess, PromptDecode, TextPrompts
 from edgevtx.prompts import check_inside, encode_prompts, read_prompts
+from edgevtx.rules import LongestEdge, Preprocess, PromptDecode, TextPrompts
 
 RULE = PromptDecode(masks=4, mask_size=(64, 64))
 WITH_TEXT = PromptDecode(masks=4, mask_size=(64, 64), text=TextPrompts(file="tokenizer.json", length=16))

@@ -12,9 +12,9 @@ import pytest
 from edgevtx.compare import compare, content, find_empty
 from edgevtx.draw import _INK, PALETTE
 from edgevtx.errors import InputError
-from edgevtx.manifest import SegmentDecode
 from edgevtx.masks import MaskSet
 from edgevtx.results import SemanticSegmentation
+from edgevtx.rules import SegmentDecode
 
 LABELS = ("background", "smoke", "flame")
 

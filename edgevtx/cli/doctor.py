@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -183,6 +184,14 @@ def _nvidia() -> list[Finding]:
         rows.append(Finding("nvidia", "JetPack", "note", jetpack))
     if driver := _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]):
         rows += [Finding("nvidia", "GPU", "note", line) for line in driver.splitlines()]
+    # "NV Power Mode: MAXN" and its number on a line of its own
+    if power := _output(["nvpmodel", "-q"]):
+        rows.append(Finding("nvidia", "power mode", "note", " ".join(power.split())))
+    if rows and importlib.util.find_spec("pycuda") is None:
+        help_ = "PATH=/usr/local/cuda/bin:$PATH pip install pycuda; it is compiled with the system's nvcc"
+        rows.append(Finding("nvidia", "pycuda", "unusable", "not installed; TensorRT's engines run through it", help_))
+    elif rows:
+        rows.append(_package("nvidia", "pycuda", "pycuda.driver", required=False, extra=""))
     return rows
 
 

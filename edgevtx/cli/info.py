@@ -11,7 +11,8 @@ from edgevtx.cli import common
 
 if TYPE_CHECKING:
     from edgevtx.bundle import Bundle
-    from edgevtx.manifest import Preprocess, TensorInfo
+    from edgevtx.manifest import TensorInfo
+    from edgevtx.rules import Preprocess
 
 
 @click.command(short_help="Show what a bundle or a plan holds.")

@@ -12,8 +12,9 @@ from edgevtx.cli import common
 
 if TYPE_CHECKING:
     from edgevtx.decode.everything import Everything
-    from edgevtx.manifest import Manifest, PromptDecode
+    from edgevtx.manifest import Manifest
     from edgevtx.predictor import Predictor
+    from edgevtx.rules import PromptDecode
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,8 +70,8 @@ def check_prompts(manifest: Manifest, options: dict[str, Any]) -> None:
     """Raise `InputError` for prompts and options that this model does not take, or that do not go together."""
     from edgevtx.decode import check_options
     from edgevtx.errors import InputError
-    from edgevtx.manifest import PromptDecode
     from edgevtx.prompts import read_prompts
+    from edgevtx.rules import PromptDecode
 
     prompts = [name for name in PROMPTS if options[name]]
     settings = [name for name in EVERYTHING if options[name] is not None]

@@ -19,8 +19,8 @@ from edgevtx.compare.panoptic import compare_panoptic
 from edgevtx.compare.prompt import compare_masks, count_masks
 from edgevtx.compare.segment import compare_segmentation, count_minority
 from edgevtx.compare.tolerance import TOLERANCES, Tolerance, compare_values
-from edgevtx.manifest import (
-    Check,
+from edgevtx.manifest import Check
+from edgevtx.rules import (
     ClassifyDecode,
     Decode,
     DetectDecode,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgevtx.compare.tolerance import Tolerance, round_error, values_check
-from edgevtx.manifest import Check, ClassifyDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import ClassifyDecode
 from edgevtx.runtimes.base import Arrays
 
 

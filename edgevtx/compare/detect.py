@@ -8,7 +8,8 @@ import numpy as np
 
 from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.tolerance import Tolerance, round_error, values_check
-from edgevtx.manifest import Check, DetectDecode, PanopticDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import DetectDecode, PanopticDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 

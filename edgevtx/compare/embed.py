@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgevtx.compare.tolerance import Tolerance, compare_values, round_error
-from edgevtx.manifest import Check, EmbedDecode, KnnDecode, PyramidDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import EmbedDecode, KnnDecode, PyramidDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from edgevtx.compare.detect import compare_detections, match_rows
 from edgevtx.compare.tolerance import Tolerance, round_error, values_check
-from edgevtx.manifest import Check, PanopticDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import PanopticDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 _ROWS = ("boxes", "scores", "class_ids")

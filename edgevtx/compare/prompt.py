@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgevtx.compare.tolerance import Tolerance, compare_values, round_error
-from edgevtx.manifest import Check, PromptMasksDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import PromptMasksDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 FEWEST = 16

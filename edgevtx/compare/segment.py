@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.compare.tolerance import Tolerance, round_error, values_check
-from edgevtx.manifest import Check, SegmentDecode
+from edgevtx.manifest import Check
+from edgevtx.rules import SegmentDecode
 from edgevtx.runtimes.base import Array, Arrays
 
 

@@ -15,13 +15,13 @@ from edgevtx.decode.panoptic import decode_panoptic
 from edgevtx.decode.prompt import no_prompt
 from edgevtx.decode.segment import decode_segmentation, merge_windows
 from edgevtx.errors import InputError, VerificationError
-from edgevtx.manifest import (
+from edgevtx.manifest import Manifest
+from edgevtx.rules import (
     ClassifyDecode,
     Decode,
     DetectDecode,
     EmbedDecode,
     KnnDecode,
-    Manifest,
     PanopticDecode,
     PromptDecode,
     PromptMasksDecode,

@@ -10,7 +10,7 @@ from edgevtx.results import Classification, names_of
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import ClassifyDecode
+    from edgevtx.rules import ClassifyDecode
     from edgevtx.runtimes.base import Arrays
 
 

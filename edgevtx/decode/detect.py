@@ -11,7 +11,7 @@ from edgevtx.results import Detections, names_of
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import DetectDecode
+    from edgevtx.rules import DetectDecode
     from edgevtx.runtimes.base import Array, Arrays
 
 

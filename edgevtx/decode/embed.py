@@ -11,7 +11,7 @@ from edgevtx.results import Features
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import EmbedDecode, PyramidDecode
+    from edgevtx.rules import EmbedDecode, PyramidDecode
     from edgevtx.runtimes.base import Array, Arrays
 
 

@@ -22,7 +22,7 @@ from edgevtx.results import Classification, names_of
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import KnnDecode
+    from edgevtx.rules import KnnDecode
     from edgevtx.runtimes.base import Arrays
 
 TOP_K = 5

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from edgevtx.decode.detect import decode_detections
 from edgevtx.decode.resample import Floats, Resampling
 from edgevtx.decode.upsample import Leaders, Reach, threshold_maps
-from edgevtx.manifest import DetectDecode
 from edgevtx.results import Detections, PanopticSegmentation, Segment, names_of
+from edgevtx.rules import DetectDecode
 from edgevtx.threads import each
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import PanopticDecode
+    from edgevtx.rules import PanopticDecode
     from edgevtx.runtimes.base import Array, Arrays
 
 

@@ -14,7 +14,7 @@ from edgevtx.results import Masks
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import PromptDecode
+    from edgevtx.rules import PromptDecode
     from edgevtx.runtimes.base import Array, Arrays
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgevtx.geometry import Geometry, Size
-    from edgevtx.manifest import SegmentDecode, Windows
+    from edgevtx.rules import SegmentDecode, Windows
     from edgevtx.runtimes.base import Arrays
 
 

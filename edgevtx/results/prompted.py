@@ -16,8 +16,8 @@ from edgevtx.results.base import LISTED, Array, Index, check, positions, rounded
 
 if TYPE_CHECKING:
     from edgevtx.geometry import Geometry
-    from edgevtx.manifest import PromptDecode
     from edgevtx.masks import MaskSet
+    from edgevtx.rules import PromptDecode
 
 
 @dataclass(frozen=True, eq=False)

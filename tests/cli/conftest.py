@@ -68,6 +68,7 @@ def make_bundle(
     import onnxruntime
 
     from edgevtx import manifest as m
+    from edgevtx import rules as r
     from edgevtx.bundle import write_bundle
     from edgevtx.golden import Golden, write_golden
 
@@ -78,8 +79,8 @@ def make_bundle(
         colour_graph(folder / file)
         graphs.append(m.Graph(file=file, target=target, variant="", versions=">=1", precisions=("fp32",), opset=17))
         verdicts.append(m.Verdict(target=target, precision="fp32", status=status, graph=file, sensitivity=1e4))
-    preprocess = m.Preprocess(
-        size=m.Exact(height=SIZE[0], width=SIZE[1]), interpolation="bilinear", scale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
+    preprocess = r.Preprocess(
+        size=r.Exact(height=SIZE[0], width=SIZE[1]), interpolation="bilinear", scale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
     )
     pixels = colour_frame(40, 90, 60, SIZE)[None]
     session = onnxruntime.InferenceSession(folder / graphs[0].file, providers=["CPUExecutionProvider"])
@@ -96,7 +97,7 @@ def make_bundle(
             m.TensorInfo(name="class_ids", shape=(1, 3), dtype="int64"),
         ),
         preprocess=preprocess,
-        decode=m.ClassifyDecode(top_k=3),
+        decode=r.ClassifyDecode(top_k=3),
         labels=LABELS,
         graphs=tuple(graphs),
         verdicts=tuple(verdicts),

@@ -473,6 +473,22 @@ def test_doctor_refuses_versions_below_what_the_package_asks_for(
     assert edgevtx_cli("doctor").exit_code == 1
 
 
+def test_doctor_on_a_jetson(edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Programs that answer as a Jetson's do: no claim about a real one."""
+    import sys
+
+    answers = {"dpkg-query": "6.2+b77", "nvpmodel": "NV Power Mode: 15W\n0"}
+    for name, answer in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    rows = {row["name"]: row for row in json.loads(edgevtx_cli("doctor", "--json").stdout) if row["area"] == "nvidia"}
+    assert rows["JetPack"]["value"] == "6.2+b77"
+    assert rows["power mode"]["value"] == "NV Power Mode: 15W 0"
+    assert rows["pycuda"]["level"] == "unusable" and "nvcc" in rows["pycuda"]["help"]
+
+
 def test_without_torch_the_export_verbs_name_the_extra(edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

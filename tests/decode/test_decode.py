@@ -11,7 +11,8 @@ import pytest
 from edgevtx.decode import check_options, decode
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.geometry import plan
-from edgevtx.manifest import (
+from edgevtx.results import Classification, Detections, Features
+from edgevtx.rules import (
     ClassifyDecode,
     Decode,
     DetectDecode,
@@ -24,7 +25,6 @@ from edgevtx.manifest import (
     ShortestEdge,
     Suppress,
 )
-from edgevtx.results import Classification, Detections, Features
 
 
 def preprocess(size: Any, **options: Any) -> Preprocess:

@@ -12,9 +12,9 @@ from edgevtx.decode import decode
 from edgevtx.decode.panoptic import number_segments
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.geometry import plan
-from edgevtx.manifest import PanopticDecode, Preprocess, ShortestEdge
 from edgevtx.masks import MaskSet
 from edgevtx.results import Detections, PanopticSegmentation
+from edgevtx.rules import PanopticDecode, Preprocess, ShortestEdge
 
 LABELS = ("sky", "person", "car")
 PREPROCESS = Preprocess(

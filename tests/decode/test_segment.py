@@ -10,7 +10,7 @@ import pytest
 from edgevtx.decode import decode
 from edgevtx.errors import InputError, VerificationError
 from edgevtx.geometry import plan
-from edgevtx.manifest import Exact, Letterbox, Preprocess, SegmentDecode, ShortestEdge, Windows
+from edgevtx.rules import Exact, Letterbox, Preprocess, SegmentDecode, ShortestEdge, Windows
 from edgevtx.windows import average_windows, cut_windows, middle_window, run_in_turns, window_corners
 
 LABELS = ("background", "smoke", "flame")

@@ -9,7 +9,7 @@ from edgevtx.decode.resample import Axis, Resampling
 from edgevtx.decode.upsample import argmax_maps, threshold_maps
 from edgevtx.errors import InputError
 from edgevtx.geometry import Geometry, plan
-from edgevtx.manifest import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge
+from edgevtx.rules import Exact, Letterbox, LongestEdge, Preprocess, ShortestEdge
 
 
 def smooth(count: int, height: int, width: int, seed: int = 0, passes: int = 3) -> np.ndarray:

@@ -16,7 +16,7 @@ from edgevtx.export.recipe import BuildOptions
 from edgevtx.export.samples import load_photos
 from edgevtx.export.verify import make_samples, run_module
 from edgevtx.masks import MaskSet
-from edgevtx.predictor import collate
+from edgevtx.prepared import collate
 from edgevtx.preprocess import prepare
 from samples.forest_fire.scenes import paste_onto
 

@@ -21,9 +21,9 @@ from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.samples import move_over  # noqa: E402
-from edgevtx.manifest import EmbedDecode  # noqa: E402
-from edgevtx.predictor import collate  # noqa: E402
+from edgevtx.prepared import collate  # noqa: E402
 from edgevtx.preprocess import prepare_item, state_valid  # noqa: E402
+from edgevtx.rules import EmbedDecode  # noqa: E402
 from tests.export.onnx_files import SIZE, STYLES, Written, network  # noqa: E402
 
 # a family's further tasks stand behind the type, as in "swin embed"

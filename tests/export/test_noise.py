@@ -13,7 +13,8 @@ from edgevtx.export.noise import rounding_noise  # noqa: E402
 from edgevtx.export.recipe import TraceablePart  # noqa: E402
 from edgevtx.export.verify import run_module  # noqa: E402
 from edgevtx.golden import Exchange  # noqa: E402
-from edgevtx.manifest import DetectDecode, TensorInfo  # noqa: E402
+from edgevtx.manifest import TensorInfo  # noqa: E402
+from edgevtx.rules import DetectDecode  # noqa: E402
 
 
 class Amplifying(torch.nn.Module):

@@ -171,7 +171,7 @@ def test_a_wrong_wrapper_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_denoising_is_verified_and_changes_what_the_network_sees(
     tmp_path: Path, photos: dict[str, Array], pictures: Path, empty_cache: Path
 ) -> None:
-    from edgevtx.manifest import Lark
+    from edgevtx.rules import Lark
 
     file = OnnxFile.open(network(tmp_path / "x.onnx", "yolox"), STYLES["yolox"])
     answers = {}

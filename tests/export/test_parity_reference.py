@@ -15,8 +15,8 @@ from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.frames import Frames  # noqa: E402
 from edgevtx.export.processor import load_processor, preprocess_of, reference_inputs  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
-from edgevtx.manifest import Exact, ShortestEdge  # noqa: E402
 from edgevtx.preprocess import prepare  # noqa: E402
+from edgevtx.rules import Exact, ShortestEdge  # noqa: E402
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 CROP = {"crop_size": 224, "do_center_crop": True}

@@ -16,7 +16,7 @@ from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.parity import CONFIDENT, compare_results
 from edgevtx.export.recipe import BuildOptions
 from edgevtx.export.verify import run_module
-from edgevtx.predictor import collate
+from edgevtx.prepared import collate
 from edgevtx.preprocess import prepare
 from samples.forest_fire.scenes import paste_onto
 

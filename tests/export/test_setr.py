@@ -19,7 +19,7 @@ from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.processor import load_processor, reference_inputs  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
 from edgevtx.export.verify import run_module  # noqa: E402
-from edgevtx.predictor import collate  # noqa: E402
+from edgevtx.prepared import collate  # noqa: E402
 from edgevtx.preprocess import prepare  # noqa: E402
 from edgevtx.windows import run_in_turns  # noqa: E402
 from tests.export import mmseg_setr as mmseg  # noqa: E402

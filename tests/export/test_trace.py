@@ -22,7 +22,8 @@ from edgevtx.export.pack import write_graphs  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, Traceable, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import VARIANTS, lower  # noqa: E402
 from edgevtx.export.trace import OPSET, example_inputs, trace  # noqa: E402
-from edgevtx.manifest import ClassifyDecode, Exact, Preprocess, TensorInfo  # noqa: E402
+from edgevtx.manifest import TensorInfo  # noqa: E402
+from edgevtx.rules import ClassifyDecode, Exact, Preprocess  # noqa: E402
 from tests.export.onnx_files import STYLES, network  # noqa: E402
 
 # -- small modules ---------------------------------------------------------------------------------------------

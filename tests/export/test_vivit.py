@@ -33,8 +33,8 @@ from edgevtx.export.trial import seed_weights  # noqa: E402
 from edgevtx.export.verify import make_samples, measure_sensitivity  # noqa: E402
 from edgevtx.export.vivit_from_vit import Wanted, inflate, write_vivit  # noqa: E402
 from edgevtx.images import write_image  # noqa: E402
-from edgevtx.manifest import Clip  # noqa: E402
 from edgevtx.preprocess import prepare_item  # noqa: E402
+from edgevtx.rules import Clip  # noqa: E402
 
 KINDS = get_recipe("vivit").tiny_config()
 FACTORISED = [kind for kind in KINDS if kind != "vivit"]

@@ -17,6 +17,7 @@ from edgevtx.runtimes import probe
 
 FOLDER = os.environ.get("EDGEVTX_TEST_BUNDLES", "")
 BUNDLES = sorted(Path(FOLDER).glob("*.vtx")) if FOLDER else []
+RUNTIMES = os.environ.get("EDGEVTX_TEST_RUNTIMES", "openvino,onnxruntime").split(",")  # what the environment is for
 
 pytestmark = pytest.mark.skipif(
     not FOLDER, reason="EDGEVTX_TEST_BUNDLES names no folder; `make test-jetpack-like` makes one and sets it"
@@ -37,7 +38,7 @@ def test_there_are_bundles_to_test():
     assert len(BUNDLES) >= 8
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.stem)
 def test_a_bundle_loads_and_agrees_with_the_reference(bundle, runtime):
     found = probe(runtime)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.runtimes import BACKENDS, get_backend, open_runtime, probe, probe_all
-from edgevtx.runtimes.base import EngineOptions, Runtime, TensorSpec
+from edgevtx.runtimes import BACKENDS, get_backend, probe, probe_all
+from edgevtx.runtimes.base import Engine, EngineOptions, Runtime, TensorSpec
 
 COMPUTING = [name for name in BACKENDS if name != "null"]
 
@@ -35,8 +37,22 @@ def graph(tiny_graph: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture
-def runtime(backend: str, graph: Any) -> Iterator[Runtime]:
-    with open_runtime(backend, graph.path) as opened:
+def open_engine(backend: str, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    """open_engine(graph, **options) -> the engine that is built of a graph's file, in tmp_path / "engine"."""
+    module, folder = get_backend(backend), tmp_path / "engine"
+    with contextlib.ExitStack() as opened:
+
+        def make(graph: Path, **options: Any) -> Engine:
+            folder.mkdir()
+            module.build(graph, folder, EngineOptions(**options))
+            return opened.enter_context(contextlib.closing(module.open(graph, folder, EngineOptions(**options))))
+
+        yield make
+
+
+@pytest.fixture
+def runtime(open_engine: Callable[..., Engine], graph: Any) -> Iterator[Runtime]:
+    with open_engine(graph.path).new_runtime() as opened:
         yield opened
 
 
@@ -111,16 +127,16 @@ def test_closing_twice_and_running_after(runtime: Runtime, graph: Any) -> None:
         runtime.run({"pixels": graph.pixels})
 
 
-def test_leaving_the_context_closes(backend: str, graph: Any) -> None:
-    with open_runtime(backend, graph.path) as opened:
+def test_leaving_the_context_closes(open_engine: Callable[..., Engine], graph: Any) -> None:
+    with open_engine(graph.path).new_runtime() as opened:
         opened.run({"pixels": graph.pixels})
     with pytest.raises(RuntimeUnavailableError, match="was closed"):
         opened.run({"pixels": graph.pixels})
 
 
-def test_dynamic_shapes(backend: str, tiny_graph: Callable[..., Any]) -> None:
+def test_dynamic_shapes(backend: str, open_engine: Callable[..., Engine], tiny_graph: Callable[..., Any]) -> None:
     graph = tiny_graph(dynamic=True)
-    with open_runtime(backend, graph.path) as opened:
+    with open_engine(graph.path).new_runtime() as opened:
         assert opened.inputs[0].shape == (None, None, None, 3)
         for shape in ((1, 32, 48, 3), (2, 40, 24, 3), (1, 32, 48, 3)):
             pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
@@ -130,8 +146,10 @@ def test_dynamic_shapes(backend: str, tiny_graph: Callable[..., Any]) -> None:
                 np.testing.assert_allclose(scores, graph.reference(pixels)["scores"], rtol=1e-4, atol=1e-3)
 
 
-def test_a_size_that_the_graph_cannot_take_is_an_input_error(backend: str, tiny_graph: Callable[..., Any]) -> None:
-    with open_runtime(backend, tiny_graph(dynamic=True).path) as opened:
+def test_a_size_that_the_graph_cannot_take_is_an_input_error(
+    backend: str, open_engine: Callable[..., Engine], tiny_graph: Callable[..., Any]
+) -> None:
+    with open_engine(tiny_graph(dynamic=True).path).new_runtime() as opened:
         with pytest.raises(InputError, match="must not be empty"):
             opened.run({"pixels": np.zeros((1, 0, 48, 3), np.uint8)})
         if backend in COMPUTING:
@@ -139,11 +157,8 @@ def test_a_size_that_the_graph_cannot_take_is_an_input_error(backend: str, tiny_
                 opened.run({"pixels": np.zeros((1, 2, 2, 3), np.uint8)})
 
 
-def test_two_runtimes_of_one_engine_in_two_threads(backend: str, graph: Any, tmp_path: Any) -> None:
-    module, folder = get_backend(backend), tmp_path / "engine"
-    folder.mkdir()
-    module.build(graph.path, folder, EngineOptions())
-    engine = module.open(graph.path, folder, EngineOptions())
+def test_two_runtimes_of_one_engine_in_two_threads(open_engine: Callable[..., Engine], graph: Any) -> None:
+    engine = open_engine(graph.path)
     inputs = [graph.pixels, 255 - graph.pixels]
     wanted = [engine.new_runtime().run({"pixels": pixels})["scores"] for pixels in inputs]
     wrong: list[int] = []
@@ -162,14 +177,11 @@ def test_two_runtimes_of_one_engine_in_two_threads(backend: str, graph: Any, tmp
     assert not wrong
 
 
-def test_an_engine_s_runtime_outlives_it(backend: str, graph: Any, tmp_path: Any) -> None:
-    module, folder = get_backend(backend), tmp_path / "engine"
-    folder.mkdir()
-    module.build(graph.path, folder, EngineOptions())
-    engine = module.open(graph.path, folder, EngineOptions())
+def test_an_engine_s_runtime_outlives_it(open_engine: Callable[..., Engine], graph: Any, tmp_path: Path) -> None:
+    engine = open_engine(graph.path)
     runtime = engine.new_runtime()
     wanted = runtime.run({"pixels": graph.pixels})["scores"]
-    for file in folder.iterdir():  # the cache may evict it meanwhile
+    for file in (tmp_path / "engine").iterdir():  # the cache may evict it meanwhile
         file.unlink()
     engine.close()
     engine.close()
@@ -185,10 +197,10 @@ def test_a_fingerprint_says_what_the_engine_depends_on(backend: str) -> None:
     assert probe(backend).version in " ".join(facts.values())
 
 
-def test_a_precision_that_is_none_is_refused(backend: str, graph: Any) -> None:
+def test_a_precision_that_is_none_is_refused(backend: str, open_engine: Callable[..., Engine], graph: Any) -> None:
     if backend in COMPUTING:
         with pytest.raises(RuntimeUnavailableError, match="fp4 was asked for"):
-            open_runtime(backend, graph.path, EngineOptions(precision="fp4"))
+            open_engine(graph.path, precision="fp4")
 
 
 def test_an_unknown_runtime_is_an_input_error() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from edgevtx.predictor import Prepared
+from edgevtx.prepared import Prepared
 from edgevtx.stream.live import Waiting
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from edgevtx.clip import ClipPredictor
 from edgevtx.errors import InputError
-from edgevtx.manifest import ClassifyDecode, Clip, Exact, Lark, Manifest, Preprocess, Provenance, TensorInfo
+from edgevtx.manifest import Manifest, Provenance, TensorInfo
 from edgevtx.preprocess import prepare
+from edgevtx.rules import ClassifyDecode, Clip, Exact, Lark, Preprocess
 from edgevtx.stream.pipeline import run
 from edgevtx.stream.sources import Frame, Source, open_source
 
