@@ -15,7 +15,7 @@ import msgspec
 
 from edgevtx.archive import MANIFEST, digest_file
 from edgevtx.errors import CompileError, InputError
-from edgevtx.manifest import SizeRule
+from edgevtx.rules import SizeRule
 from edgevtx.runtimes.base import TensorSpec
 
 PLAN = "engine.plan"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import SizeRule
+from edgevtx.rules import SizeRule
 from edgevtx.runtimes.base import Array
 from edgevtx.runtimes.plan import Profile, ShapeRange
 

@@ -18,7 +18,8 @@ import pytest
 import edgevtx
 from edgevtx.bundle import write_bundle
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.manifest import Graph, PyramidDecode
+from edgevtx.manifest import Graph
+from edgevtx.rules import PyramidDecode
 from edgevtx.runtimes import cuda, trt, trt_run
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
 from edgevtx.runtimes.plan import PLAN

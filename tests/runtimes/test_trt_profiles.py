@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgevtx.geometry import resized_size
-from edgevtx.manifest import LongestEdge, ShortestEdge, SizeRule
+from edgevtx.rules import LongestEdge, ShortestEdge, SizeRule
 from edgevtx.runtimes.plan import ShapeRange
 from edgevtx.runtimes.trt_profiles import OpenInput, profile
 
