@@ -40,7 +40,11 @@ class TensorRt:
             version = str(self._package().__version__)
             gpus = cuda.find_gpus(self.target)
         except RuntimeUnavailableError as error:
-            return replace(host.unavailable(self.target, self.target, error), version=version)
+            found = host.unavailable(self.target, self.target, error)
+            if not version:
+                return found
+            advice = str(error).partition("; ")[2].removeprefix("install it with: ")  # the package is there
+            return replace(found, version=version, install=advice)
         return Probe(self.target, True, version=version, devices=tuple(map(str, gpus)))
 
     def fingerprint(self, options: EngineOptions) -> dict[str, str]:

@@ -221,7 +221,8 @@ def test_a_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA does not start here" in found.reason
     assert (found.available, found.version) == (False, "10.3.0")  # its compiler may be there
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    assert "pycuda" in TENSORRT.probe().reason
+    found = TENSORRT.probe()
+    assert "pycuda" in found.reason and found.install == 'pip install "edgevtx[cuda]"'
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     found = TENSORRT.probe()
     assert found.reason == "the package tensorrt is not installed"
@@ -308,3 +309,28 @@ def test_a_bundle_is_compiled_opened_proven_and_answers(
     assert [item.gpu for item in asked] == ["sm87"]
     gc.collect()
     assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
+
+
+# what is called of the package, by its class; the fakes have no more than this
+CALLED = {
+    "Runtime": ("deserialize_cuda_engine",),
+    "ICudaEngine": (
+        "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_location", "create_execution_context",
+        "create_runtime_config",
+    ),
+    "IExecutionContext": (
+        "active_optimization_profile", "set_optimization_profile_async", "set_input_shape", "infer_shapes",
+        "get_tensor_shape", "set_tensor_address", "execute_async_v3",
+    ),
+    "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy"),
+    "IRuntimeCache": ("serialize", "deserialize"),
+    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
+    "TensorIOMode": ("INPUT", "OUTPUT"),
+    "TensorLocation": ("DEVICE",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CALLED)
+def test_what_is_called_is_in_the_real_package(kind: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="the package has wheels for x86-64 Linux alone")
+    assert not [name for name in CALLED[kind] if not hasattr(getattr(trt, kind), name)]
