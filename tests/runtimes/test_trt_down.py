@@ -129,6 +129,7 @@ SCRIPT = """
 import atexit, pathlib, sys, threading, time
 from unittest import mock
 import numpy as np
+import edgevtx
 from tests.runtimes import fake_gpu
 
 class Patch:
@@ -166,7 +167,8 @@ AT_EXIT = {
     "nothing was closed": "",
     "in a cycle": "class Knot: pass\nknot = Knot(); knot.knot = knot; knot.held = first, engine\n",
     "a thread still runs": (
-        "def work():\n    while True:\n        second.run(inputs)\n"
+        "def work():\n    try:\n        while True:\n            second.run(inputs)\n"
+        "    except edgevtx.EdgevtxError:\n        pass\n"
         "threading.Thread(target=work, daemon=True).start()\ntime.sleep(0.05)\n"
     ),
     "half was closed": "first.close()\n",
