@@ -29,9 +29,9 @@ _BLOCK = "block"  # of a rounding, in its node's own notes
 class Rehearsal:
     """What a graph of lower precision did, by block: the path of a module, to its last numbered one.
 
-    `errors`: how far what the block hands on is from the exact graph's, in standard deviations (see
-    `edgevtx.compare.tolerance.error_of`), in the order of computation; infinite where it is not finite. `overflows`:
-    how many of its tensors are the first not to be finite. `outputs`: the answers, one for each input.
+    `errors`: of each block that rounds, in the order of computation, how far what it hands on is from the exact
+    graph's, in standard deviations (see `edgevtx.compare.tolerance.error_of`); infinite where it is not finite.
+    `overflows`: how many of its tensors are the first not to be finite. `outputs`: the answers, one for each input.
     """
 
     precision: str
@@ -78,7 +78,9 @@ def simulate(model: ir.Model) -> ir.Model:
 def rehearse(exact: ir.Model, typed: ir.Model, feeds: Sequence[Arrays]) -> Rehearsal:
     """Run a typed graph as `simulate` has it beside the float32 graph it was made from, on inputs by name."""
     trial = simulate(typed)
-    handed, sums = _handed_on(exact), _add_sums(trial)
+    sums = _add_sums(trial)
+    rounding = {node.meta[_BLOCK] for node in sums}
+    handed = {name: block for name, block in _handed_on(exact).items() if block in rounding}
     answers = [str(value.name) for value in exact.graph.outputs]
     run_exact, run_trial = _open(exact, handed), _open(trial, [*answers, *handed, *sums.values()])
     errors: dict[str, float] = {}
@@ -163,7 +165,7 @@ def _in_float32(model: ir.Model, *, rounded: bool) -> ir.Model:
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -> None:
     """Let everything read the value as the type would hold it. What overflows in a cast is its reader's matter."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     owner = uses[0].node if node.op_type == "Cast" and uses else node
     low = ir.node("Cast", [value], {"to": int(kind)}, name=f"{value.name}/low")
     back = ir.node("Cast", low.outputs, {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}/rounded")

@@ -72,6 +72,9 @@ _EXACT_USES = {
 # ... so much that the product that made them counts as well: the phase of a wave may be many turns
 _PHASES = ("Cos", "Sin")
 
+# what ONNX allows, and TensorRT-RTX 1.7 parses and then cannot build ("Could not infer output types")
+_UNBUILT = {"bf16": ("ConvTranspose",)}
+
 BFLOAT16_OPSET = 22  # the first whose Conv, MaxPool and HardSwish know bfloat16; from 20 on no meaning changed
 
 
@@ -178,7 +181,7 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT
 
 
-# -- what ONNX allows ------------------------------------------------------------------------------------------
+# -- what ONNX and compilers allow -----------------------------------------------------------------------------
 
 
 def _opset_for(model: ir.Model, precision: str) -> int:
@@ -192,6 +195,8 @@ def _schema(op_type: str, opset: int) -> Any:
 
 
 def _allows(node: ir.Node, precision: str, opset: int) -> bool:
+    if node.op_type in _UNBUILT.get(precision, ()):
+        return False
     schema = _schema(node.op_type, opset)
     kind = schema.outputs[0].type_str
     allowed = next(item.allowed_type_strs for item in schema.type_constraints if item.type_param_str == kind)
@@ -225,10 +230,10 @@ def _place_casts(graph: ir.Graph, low: Iterable[ir.Node], kind: ir.DataType, pre
                 to = ("fp32", ir.DataType.FLOAT) if value in lowered else (precision, kind)
                 casts[value] = _cast(graph, value, *to, reader=node)
             node.replace_input_with(index, casts[value])
-    for index, value in enumerate(graph.outputs):
-        if value in lowered:
-            name, value.name = value.name, f"{value.name}/{precision}"
-            graph.outputs[index] = casts.get(value) or _cast(graph, value, "fp32", ir.DataType.FLOAT)
+    for index, answer in enumerate(graph.outputs):
+        if answer in lowered:
+            name, answer.name = answer.name, f"{answer.name}/{precision}"
+            graph.outputs[index] = casts.get(answer) or _cast(graph, answer, "fp32", ir.DataType.FLOAT)
             graph.outputs[index].name = name
 
 

@@ -96,8 +96,8 @@ def photos() -> dict[str, Array]:
 
 @pytest.fixture
 def graph() -> Callable[..., Any]:
-    """Makes an onnx_ir model of one graph in ONNX's text form; inputs that are given as arrays become constants, whether
-    the text declares them or not."""
+    """Makes an onnx_ir model of one graph in ONNX's text form; what is given as an array becomes a constant, whether
+    the text declares it or not."""
 
     def make(text: str, *, opset: int = 23, **constants: Any) -> Any:
         ir = pytest.importorskip("onnx_ir")

@@ -110,13 +110,12 @@ def test_a_block_is_a_module_to_its_last_number():
     assert block_of("MatMul_4") == "MatMul_4"
 
 
-BLOCK = "model.vit.layers.1"
 SCALE = 60000.0  # of values; a factor that half precision cannot hold would be seen without a rehearsal
 
 
-def planted(build, config_folder):
-    """The ViT, its second layer's values `SCALE` times as large, and scaled back before they leave attention."""
-    built = build("vit", Checkpoint.open(config_folder("vit"), seed=0))
+def planted(built):
+    """The ViT, its second layer's values `SCALE` times as large, and scaled back before they leave attention; and the
+    block's name."""
     modules = dict(built.module.named_modules())
     value = next(name for name in modules if name.endswith(("1.attention.attention.value", "1.attention.v_proj")))
     back = next(name for name in modules if name.endswith(("1.attention.output.dense", "1.attention.o_proj")))
@@ -130,9 +129,8 @@ def planted(build, config_folder):
 @pytest.fixture(scope="module")
 def vit(config_folder):
     """The ViT with a planted overflow: (traceable, block, float32 graph, its exchanges)."""
-    built, block = planted(
-        lambda family, checkpoint: get_recipe(family).build(checkpoint, BuildOptions()), config_folder
-    )
+    checkpoint = Checkpoint.open(config_folder("vit"), seed=0)
+    built, block = planted(get_recipe("vit").build(checkpoint, BuildOptions()))
     (exact,) = (graph.model for graph in lower(trace(built), "tensorrt", ["fp32"]))
     samples = list(make_samples(built, load_photos(None)))
     return built, block, exact, [exchange for sample in samples for exchange in sample.exchanges("")]
