@@ -294,7 +294,7 @@ with device.current():
 
 @pytest.mark.parametrize("more", ["", "with device.current():\n    buffer.free(); stream.close()\ndevice.release()\n"])
 def test_an_interpreter_s_exit_does_not_crash(device: Device, more: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", SCRIPT + more]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -157,7 +157,7 @@ first.run(inputs)
 
 def run_script(more: str, folder: Path) -> str:
     command = [sys.executable, "-c", SCRIPT + more, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout
