@@ -7,7 +7,8 @@
 # tensorrt-rtx-cu13 or tensorrt (or the system's TensorRT, which JetPack has), onnxruntime-gpu, and for exporting and
 # for the comparison torch with the export extra. Without torch, WHEELS/bundles must have what
 # `scripts/export_tiny_bundles.py WHEELS/bundles tensorrt tensorrt-rtx` makes elsewhere, or no family is tested.
-# pycuda comes as source alone: `pip wheel pycuda` on a machine with CUDA's headers, of the same Python and processor.
+# pycuda comes as source alone: `pip wheel pycuda` on a machine with CUDA's headers, of the same Python and processor;
+# see docs/tensorrt.md.
 #
 # OUT (default out/gpu-check) gets machine.txt, tests.txt, tests.xml and the benchmark's tables. The exit code is that
 # of the tests.
