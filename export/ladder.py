@@ -19,7 +19,7 @@ from edgevtx.export.ranges import Range, measure_ranges
 from edgevtx.export.rehearsal import Rehearsal, rehearse
 from edgevtx.export.rewrite.low_precision import GiveTypes, Typed, lower_precision
 from edgevtx.golden import Exchange
-from edgevtx.manifest import Decode
+from edgevtx.rules import Decode
 
 log = logging.getLogger(__name__)
 

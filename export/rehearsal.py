@@ -69,8 +69,8 @@ def simulate(model: ir.Model) -> ir.Model:
     """The typed graph in float32 arithmetic, each tensor rounded to the type that it has there.
 
     Operators that are several on a device (Gelu, LayerNormalization, Attention, ...) are spelled out where they run
-    low, so that what they compute on the way is rounded as well, and overflows. To be run with every optimisation off:
-    else the pairs of casts are dropped. Values keep their names.
+    low, so that what they compute on the way is rounded as well, and overflows. To be run with every optimisation off,
+    so that no pair of casts is dropped. Values keep their names.
     """
     return _in_float32(model, rounded=True)
 

@@ -47,16 +47,16 @@ def shares(work: Iterable[tuple[str, int]]) -> dict[str, float]:
     return {kind: round(amount / everything, 6) for kind, amount in ordered if amount}
 
 
-def require(asked: str, found: dict[str, float], *, target: str, device: str) -> None:
-    """Raise `CompileError` unless `REQUIRED_SHARE` of the work is in the type asked for.
+def require(asked: str, found: dict[str, float], *, target: str, device: str, least: float = REQUIRED_SHARE) -> None:
+    """Raise `CompileError` unless the share `least` of the work is in the type asked for.
 
     An engine without any convolution or matrix product, and one whose operations cannot be seen (a provider that
     compiles whole subgraphs), has no shares and passes: nothing can be told of it.
     """
     share = sum(found.get(kind, 0.0) for kind in TYPES[asked])
-    if found and share < REQUIRED_SHARE:
+    if found and share < least:
         came = ", ".join(f"{share:.0%} {kind}" for kind, share in found.items())
         raise CompileError(
             f"{asked} was asked of {target} on {device}, but the engine that it built computes {came} of its matrix "
-            f"products; at least {REQUIRED_SHARE:.0%} must be {asked}: choose another precision or runtime"
+            f"products; at least {least:.0%} must be {asked}: choose another precision or runtime"
         )

@@ -72,8 +72,9 @@ def _dequantised(tensor: Any, makers: dict[str, Any]) -> str:
     maker = makers.get(tensor.name)
     while maker is not None and maker.type.name in ("SHUFFLE", "IDENTITY"):
         maker = makers.get(maker.get_input(0).name)
-    dequantises = maker is not None and maker.type.name == "DEQUANTIZE"
-    return TYPES[maker.get_input(0).dtype.name][0] if dequantises else ""
+    if maker is None or maker.type.name != "DEQUANTIZE":
+        return ""
+    return TYPES[maker.get_input(0).dtype.name][0]
 
 
 def _work(trt: Any, layer: Any) -> int:

@@ -55,7 +55,7 @@ def profile(inputs: Sequence[OpenInput], example: Mapping[str, Array], size: Siz
 
 def _range(name: str, axis: int, usual: int | None, sides: Mapping[str, tuple[int, int]]) -> tuple[int, int, int]:
     """(min, opt, max) of a dimension; the usual one is always within."""
-    known = COUNTS | sides
+    known = {**COUNTS, **sides}
     if name not in known and axis == 0:
         name = "batch"
     if name in known:

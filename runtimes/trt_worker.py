@@ -27,6 +27,10 @@ from edgevtx.runtimes.trt_log import Messages, make_logger, tidy
 from edgevtx.runtimes.trt_profiles import OpenInput, profile
 
 _SHOWN = 5  # errors in one message
+
+# of a graph that was typed on purpose: export keeps in fp32 what does not bear less, or has no kernel in bf16
+_TYPED_SHARE = 0.5
+
 _MIB = 1 << 20
 
 _TEGRA = Path("/etc/nv_tegra_release")
@@ -76,7 +80,8 @@ def compile_plan(
         refuse([explain(parser.get_error(index)) for index in range(parser.num_errors)])
     layers = trt_layers.layers(trt, network)
     share = trt_layers.shares(layers)
-    precision.require(options.precision, share, target=target, device=options.gpu)
+    least = precision.REQUIRED_SHARE if options.precision == "fp32" else _TYPED_SHARE
+    precision.require(options.precision, share, target=target, device=options.gpu, least=least)
     config = builder.create_builder_config()
     profiles = _profiles(builder, config, network, graph, source)
     workspace = _configure(trt, config, options)

@@ -11,6 +11,7 @@ from edgevtx.cli import common
 from edgevtx.errors import InputError
 
 if TYPE_CHECKING:
+    from edgevtx.engines import CompileMode
     from edgevtx.predictor import ModelInfo
 
 PLANS = ("tensorrt", "tensorrt-rtx")
@@ -87,7 +88,7 @@ def command(
     written: list[Path] = []
     made: list[plans.Made] = []
     info = None
-    mode = "force" if force else "auto"
+    mode: CompileMode = "force" if force else "auto"
     with common.stages("open") as progress:
         if target in PLANS:
             made = plans.compile_plans(bundle, target, gpus, workspace_mb, mode, progress=progress, **options)

@@ -219,8 +219,8 @@ def _place_casts(graph: ir.Graph, low: Iterable[ir.Node], kind: ir.DataType, pre
     running = set(low)
     lowered = {value for node in running for value in node.outputs}
     casts: dict[ir.Value, ir.Value] = {}
-    for value in lowered:
-        value.type = ir.TensorType(kind)
+    for made in lowered:
+        made.type = ir.TensorType(kind)
     for node in list(ir.traversal.RecursiveGraphIterator(graph)):
         typed = _typed_inputs(node, opset) if node in running else ()
         for index, value in enumerate(node.inputs):
