@@ -52,9 +52,10 @@ def bundle_for(model: Model, targets: tuple[str, ...]) -> Path:
     out = FOLDER / "bundles" / f"{model.name}-gpu-{key}"
     if not (out / "manifest.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
+        precisions = ("fp16", "fp32") if targets else ("fp32",)
         options = ExportOptions(
-            targets=(*targets, "onnxruntime"), precisions=("fp16", "fp32"), build=build_options(model),
-            keep_failed=True, overwrite=True, name=model.name,
+            targets=(*targets, "onnxruntime"), precisions=precisions, build=build_options(model), keep_failed=True,
+            overwrite=True, name=model.name,
         )  # fmt: skip
         export(model.family, open_checkpoint(model), out, options)
     return out

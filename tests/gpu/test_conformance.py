@@ -6,14 +6,12 @@ The cases are those of tests/runtimes/test_conformance.py, unchanged.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 
 from edgevtx.runtimes import BACKENDS, probe
 from tests.runtimes import test_conformance as conformance
-from tests.runtimes.test_conformance import graph, runtime
-
-__all__ = ["graph", "runtime"]  # fixtures of the cases
 
 ON_GPU = {
     "tensorrt": BACKENDS["tensorrt"],
@@ -21,13 +19,17 @@ ON_GPU = {
     "onnxruntime-cuda": "tests.gpu.cuda_provider",
 }
 
-globals().update(
-    {
-        name: case
-        for name, case in vars(conformance).items()
-        if name.startswith("test_") and {"backend", "runtime"} & set(inspect.signature(case).parameters)
-    }
-)
+RUNNING = {"backend", "open_engine", "runtime"}  # what asks for a runtime; a case without one asks for no GPU
+
+
+def _is_taken(name: str, value: Any) -> bool:
+    """Fixtures, but for the one below, and the cases that run something."""
+    if name.startswith("test_"):
+        return bool(RUNNING & set(inspect.signature(value).parameters))
+    return name != "backend" and isinstance(value, type(conformance.graph))
+
+
+globals().update({name: value for name, value in vars(conformance).items() if _is_taken(name, value)})
 
 
 @pytest.fixture(params=ON_GPU)
