@@ -51,7 +51,7 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `gpu` is the architecture ("sm89"). `bundle` is the bundle's digest and `part` the network of it, both empty where
     the graph was of no bundle; `graph_sha256`, `sha256` and `size` (bytes) are those of the graph and of the plan.
-    `layers` come from the typed `network`, or from the `inspector` of the engine where a device was there.
+    `layers` are those of the typed network, which the compiler fuses and may not retype.
     `builder_host_mb` is the most memory of the host, in MiB, that the compiling process had, `builder_gpu_mb` of the
     device as the builder tells it.
     """
@@ -71,7 +71,6 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[Profile, ...] = ()
     layers: tuple[PlanLayer, ...] = ()
-    layers_from: Literal["network", "inspector"] = "network"
     size: int
     sha256: str
     compile_seconds: float

@@ -73,7 +73,7 @@ def check_gpu(trt: Any, target: str, options: EngineOptions) -> None:
     if known and options.gpu not in known:
         raise RuntimeUnavailableError(
             f"{target} {trt.__version__} compiles for {', '.join(known)}, but {options.gpu or 'no GPU'} was asked for; "
-            "choose of these, or for a Jetson compile with --target tensorrt on the device itself"
+            "choose one of these with --gpu, or for a Jetson compile with --target tensorrt on the device itself"
         )
     least = _LEAST_SM.get(options.precision, 0)
     if int(options.gpu.removeprefix("sm") or 0) < least:

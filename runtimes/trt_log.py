@@ -22,6 +22,7 @@ _NOISE = tuple(
     for pattern in (
         r"\[checkMacros\.cpp::catchCudaError::\d+\] Error Code 1: Cuda Runtime \(.*?cudaError 35:.*?\)\)",
         r" In \w+ at /\S+?:\d+",
+        r"^\w+\.cpp:\d+: ",
         r"\bInvalid Node - \S+",
         r"\b\w+::\w+: Error Code \d+: ",
     )

@@ -146,7 +146,7 @@ def _flags(trt: Any) -> int:
 def _configure(trt: Any, config: Any, options: EngineOptions) -> int | None:
     """Set precision, memory and architecture; returns the limit of the workspace in MiB, None for the builder's own."""
     config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector of other tools
     limit = options.workspace_mb or _unified_memory_mb()
     if limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit * _MIB)

@@ -78,6 +78,7 @@ def command(
     """
     from edgevtx.cli import plans
     from edgevtx.predictor import load
+    from edgevtx.stream.sinks import make_folder
 
     if out is not None and target not in ("openvino", "auto", *PLANS):
         raise InputError(
@@ -85,6 +86,8 @@ def command(
         )
     if (gpus or workspace_mb) and target not in PLANS:
         raise InputError(f"--gpu and --workspace-mb are for {' and '.join(PLANS)}, and --target is {target}")
+    if out is not None:
+        make_folder(Path(out))  # before minutes of work
     written: list[Path] = []
     made: list[plans.Made] = []
     info = None
@@ -113,7 +116,7 @@ def command(
     if info is not None:
         console.print(common.facts_table(facts(info)))
     for item in made if info is None else ():
-        console.print(common.facts_table(plans.facts(item)))
+        console.print(common.facts_table(plans.facts(item)), end="\n\n")
     for path in written:
         console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)
 
@@ -140,11 +143,10 @@ def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> lis
 
     from edgevtx.bundle import Bundle
     from edgevtx.errors import OutputError
-    from edgevtx.stream.sinks import claim, make_folder
+    from edgevtx.stream.sinks import claim
 
     if info.runtime != "openvino":
         raise InputError(f"--out writes OpenVINO IR, and {info.runtime} was chosen; use --target openvino")
-    make_folder(folder)
     opened = Bundle.open(bundle)
     graphs = {
         folder / f"{'.'.join(word for word in (info.name, part) if word)}.xml": opened.select_graph(

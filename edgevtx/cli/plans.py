@@ -16,7 +16,7 @@ from edgevtx.errors import OutputError
 from edgevtx.predictor import choose_precision, choose_runtime
 from edgevtx.runtimes.base import EngineOptions
 from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, read_plan, record_path
-from edgevtx.stream.sinks import claim, make_folder
+from edgevtx.stream.sinks import claim
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +68,6 @@ def compile_plans(
 
 def write_plans(made: Sequence[Made], folder: Path, overwrite: bool) -> list[Path]:
     """Copy plans and their records: NAME[.PART].TARGET.GPU.PRECISION.plan and .json. Raises `OutputError`."""
-    make_folder(folder)
     plans = {folder / _name(item.record): item.path for item in made}
     paths = [path for plan in plans for path in (plan, record_path(plan))]
     for path in paths:
@@ -96,7 +95,7 @@ def facts(item: Made) -> dict[str, str]:
         "engine": f"{record.target} {record.target_version} for {record.gpu}, {common.size(record.size)}",
         "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
         "cache": "hit" if item.cache_hit else f"miss: compiled in {spent}",
-        "golden sample": f"not replayed, for want of a {record.gpu}: that does it when it first loads the bundle",
+        "golden sample": f"not replayed here, but on the device with an {record.gpu} when it first loads the bundle",
         "warnings": "\n".join(record.warnings),
     }
 

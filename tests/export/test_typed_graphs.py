@@ -4,6 +4,9 @@ accepted by TensorRT-RTX's parser and builder, which need no GPU."""
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,11 @@ from edgevtx.export.rewrite.low_precision import TYPES, by_operators  # noqa: E4
 from edgevtx.export.samples import load_clips, load_photos  # noqa: E402
 from edgevtx.export.trace import trace_all  # noqa: E402
 from edgevtx.export.verify import make_samples  # noqa: E402
-from edgevtx.runtimes.base import Probe  # noqa: E402
+from edgevtx.runtimes.base import EngineOptions, Probe  # noqa: E402
+from edgevtx.runtimes.plan import PLAN, read_plan  # noqa: E402
+from edgevtx.runtimes.trt_build import build_plan  # noqa: E402
+
+LOW = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # precision -> the type of most products in a plan's record
 
 CONFIGURED = sorted(family for family in FAMILIES if get_recipe(family).tiny_config())
 
@@ -37,12 +44,24 @@ EXACT = ("LayerNormalization", "Softmax", "GridSample", "Log", "TopK", "ArgMax",
          "ReduceMean", "ReduceSum", "InstanceNormalization")  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def traced(config_folder):
+    """traced(family) -> (its tiny traceable, {part: traced graph}), once."""
+
+    @cache
+    def make(family):
+        built = get_recipe(family).build(Checkpoint.open(config_folder(family), seed=0), BuildOptions())
+        return built, trace_all(built)
+
+    return make
+
+
 @pytest.fixture(scope="module", params=CONFIGURED)
-def network(request, config_folder, tmp_path_factory):
+def network(request, traced, tmp_path_factory):
     """A family's tiny networks in all precisions: (family, {part: {precision: model}}, folder, its graphs, {part:
     inputs})."""
-    built = get_recipe(request.param).build(Checkpoint.open(config_folder(request.param), seed=0), BuildOptions())
-    lowered = {part: lower(model, "tensorrt-rtx") for part, model in trace_all(built).items()}
+    built, networks = traced(request.param)
+    lowered = {part: lower(model, "tensorrt-rtx") for part, model in networks.items()}
     folder = tmp_path_factory.mktemp(request.param)
     graphs = write_graphs(lowered, folder)
     models = {part: {graph.precisions[0]: graph.model for graph in found} for part, found in lowered.items()}
@@ -98,12 +117,11 @@ def test_inputs_and_outputs_are_those_of_the_exact_graph(network):
 
 
 @pytest.fixture(scope="module")
-def fp16(config_folder):
+def fp16(traced):
     """fp16(family, part="") -> the tiny network in half precision, by its operators alone."""
 
     def make(family, part=""):
-        built = get_recipe(family).build(Checkpoint.open(config_folder(family), seed=0), BuildOptions())
-        (graph,) = lower(trace_all(built)[part], "tensorrt", ["fp16"])
+        (graph,) = lower(traced(family)[1][part], "tensorrt", ["fp16"])
         return graph.model
 
     return make
@@ -172,47 +190,25 @@ def test_sams_decoder_encodes_places_in_float32(fp16):
 # -- TensorRT-RTX ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def build_plan():
-    """build_plan(path, feeds) -> the bytes of a strongly typed engine for Ada (sm89), which must build."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed (x86_64 alone has it)")
+def test_tensorrt_rtx_compiles_every_graph_for_two_generations_of_gpus(network, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
+    _, _, folder, graphs, _ = network
 
-    class Log(trt.ILogger):
-        def __init__(self):
-            trt.ILogger.__init__(self)
-            self.lines = []
+    def compiled(index, graph, gpu):
+        out = tmp_path / str(index)
+        out.mkdir()
+        (precision,) = graph.precisions
+        build_plan("tensorrt_rtx", folder / graph.file, out, EngineOptions(precision, gpu=gpu))
+        record = read_plan(out / PLAN)
+        low = LOW[precision]
+        assert {layer.type for layer in record.layers} <= {low, "f32", "i32", "i64", "bool"}
+        assert record.precision_share[low] > 0.5
+        return record.sha256
 
-        def log(self, severity, message):
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.lines.append(message)
-
-    log = Log()
-
-    def build(path, feeds):
-        log.lines.clear()
-        builder = trt.Builder(log)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, log)
-        assert parser.parse_from_file(str(path)), log.lines
-        config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            if -1 in tuple(tensor.shape):
-                profile.set_shape(tensor.name, *[feeds[tensor.name].shape] * 3)
-        config.add_optimization_profile(profile)
-        plan = builder.build_serialized_network(network, config)
-        assert plan is not None, log.lines
-        return plan.nbytes
-
-    return build
-
-
-def test_tensorrt_rtx_builds_every_typed_graph(network, build_plan):
-    for graph in network[3]:
-        assert build_plan(network[2] / graph.file, network[4][graph.part]) > 0
+    cases = [(index, *case) for index, case in enumerate(product(graphs, ("sm86", "sm120")))]  # Ampere, Blackwell
+    with ThreadPoolExecutor(2) as pool:  # each compiles in a process of its own
+        plans = list(pool.map(compiled, *zip(*cases, strict=True)))
+    assert len(set(plans)) == len(plans)
 
 
 # -- from a checkpoint to a bundle -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,13 +190,23 @@ def test_progress_is_told_and_warnings_are_kept(
     assert "[TRT]" not in printed.out + printed.err and "TensorRT" not in printed.out + printed.err
 
 
-def test_ctrl_c_while_compiling_stops_it(tiny_graph: Callable[..., Any], folder: Path) -> None:
+def test_ctrl_c_while_compiling_stops_it_at_once(
+    tiny_graph: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
 
+    options = EngineOptions(gpu="sm86", progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build_plan("tensorrt_rtx", tiny_graph().path, folder, EngineOptions(gpu="sm86", progress=interrupt))
+        build_plan("tensorrt_rtx", tiny_graph().path, folder, options)
     assert not any(folder.iterdir())
+
+    hanging = 'import time; print(\'{"progress": "Building engine"}\', flush=True); time.sleep(60)'
+    monkeypatch.setattr(trt_build, "_WORKER", hanging.replace("{", "{{").replace("}", "}}"))
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        build_plan("tensorrt_rtx", tiny_graph().path, folder, options)
+    assert time.perf_counter() - started < 30
 
 
 def test_the_workspace_is_limited_as_asked(tiny_graph: Callable[..., Any], folder: Path) -> None:
