@@ -8,6 +8,7 @@
     ├── ExportError               tracing or rewriting a graph failed
     ├── VerificationError         a result differs from the reference, or could not have shown that it does
     ├── RuntimeUnavailableError   a runtime, provider, device or optional package is missing here
+    │   └── DeviceError           a call to a GPU's driver or engine failed while it was in use
     ├── CompileError              no graph of the bundle serves this target, or the vendor's compiler refused it
     └── OutputError               a result could not be written: unwritable folder, full disk
 
@@ -47,6 +48,10 @@ class VerificationError(EdgevtxError):
 
 class RuntimeUnavailableError(EdgevtxError):
     """A runtime, execution provider, device or optional package is not usable on this machine."""
+
+
+class DeviceError(RuntimeUnavailableError):
+    """A call to a device's driver, or to an engine on it, failed while it was in use; the message names the call."""
 
 
 class CompileError(EdgevtxError):

@@ -4,15 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array in a GPU's memory, C-contiguous: its address, shape and dtype, and the stream that still writes it.
+
+    `stream` is the driver's handle, None where nothing writes it any more, `ANY_STREAM` where that is unknown.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stream: int | None = None
+    ANY_STREAM: ClassVar[int] = 0  # no handle: the protocol of device arrays forbids it
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+Feed = Array | DeviceArray
+"""What a runtime that knows devices takes for an input."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +57,7 @@ class TensorSpec:
     shape: tuple[int | None, ...]
     dtype: str
 
-    def accepts(self, array: Array) -> bool:
+    def accepts(self, array: Feed) -> bool:
         """Whether `array` has this dtype, rank and every fixed dimension."""
         return (
             array.dtype == np.dtype(self.dtype)
@@ -143,8 +174,10 @@ class Backend(Protocol):
         """Open what `build` wrote. `graph` is given for backends whose engine still reads the weights file."""
 
 
-def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
-    """Raise `InputError` unless `feeds` names exactly `specs`, each with its dtype and shape."""
+def check_feeds(
+    specs: tuple[TensorSpec, ...], feeds: Mapping[str, Feed], kinds: tuple[type, ...] = (np.ndarray,)
+) -> None:
+    """Raise `InputError` unless `feeds` names exactly `specs`, each of one of `kinds` with its dtype and shape."""
     from edgevtx.errors import InputError
 
     names = {spec.name for spec in specs}
@@ -154,7 +187,7 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> No
         raise InputError(f"input {sorted(unknown)} is unknown; this engine takes {', '.join(map(str, specs))}")
     for spec in specs:
         array = feeds[spec.name]
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, kinds):
             raise InputError(f"input must be {spec} as a numpy array, but got {type(array).__name__}")
         if not spec.accepts(array):
             found = TensorSpec(spec.name, array.shape, str(array.dtype))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+_ERRORS = ("ERROR", "INTERNAL_ERROR")
 _KEPT = 40  # warnings of a build that are kept: some networks give one for each layer
 
 _MEMORY = re.compile(r"Peak memory usage of TRT CPU/GPU memory allocators: .*GPU (\d+) MiB")
@@ -38,7 +43,7 @@ class Messages:
     def add(self, severity: str, message: str) -> None:
         """Take a message of TensorRT's with the name of its severity."""
         text = tidy(message)
-        if severity in ("ERROR", "INTERNAL_ERROR") and text and text not in self.errors:
+        if severity in _ERRORS and text and text not in self.errors:
             self.errors.append(text)
         elif severity == "WARNING" and text not in self.warnings and len(self.warnings) < _KEPT:
             self.warnings.append(text)
@@ -66,3 +71,31 @@ def make_logger(trt: Any, messages: Messages, tell: Callable[[str], None]) -> An
                 tell(f"{severity.name}: {msg}")
 
     return Logger()
+
+
+# -- of engines that run ---------------------------------------------------------------------------------------
+
+_loggers: dict[str, Any] = {}
+_here = threading.local()  # TensorRT speaks on the thread that called it
+
+
+class _LastError(Messages):
+    """Keeps the last error of each thread alone: an engine may run for months."""
+
+    def add(self, severity: str, message: str) -> None:
+        if severity in _ERRORS:
+            _here.error = tidy(message)
+
+
+def logger(trt: Any) -> Any:
+    """The logger of a package's engines: TensorRT keeps the first that a process gives it."""
+    if trt.__name__ not in _loggers:
+        _loggers[trt.__name__] = make_logger(trt, _LastError(), log.debug)
+    return _loggers[trt.__name__]
+
+
+def last_error() -> str:
+    """The last error that was said on this thread, or nothing; it is told once."""
+    error: str = getattr(_here, "error", "")
+    _here.error = ""
+    return error

@@ -1,0 +1,48 @@
+"""Every family's engine on this GPU against the reference in fp32, at every precision that its bundle offers.
+
+The bundles are those that `scripts/export_tiny_bundles.py FOLDER tensorrt tensorrt-rtx` makes; `scripts/gpu_check.sh`
+does, or takes them along.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import edgevtx
+from edgevtx.bundle import Bundle
+from edgevtx.compare import compare
+from edgevtx.manifest import REFUSED
+from tests.floor.test_floor_bundles import samples_of
+
+FOLDER = os.environ.get("EDGEVTX_GPU_BUNDLES", "")
+BUNDLES = sorted(Path(FOLDER).glob("*.vtx")) if FOLDER else []
+
+pytestmark = pytest.mark.skipif(
+    not FOLDER, reason="EDGEVTX_GPU_BUNDLES names no folder of bundles; scripts/gpu_check.sh sets it"
+)
+
+
+def test_there_are_bundles_to_test() -> None:
+    assert len(BUNDLES) >= 8
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.stem)
+def test_an_engine_agrees_with_the_reference(bundle: Path, target: str, precision: str) -> None:
+    manifest = Bundle.open(bundle).manifest
+    verdict = manifest.verdict(target, precision)
+    if verdict is None or verdict.status in REFUSED:
+        why = "was not exported" if verdict is None else f"is {verdict.status}: {verdict.reason}"
+        pytest.skip(f"{target} {precision} {why}")
+    with edgevtx.load(bundle, runtime=target, precision=precision) as model:  # which replays the golden sample
+        assert model.info.precision_share
+        runs = manifest.precision_of("", target, precision)
+        with model.engine.new_runtime() as context:
+            for name, (inputs, outputs) in samples_of(bundle).items():
+                for _ in range(4):  # up to a CUDA graph
+                    found = context.run(inputs)
+                checks = compare(outputs, found, manifest.decode, runs, manifest.noise.get(""))
+                assert not [(name, check) for check in checks if not check.passed]

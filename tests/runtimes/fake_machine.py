@@ -1,0 +1,313 @@
+"""A pycuda and a driver library that record what is asked of them, and refuse what the real ones refuse.
+
+Memory is bytes of this process, work on a stream is a list of functions that runs when the stream is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+SM = "sm87"
+
+
+class Error(Exception):
+    """pycuda's base of all errors."""
+
+
+class Machine:
+    """The recorded calls, what is alive, and what is to fail.
+
+    `failing` has names of calls that fail from now on. `alive` counts what was made and not freed, by kind.
+    """
+
+    def __init__(self, *, integrated: bool = False, gpus: tuple[str, ...] = ("Fake Orin",)) -> None:
+        self.integrated, self.gpus = integrated, gpus
+        self.calls: list[str] = []
+        self.failing: set[str] = set()
+        self.alive: dict[str, int] = {}
+        self.memory: dict[int, Any] = {}
+        self.streams: dict[int, FakeStream] = {}
+        self.stacks = threading.local()
+        self.retained = 0
+        self._next = 1 << 20
+        self._lock = threading.RLock()
+
+    # -- bookkeeping
+
+    def did(self, name: str, detail: Any = "") -> None:
+        """Record a call of the driver; one that is to fail raises as pycuda does."""
+        self.calls.append(f"{name} {detail}".strip())
+        if name in self.failing:
+            raise Error(f"{name} failed: out of memory")
+
+    def names(self) -> list[str]:
+        """The recorded calls without their details."""
+        return [call.split()[0] for call in self.calls]
+
+    def count(self, name: str) -> int:
+        return self.names().count(name)
+
+    def made(self, kind: str, change: int = 1) -> None:
+        with self._lock:
+            self.alive[kind] = self.alive.get(kind, 0) + change
+
+    def left(self) -> dict[str, int]:
+        """What is alive."""
+        return {kind: number for kind, number in self.alive.items() if number}
+
+    @property
+    def stack(self) -> list[Any]:
+        """This thread's contexts, as pycuda keeps them."""
+        if not hasattr(self.stacks, "value"):
+            self.stacks.value = []
+        return self.stacks.value  # type: ignore[no-any-return]
+
+    def need_context(self, what: str) -> None:
+        if not self.stack or not self.retained:
+            self.calls.append(f"CRASH {what} without a context")
+            raise Error(f"{what} failed: invalid device context")
+
+    def allocate(self, array: Any) -> int:
+        with self._lock:
+            address, self._next = self._next, self._next + (max(array.nbytes, 1) + 511) // 256 * 256
+            self.memory[address] = array
+        return address
+
+    def at(self, address: int, size: int) -> Any:
+        """The bytes at an address, as a view."""
+        for start, array in list(self.memory.items()):
+            if start <= address and address + size <= start + array.nbytes:
+                return array[address - start : address - start + size]
+        self.calls.append(f"CRASH access to {address}, {size} bytes")
+        raise Error("illegal address")
+
+    def submit(self, handle: int, work: Callable[[], None]) -> None:
+        """Put work on a stream, or in the graph that is captured from it."""
+        self.streams[handle].work.append(work)
+
+
+class FakeStream:
+    def __init__(self, machine: Machine) -> None:
+        self.work: list[Callable[[], None]] = []
+        self.capturing = False
+        self.machine = machine
+
+    def drain(self) -> None:
+        while self.work:
+            self.work.pop(0)()
+
+
+# -- pycuda ----------------------------------------------------------------------------------------------------
+
+
+def make_driver(machine: Machine) -> ModuleType:
+    """`pycuda.driver`."""
+    did = machine.did
+
+    class Context:
+        def __init__(self) -> None:
+            self.valid = True
+
+        def push(self) -> None:
+            did("cuCtxPushCurrent")
+            machine.stack.append(self)
+
+        @staticmethod
+        def pop() -> None:
+            did("cuCtxPopCurrent")
+            if not machine.stack:
+                raise Error("m_stack::pop failed: invalid device context - cannot pop context from empty stack")
+            machine.stack.pop()
+
+        @staticmethod
+        def synchronize() -> None:
+            did("cuCtxSynchronize")
+
+        def detach(self) -> None:
+            # pycuda releases what this thread has pushed, and nothing otherwise
+            if machine.stack[-1:] != [self]:
+                machine.calls.append("CRASH context leaked")
+                return
+            did("cuDevicePrimaryCtxRelease")
+            machine.stack.pop()
+            machine.retained -= 1
+
+    class Device:
+        def __init__(self, ordinal: int) -> None:
+            did("cuDeviceGet")
+            self._name = machine.gpus[ordinal]
+
+        @staticmethod
+        def count() -> int:
+            did("cuDeviceGetCount")
+            return len(machine.gpus)
+
+        def name(self) -> str:
+            did("cuDeviceGetName")
+            return self._name
+
+        def compute_capability(self) -> tuple[int, int]:
+            did("cuDeviceComputeCapability")
+            return int(SM[2]), int(SM[3])
+
+        def get_attribute(self, attribute: str) -> int:
+            did("cuDeviceGetAttribute")
+            return int(machine.integrated)
+
+        def total_memory(self) -> int:
+            did("cuDeviceTotalMem")
+            return 8 << 30
+
+        def retain_primary_context(self) -> Context:
+            did("cuDevicePrimaryCtxRetain")
+            machine.retained += 1
+            return Context()
+
+    class Stream:
+        def __init__(self, flags: int = 0) -> None:
+            machine.need_context("cuStreamCreate")
+            did("cuStreamCreate", flags)
+            machine.made("stream")
+            self._fake = FakeStream(machine)
+            self.handle = id(self)
+            machine.streams[self.handle] = self._fake
+
+        def synchronize(self) -> None:
+            machine.need_context("cuStreamSynchronize")
+            did("cuStreamSynchronize")
+            self._fake.drain()
+
+        def __del__(self) -> None:
+            if "handle" in vars(self):
+                machine.need_context("cuStreamDestroy")
+                did("cuStreamDestroy")
+                machine.made("stream", -1)
+                del machine.streams[self.handle]
+
+    class Locked:
+        def __init__(self, size: int, flags: int) -> None:
+            machine.need_context("cuMemHostAlloc")
+            did("cuMemHostAlloc", f"{size} {flags}")
+            machine.made("locked")
+            self._bytes = np.zeros(size, np.uint8)
+            self.__array_interface__ = self._bytes.__array_interface__
+
+        def get_device_pointer(self) -> int:
+            did("cuMemHostGetDevicePointer")
+            self._address = machine.allocate(self._bytes)
+            return self._address
+
+        def free(self) -> None:
+            machine.need_context("cuMemFreeHost")
+            did("cuMemFreeHost")
+            machine.made("locked", -1)
+            machine.memory.pop(getattr(self, "_address", -1), None)
+
+    class Memory:
+        def __init__(self, size: int) -> None:
+            machine.need_context("cuMemAlloc")
+            did("cuMemAlloc", size)
+            machine.made("memory")
+            self._address = machine.allocate(np.zeros(size, np.uint8))
+
+        def __int__(self) -> int:
+            return self._address
+
+        def free(self) -> None:
+            machine.need_context("cuMemFree")
+            did("cuMemFree")
+            machine.made("memory", -1)
+            del machine.memory[self._address]
+
+    def upload(dest: int, src: Any, stream: Any) -> None:
+        did("cuMemcpyHtoDAsync", len(src))
+        machine.submit(stream.handle, lambda: np.copyto(machine.at(dest, len(src)), src))
+
+    def download(dest: Any, src: int, stream: Any) -> None:
+        did("cuMemcpyDtoHAsync", len(dest))
+        machine.submit(stream.handle, lambda: np.copyto(dest, machine.at(src, len(dest))))
+
+    def between(dest: int, src: int, size: int, stream: Any) -> None:
+        did("cuMemcpyDtoDAsync", size)
+        machine.submit(stream.handle, lambda: np.copyto(machine.at(dest, size), machine.at(src, size)))
+
+    def locked(shape: tuple[int], dtype: Any, order: str, flags: int) -> Any:
+        return np.asarray(Locked(shape[0], flags))
+
+    module: Any = ModuleType("pycuda.driver")
+    module.Error, module.Context, module.Device, module.Stream = Error, Context, Device, Stream
+    module.init = lambda: did("cuInit")
+    module.pagelocked_empty, module.mem_alloc = locked, Memory
+    module.memcpy_htod_async, module.memcpy_dtoh_async, module.memcpy_dtod_async = upload, download, between
+    module.mem_get_info = lambda: (1 << 30, 8 << 30)
+    module.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
+    module.device_attribute = SimpleNamespace(INTEGRATED="integrated")
+    return module  # type: ignore[no-any-return]
+
+
+# -- the driver's library --------------------------------------------------------------------------------------
+
+
+def make_library(machine: Machine) -> Any:
+    """libcuda.so.1, as ctypes gives it."""
+    graphs: dict[int, list[Callable[[], None]]] = {}
+
+    def value(handle: Any) -> int:
+        return int(getattr(handle, "value", handle) or 0)
+
+    def put(target: Any, work: list[Callable[[], None]]) -> None:
+        graphs[len(graphs) + 1] = work
+        target._obj.value = len(graphs)
+
+    def begin(handle: Any, mode: int) -> None:
+        machine.streams[value(handle)].drain()
+        machine.streams[value(handle)].capturing = True
+
+    def end(handle: Any, graph: Any) -> None:
+        stream = machine.streams[value(handle)]
+        stream.capturing = False
+        put(graph, list(stream.work))
+        machine.made("template")
+        stream.work.clear()
+
+    def instantiate(executable: Any, graph: Any, flags: int) -> None:
+        put(executable, graphs[value(graph)])
+        machine.made("graph")
+
+    def launch(executable: Any, handle: Any) -> None:
+        machine.streams[value(handle)].work.extend(graphs[value(executable)])
+
+    def error_name(code: int, text: Any) -> int:
+        text._obj.value = b"CUDA_ERROR_FAKE"
+        return 0
+
+    done: dict[str, Callable[..., None]] = {
+        "cuCtxPopCurrent_v2": lambda context: None,
+        "cuStreamSynchronize": lambda handle: None,
+        "cuStreamBeginCapture_v2": begin,
+        "cuStreamEndCapture": end,
+        "cuGraphInstantiateWithFlags": instantiate,
+        "cuGraphLaunch": launch,
+        "cuGraphDestroy": lambda graph: machine.made("template", -1),
+        "cuGraphExecDestroy": lambda graph: machine.made("graph", -1),
+    }
+
+    def function(name: str, work: Callable[..., None]) -> Any:
+        def call(*arguments: Any) -> int:
+            try:
+                machine.did(name, value(arguments[0]) if name == "cuStreamSynchronize" else "")
+            except Error:
+                return 999
+            work(*arguments)
+            return 0
+
+        return call
+
+    loaded = SimpleNamespace(**{name: function(name, work) for name, work in done.items()})
+    loaded.cuGetErrorName = error_name
+    return loaded

@@ -1,0 +1,336 @@
+"""What is refused, what fails and what TensorRT-RTX does otherwise, against fakes that only record (`fake_gpu`).
+
+These tests hold the order and the arguments of our calls. They show nothing of a GPU: see tests/gpu.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgevtx
+from edgevtx.bundle import write_bundle
+from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
+from edgevtx.manifest import Graph
+from edgevtx.rules import PyramidDecode
+from edgevtx.runtimes import cuda, trt, trt_run
+from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
+from edgevtx.runtimes.plan import PLAN
+from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
+from tests.runtimes import fake_gpu
+from tests.runtimes.fake_gpu import Machine, crashes, feeds, is_right, make_record, write_plan
+
+OPTIONS = EngineOptions(precision="fp16", device="GPU")
+
+
+# -- errors ----------------------------------------------------------------------------------------------------
+
+OPENING = (
+    "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuStreamCreate", "cuMemHostAlloc", "cuMemAlloc",
+    "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuStreamSynchronize", "cuDeviceGet", "cuDeviceGetName",
+    "cuDeviceComputeCapability", "cuDeviceGetAttribute", "cuDeviceTotalMem", "create_execution_context",
+    "execute_async_v3", "set_tensor_address",
+)  # fmt: skip
+RUNNING = (
+    "cuCtxPushCurrent", "cuMemHostAlloc", "cuMemAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuStreamSynchronize",
+    "execute_async_v3", "set_tensor_address", "set_optimization_profile_async",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("call", OPENING)
+def test_a_call_that_fails_while_opening_is_named_and_leaves_nothing(
+    machine: Machine, open_plan: Callable[..., Engine], call: str
+) -> None:
+    machine.failing.add(call)
+    with pytest.raises(DeviceError, match=rf"{call}.* failed"):
+        open_plan()
+    machine.failing.clear()
+    gc.collect()
+    if call != "cuCtxPushCurrent":  # without which nothing can be freed
+        assert machine.left() == {} and machine.retained == 0
+    assert machine.stack == []
+
+
+@pytest.mark.parametrize("call", RUNNING)
+def test_a_call_that_fails_while_running_is_named_and_the_next_run_is_right(
+    machine: Machine, open_plan: Callable[..., Engine], call: str
+) -> None:
+    runtime = open_plan().new_runtime()
+    machine.failing.add(call)
+    with pytest.raises(DeviceError, match=rf"{call}.* failed"):
+        runtime.run(feeds(height=16, batch=2))
+    machine.failing.clear()
+    assert is_right(runtime, feeds(height=16, batch=2))
+    assert machine.stack == [] and not crashes(machine)
+
+
+def test_a_driver_s_error_says_its_name_and_what_to_do(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan().new_runtime()
+    machine.failing.add("cuMemAlloc")
+    with pytest.raises(DeviceError, match=r"CUDA's cuMemAlloc failed: out of memory; free memory of the GPU"):
+        runtime.run(feeds(height=8))
+    machine.failing = {"cuGraphLaunch"}
+    with pytest.raises(DeviceError, match=r"CUDA's cuGraphLaunch failed: CUDA_ERROR_FAKE; .*start it anew"):
+        for _ in range(4):
+            runtime.run(feeds())
+
+
+def test_what_tensorrt_says_is_in_the_error(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan().new_runtime()
+    machine.failing.add("execute_async_v3")
+    with pytest.raises(
+        DeviceError, match=r"tensorrt's execute_async_v3 failed on Fake Orin \(sm87\): \[fake\] .* refused"
+    ):
+        runtime.run(feeds())
+    machine.failing = {"infer_shapes"}
+    with pytest.raises(InputError, match=r"cannot run this engine on pixels \(1, 7, 4, 3\).*infer_shapes is refused"):
+        runtime.run(feeds(height=7))
+
+
+@pytest.mark.parametrize("call", ["cuMemFree", "cuMemFreeHost", "cuGraphExecDestroy", "cuDevicePrimaryCtxRelease"])
+def test_what_fails_while_closing_is_told_and_the_rest_is_freed(
+    machine: Machine, open_plan: Callable[..., Engine], caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    engine = open_plan()
+    runtime = engine.new_runtime()
+    for _ in range(4):
+        runtime.run(feeds())
+    machine.failing.add(call)
+    runtime.close()
+    engine.close()
+    assert f"{call} failed" in caplog.text
+    assert {"delete_context", "delete_engine", "delete_runtime", "cuStreamDestroy"} <= set(machine.names())
+
+
+# -- plans -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_version": "10.13.0"}, "compiled by tensorrt 10.13.0, and 10.3.0 is installed"),
+        ({"gpu": "sm89"}, "compiled for sm89, and the GPU here is sm87"),
+        ({"target": "tensorrt-rtx"}, "is for tensorrt-rtx"),
+    ],
+)
+def test_a_foreign_plan_is_refused_before_it_is_opened(
+    machine: Machine, open_plan: Callable[..., Engine], changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(CompileError, match=message):
+        open_plan(record=make_record(**changes))
+    assert machine.count("deserialize_cuda_engine") == 0 and machine.retained == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"no plan at all"], ids=["empty", "foreign"])
+def test_a_damaged_plan_is_a_compile_error(machine: Machine, tmp_path: Path, content: bytes) -> None:
+    graph = write_plan(tmp_path / "engine")
+    (tmp_path / "engine" / PLAN).write_bytes(content)
+    with pytest.raises(CompileError, match=r"engine.plan.*compile the bundle again"):
+        TENSORRT.open(graph, tmp_path / "engine", OPTIONS)
+    assert machine.left() == {} and machine.retained == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"outputs": ["scores", "boxes"]}, "has the outputs boxes, scores, but its record says scores"),
+        ({"on_host": ["valid_size"]}, "reads valid_size on the host"),
+    ],
+)
+def test_a_plan_that_is_not_its_record_s_is_refused(
+    machine: Machine, open_plan: Callable[..., Engine], facts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CompileError, match=message):
+        open_plan(**facts)
+    assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
+
+
+def test_an_output_whose_shape_depends_on_values_is_refused(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    with pytest.raises(DeviceError, match="the shape of scores depends on values"):
+        open_plan(of_values=["scores"])
+    assert machine.left() == {} and machine.retained == 0
+
+
+# -- TensorRT-RTX ----------------------------------------------------------------------------------------------
+
+
+def test_rtx_keeps_its_kernels_beside_the_plan(
+    machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
+) -> None:
+    stored = tmp_path / "engine" / trt_run.RUNTIME_CACHE
+    engine = open_plan(TENSORRT_RTX)
+    assert stored.read_bytes() == b"kernels"  # as soon as it is open: what it compiles late is compiled while loading
+    assert machine.count("cache.deserialize") == 0
+    engine.close()
+    open_plan(TENSORRT_RTX).close()
+    assert "cache.deserialize kernels" in machine.calls
+    assert machine.left() == {} and not crashes(machine)
+
+
+def test_rtx_compiles_anew_what_its_cache_does_not_fit(
+    machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
+) -> None:
+    stored = tmp_path / "engine" / trt_run.RUNTIME_CACHE
+    stored.parent.mkdir()
+    stored.write_bytes(b"of another driver")
+    machine.failing.add("cache.deserialize")
+    assert is_right(open_plan(TENSORRT_RTX).new_runtime(), feeds())
+    assert stored.read_bytes() == b"kernels"
+
+
+def test_rtx_runs_where_its_kernels_cannot_be_kept(
+    machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
+) -> None:
+    (tmp_path / "engine" / trt_run.RUNTIME_CACHE).mkdir(parents=True)  # no file can take its place
+    runtime = open_plan(TENSORRT_RTX).new_runtime()
+    assert is_right(runtime, feeds())
+
+
+@pytest.mark.parametrize(("graphs", "strategy"), [(True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")])
+def test_rtx_captures_graphs_by_itself(
+    machine: Machine, open_plan: Callable[..., Engine], graphs: bool, strategy: str
+) -> None:
+    runtime = open_plan(TensorRt("tensorrt-rtx", "tensorrt_rtx", graphs=graphs)).new_runtime()
+    for seed in range(5):
+        assert is_right(runtime, feeds(seed=seed))
+    assert f"create_execution_context {strategy}" in machine.calls
+    assert machine.count("cuStreamBeginCapture_v2") == 0
+
+
+# -- this machine ----------------------------------------------------------------------------------------------
+
+
+def test_a_probe_names_the_gpus(machine: Machine) -> None:
+    found = TENSORRT.probe()
+    assert (found.available, found.version, found.devices) == (True, "10.3.0", ("Fake Orin (sm87)",))
+    assert machine.retained == 0  # looking makes no context
+
+
+def test_a_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = fake_gpu.install(monkeypatch, gpus=())
+    assert "the driver finds none" in TENSORRT.probe().reason
+    machine.failing.add("cuInit")
+    found = TENSORRT.probe()
+    assert "CUDA does not start here" in found.reason
+    assert (found.available, found.version) == (False, "10.3.0")  # its compiler may be there
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    found = TENSORRT.probe()
+    assert "pycuda" in found.reason and found.install == 'pip install "edgevtx[cuda]"'
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = TENSORRT.probe()
+    assert found.reason == "the package tensorrt is not installed"
+    assert (found.version, found.install) == ("", 'pip install "edgevtx[tensorrt]"')
+
+
+def test_a_machine_without_the_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "LIBRARY", "libnone.so.1")
+    cuda._library.cache_clear()
+    with pytest.raises(RuntimeUnavailableError, match=r"NVIDIA's driver is not usable here \(libnone.so.1"):
+        cuda.find_gpus("tensorrt")
+
+
+def test_a_fingerprint_says_what_the_engine_depends_on(machine: Machine) -> None:
+    facts = TENSORRT.fingerprint(OPTIONS)
+    assert facts == TENSORRT.fingerprint(EngineOptions(precision="fp16", threads=1))
+    assert facts["tensorrt"] == "10.3.0" and facts["gpu"] == "sm87" and facts["device name"] == "Fake Orin"
+    elsewhere = TENSORRT_RTX.fingerprint(EngineOptions(precision="fp16", gpu="sm89"))
+    assert elsewhere == {"tensorrt-rtx": "1.7.1", "gpu": "sm89", "precision": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp4"}, "fp4 was asked for"),
+        ({"gpu": "sm89"}, "compiles on its own device alone, and that is Fake Orin"),
+        ({"device": "GPU.1"}, "this machine has 1 GPUs"),
+    ],
+)
+def test_what_is_not_to_be_had_is_refused(machine: Machine, options: dict[str, str], message: str) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=message):
+        TENSORRT.fingerprint(EngineOptions(**{"precision": "fp16", **options}))  # type: ignore[arg-type]
+
+
+def test_another_gpu_than_the_one_that_compiles_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_gpu.install(monkeypatch, gpus=("Fake Orin", "Fake Thor"))
+    with pytest.raises(RuntimeUnavailableError, match=r"GPU\.1 is Fake Thor.*CUDA_VISIBLE_DEVICES=1"):
+        TENSORRT.build(tmp_path / "graph.onnx", tmp_path, EngineOptions(precision="fp16", device="GPU.1"))
+
+
+def test_a_device_that_is_none_is_an_input_error(machine: Machine) -> None:
+    with pytest.raises(InputError, match=r"GPU.NUMBER.*but got 'NPU'"):
+        TENSORRT.fingerprint(EngineOptions(precision="fp16", device="NPU"))
+
+
+# -- the whole way ---------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_compiled_opened_proven_and_answers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tiny_parts: Callable[..., Any], empty_cache: Path, tmp_path: Path
+) -> None:
+    parts = tiny_parts()
+    wanted = parts.graph.reference(parts.graph.pixels)
+    asked: list[EngineOptions] = []
+
+    def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+        asked.append(options)
+        ends = (parts.manifest.inputs, parts.manifest.outputs)
+        inputs, outputs = (tuple(TensorSpec(item.name, item.shape, item.dtype) for item in end) for end in ends)
+        answers = {name: (array.dtype.name, array.tolist()) for name, array in wanted.items()}
+        record = make_record(profiles=(), inputs=inputs, outputs=outputs)
+        write_plan(folder, record, answers=answers)
+        return BuildReport("tensorrt", "10.3.0", options.gpu, {"bf16": 1.0}, 1.0)
+
+    monkeypatch.setattr(trt, "build_plan", build)
+    row = Graph(
+        file="graph.tensorrt.onnx", target="tensorrt", variant="", versions=">=10.3", precisions=("bf16",), opset=17
+    )
+    (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
+    manifest = msgspec.structs.replace(
+        parts.manifest,
+        task="embed",
+        decode=PyramidDecode(maps=("scores",), strides=(4,)),
+        graphs=(*parts.manifest.graphs, row),
+    )
+    path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
+    options: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
+    for hit in (False, True):
+        with edgevtx.load(path, **options) as model:
+            assert (model.info.cache_hit, model.info.runtime_version) == (hit, "10.3.0")
+            assert model.info.verdict == "passed-here"  # the golden sample has passed
+            found = model.clone().infer(model.prepare(parts.graph.pixels[0]))
+            np.testing.assert_array_equal(found["scores"], wanted["scores"])
+    assert [item.gpu for item in asked] == ["sm87"]
+    gc.collect()
+    assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
+
+
+# what is called of the package, by its class; the fakes have no more than this
+CALLED = {
+    "Runtime": ("deserialize_cuda_engine",),
+    "ICudaEngine": (
+        "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_location", "create_execution_context",
+        "create_runtime_config",
+    ),
+    "IExecutionContext": (
+        "active_optimization_profile", "set_optimization_profile_async", "set_input_shape", "infer_shapes",
+        "get_tensor_shape", "set_tensor_address", "execute_async_v3",
+    ),
+    "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy"),
+    "IRuntimeCache": ("serialize", "deserialize"),
+    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
+    "TensorIOMode": ("INPUT", "OUTPUT"),
+    "TensorLocation": ("DEVICE",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CALLED)
+def test_what_is_called_is_in_the_real_package(kind: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="the package has wheels for x86-64 Linux alone")
+    assert not [name for name in CALLED[kind] if not hasattr(getattr(trt, kind), name)]
