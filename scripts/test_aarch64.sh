@@ -43,8 +43,10 @@ mkdir -p "$bundles" "$root/opt/edgevtx"
 cd "$project"
 "$main" scripts/export_tiny_bundles.py "$bundles"
 tar --create --exclude-vcs --exclude='.venv*' --exclude=out . | tar --extract --directory "$root/opt/edgevtx"
+trap 'umount --quiet "$root/proc" "$root/sys" || true' EXIT
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
-trap 'umount "$root/proc"' EXIT
+# ONNX Runtime counts the processors there, and aborts while it is imported where it cannot
+mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys"
 [ $# -gt 0 ] || set -- tests/floor tests/runtimes tests/decode tests/stream tests/test_*.py
 chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/tmp LANG=C.UTF-8 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/opt/packages:/opt/edgevtx EDGEVTX_CACHE=/tmp/cache \
