@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 GAP = 0.25
 """A stream that is silent for longer than this share of a clip starts a new clip: what was missed is not made up."""
 
+PATIENCE = 3
+"""A stream that is always slower than that is silent only once it has missed so many of its own usual intervals."""
+
+_REMEMBERED = 5  # intervals whose median is the usual one: two drop-outs among them do not change it
 _SAME = 1e-6  # seconds: times that differ by less do so by rounding, as unix times in seconds do
 
 
@@ -47,10 +51,15 @@ class ClipBuffer:
 
     The model's frames lie 1 / `clip.fps` s apart, the first one at the first frame of the stream. Each is the pushed
     frame whose time is nearest (of two equally near ones the earlier), so it is known once a frame at or after it has
-    come; a slow or jittering stream repeats frames, a fast one leaves some out. A frame that comes more than `gap`
-    seconds after the one before, or before it, begins a new stream; `gap` is `GAP` of the clip, and at least two model
-    frames. A frame that is late by less, or has the time of the one before, is left out. So a clock that is set, by
-    however much, costs one clip; and of times too large to tell frames apart (1e15 s, say) no clip is made.
+    come; a slow or jittering stream repeats frames, a fast one leaves some out. A frame that comes too long after the
+    one before, or too long before it, begins a new stream. Too long is more than `gap` seconds, `GAP` of the clip and
+    at least two model frames, and for a stream whose frames always lie far apart more than `PATIENCE` of its usual
+    intervals, the median of the latest. It is always too long if it exceeds `span`, the seconds from a clip's first
+    frame to its last: so every clip of three frames or more shows at least two of the stream's. The first interval is
+    not known to be usual: a slow stream begins anew with its second frame, and one that slows down up to three times.
+
+    A frame that is late by less, or has the time of the one before, is left out. So a clock that is set, by however
+    much, costs one clip; and of times too large to tell frames apart (1e15 s, say) no clip is made.
 
     `stream` counts the streams that have begun.
     """
@@ -58,12 +67,19 @@ class ClipBuffer:
     def __init__(self, clip: Clip) -> None:
         self.frames, self.period, self.stride = clip.frames, 1 / clip.fps, clip.stride
         self.gap = max(GAP * clip.frames, 2) * self.period
+        self.span = clip.span
         self._rows: deque[Array] = deque(maxlen=clip.frames)
+        self._intervals: deque[float] = deque(maxlen=_REMEMBERED)
         self.stream = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forget every frame; the next one is the first of a stream."""
+        """Forget every frame, and how fast they came; the next one is the first of a stream."""
+        self._intervals.clear()
+        self._told = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._rows.clear()
         self._origin = 0.0  # the time of the stream's first frame, from which the others count: so they stay exact
         self._last: tuple[float, Array] | None = None
@@ -77,10 +93,8 @@ class ClipBuffer:
         """
         time = _seconds(time)
         now = time - self._origin
-        if self._last is not None and abs(now - self._last[0]) > self.gap + _SAME:
-            apart = now - self._last[0]
-            log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", apart, self.gap)
-            self.clear()
+        if self._last is not None and self._breaks(now - self._last[0]):
+            self._begin()
         if self._last is None:
             self.stream += 1
             self._origin, now = time, 0.0
@@ -97,6 +111,42 @@ class ClipBuffer:
             if self._count >= self.frames and (self._count - self.frames) % self.stride == 0:
                 due = list(self._rows)
         return due
+
+    def _breaks(self, apart: float) -> bool:
+        """Whether a frame `apart` seconds after the one before begins a new stream; the interval is remembered."""
+        patience = PATIENCE * self._usual
+        allowed = max(self.gap, min(patience, self.span))
+        broken = abs(apart) > allowed + _SAME
+        if broken and not 0 < apart <= patience:  # of intervals that are usual `_tell` speaks, and once
+            log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", apart, allowed)
+        if apart > 0:
+            self._intervals.append(apart)
+            self._tell()
+        return broken
+
+    @property
+    def _usual(self) -> float:
+        """The median (s) of the latest intervals between frames, the lower one of an even number; 0 where none is."""
+        return sorted(self._intervals)[(len(self._intervals) - 1) // 2] if self._intervals else 0.0
+
+    def _tell(self) -> None:
+        """Say once that a stream is slow: its frames come at less than half the model's rate."""
+        usual = self._usual
+        if self._told or len(self._intervals) < _REMEMBERED or usual <= 2 * self.period:
+            return
+        self._told = True
+        if usual > max(self.gap, self.span):
+            log.warning(
+                "a frame comes every %.2f s, and a clip spans %.2f: give a faster stream, or no clip is made",
+                usual,
+                self.span,
+            )
+        else:
+            log.warning(
+                "a frame comes every %.2f s, and the model was trained at one every %.2f: each is taken several times",
+                usual,
+                self.period,
+            )
 
 
 def _seconds(time: object) -> float:

@@ -25,6 +25,9 @@ Status = Literal["passed-here", "passed-elsewhere", "graph-only", "insensitive",
 REFUSED: tuple[Status, ...] = ("insensitive", "failed")
 """What `load` does not open unless it is told to."""
 
+EXACT = "fp32"
+"""What a further network runs in that does not pass in the bundle's precision, at export or on the device."""
+
 
 def badness(status: str) -> int:
     """How bad a status is, by which the networks of a bundle are compared: it is as good as the worst of them.

@@ -17,7 +17,7 @@ import msgspec
 from edgevtx.bundle import Bundle
 from edgevtx.decode import check_finite, decode
 from edgevtx.decode.knn import Bank
-from edgevtx.engines import PreparedEngine, open_prepared, prepare_engine
+from edgevtx.engines import PreparedEngine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
 from edgevtx.manifest import REFUSED, Manifest, badness
 from edgevtx.prepared import Prepared, collate
@@ -26,7 +26,7 @@ from edgevtx.results import Features, Result
 from edgevtx.rules import PromptDecode
 from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
-from edgevtx.selftest import accept
+from edgevtx.selftest import accept, open_proven
 from edgevtx.versions import in_range
 from edgevtx.windows import run_in_turns
 
@@ -263,7 +263,8 @@ def load(
     recommends for the runtime. `providers`: ONNX Runtime's, in order. `compile`: "never" raises `CompileError`
     instead of compiling on a cache miss, "force" compiles again.
 
-    An engine that has not yet proven itself on this device replays the bundle's golden sample first. Raises
+    An engine that has not yet proven itself on this device replays the bundle's golden sample first. A further network
+    that does not pass in this precision runs in fp32 where it passes there, and `info` names it. Raises
     `BundleError`, `RuntimeUnavailableError`, `CompileError`, and `VerificationError` where the verdict is
     "failed" or "insensitive" or the replay fails, unless `allow_unverified`.
     """
@@ -275,10 +276,10 @@ def load(
     prepared, engines, verdicts = [], {}, []
     with contextlib.ExitStack() as opened:
         for part in bundle.manifest.part_names:
-            made = prepare_engine(bundle, target, options, part=part, compile=compile, progress=progress)
-            engines[part] = opened.enter_context(contextlib.closing(open_prepared(made)))
-            verdicts.append(accept(bundle, made, engines[part], precision, allow_unverified=allow_unverified))
-            prepared.append(made)
+            found = open_proven(bundle, target, options, part, compile=compile, progress=progress)
+            engines[part] = opened.enter_context(contextlib.closing(found.engine))
+            verdicts.append(accept(bundle, found, precision, allow_unverified=allow_unverified))
+            prepared.append(found.prepared)
         info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
         engine = engines.pop("")
         kind = _class_for(bundle.manifest)

@@ -97,6 +97,11 @@ class Clip(msgspec.Struct, frozen=True, kw_only=True):
         _check_whole("a clip's stride in frames", self.stride)
         _check_positive("a clip's frames a second", self.fps, most=1000)
 
+    @property
+    def span(self) -> float:
+        """Seconds from the first frame of a clip to its last."""
+        return (self.frames - 1) / self.fps
+
 
 class Bilateral(msgspec.Struct, tag="bilateral", frozen=True, kw_only=True):
     """OpenCV's `bilateralFilter`: a mean over `diameter` px, weighted by distance and by likeness of colour.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from edgevtx.bundle import Bundle
 from edgevtx.compare import compare, find_empty
 from edgevtx.decode.knn import compare_answers
-from edgevtx.engines import PreparedEngine, record_verdict
+from edgevtx.engines import CompileMode, PreparedEngine, open_prepared, prepare_engine, record_verdict
 from edgevtx.errors import VerificationError
 from edgevtx.golden import Golden
-from edgevtx.manifest import REFUSED, Check, Manifest, Status, Verdict
+from edgevtx.manifest import EXACT, REFUSED, Check, Manifest, Status, Verdict
 from edgevtx.preprocess import prepare_item
 from edgevtx.rules import KnnDecode, Preprocess
-from edgevtx.runtimes.base import Engine
+from edgevtx.runtimes.base import Engine, EngineOptions
 from edgevtx.windows import middle_window
 
 log = logging.getLogger(__name__)
@@ -23,6 +28,81 @@ log = logging.getLogger(__name__)
 # mean difference in levels of 255. Releases of Pillow differ by single levels in a few pixels, and OpenCV's kernels
 # with the processor; another filter, a missing antialiasing or swapped colours are off by more
 LEVELS = {"pillow": 0.1, "opencv": 0.5, "opencv-plain": 0.5}
+
+
+class Proven(NamedTuple):
+    """A network's open engine, what it was opened from, and what the golden sample said of it on this device.
+
+    `verdict` is None of the null runtime, which computes nothing.
+    """
+
+    prepared: PreparedEngine
+    engine: Engine
+    verdict: Verdict | None
+
+
+def open_proven(
+    bundle: Bundle,
+    target: str,
+    options: EngineOptions,
+    part: str = "",
+    *,
+    compile: CompileMode = "auto",  # noqa: A002 -- the word that users know
+    progress: Callable[[str], None] | None = None,
+    anew: bool = False,
+) -> Proven:
+    """Open a network's engine, and replay the golden sample where that has not been done, or `anew`.
+
+    A further network that does not pass in the precision of `options` is opened in `EXACT` where it passes there, as at
+    export. What was found stays beside both engines, so that later only the one that runs is opened. The caller closes
+    the engine. Raises as `edgevtx.engines.prepare_engine`.
+    """
+
+    def prepare(precision: str) -> PreparedEngine:
+        wanted = replace(options, precision=precision)
+        made = prepare_engine(bundle, target, wanted, part=part, compile=compile, progress=progress)
+        if anew:
+            made.record = msgspec.structs.replace(made.record, verdict=None)
+        return made
+
+    asked = prepare(options.precision)
+    replaceable = target != "null" and _has_exact(bundle, target, part, asked.record.precision)
+    if not (replaceable and _is_refused(asked.record.verdict)):
+        found = _prove(bundle, asked)
+        if not (replaceable and _is_refused(found.verdict)):
+            return found
+        found.engine.close()
+    exact = _prove(bundle, prepare(EXACT))
+    if _is_refused(exact.verdict):
+        exact.engine.close()
+        return _prove(bundle, asked)
+    assert asked.record.verdict is not None and exact.verdict is not None
+    words = explain_kept(part, asked.record.precision, asked.record.verdict.status, asked.record.verdict.reason)
+    log.warning("%s on %s: %s", bundle.manifest.name, target, words)
+    return exact._replace(verdict=msgspec.structs.replace(exact.verdict, reason=words))
+
+
+def _has_exact(bundle: Bundle, target: str, part: str, precision: str) -> bool:
+    """Whether a network is a further one that has `EXACT` beside the precision that it is to run in."""
+    graphs = [graph for graph in bundle.manifest.graphs if (graph.target, graph.part) == (target, part)]
+    return bool(part) and precision != EXACT and any(EXACT in graph.precisions for graph in graphs)
+
+
+def _is_refused(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.status in REFUSED
+
+
+def _prove(bundle: Bundle, prepared: PreparedEngine) -> Proven:
+    """Open an engine; one without a verdict replays the golden sample, and the verdict is kept beside it."""
+    with contextlib.ExitStack() as opened:
+        engine = opened.enter_context(contextlib.closing(open_prepared(prepared)))
+        verdict = prepared.record.verdict
+        if verdict is None and engine.target != "null":
+            verdict = replay(bundle, engine, prepared)
+            record_verdict(prepared, verdict)
+            log.info("golden sample on %s %s: %s", engine.target, prepared.record.precision, verdict.status)
+        opened.pop_all()  # from here on the caller closes it
+    return Proven(prepared, engine, verdict)
 
 
 def replay(bundle: Bundle, engine: Engine, prepared: PreparedEngine) -> Verdict:
@@ -84,6 +164,11 @@ def explain(check: Check) -> str:
     return f"{words} ({check.note})" if check.note else words
 
 
+def explain_kept(part: str, precision: str, status: str, reason: str) -> str:
+    """Why a further network runs in `EXACT`, in words."""
+    return f"{part} runs in {EXACT}, since in {precision} it is {status} ({reason})"
+
+
 def status_here(manifest: Manifest, engine: Engine, precision: str) -> Status | None:
     """The manifest's verdict as seen from this device: what passed at export passed elsewhere, unless that was here."""
     verdict = manifest.verdict(engine.target, precision)
@@ -93,24 +178,20 @@ def status_here(manifest: Manifest, engine: Engine, precision: str) -> Status | 
     return "passed-elsewhere" if verdict.status == "passed-here" and not here else verdict.status
 
 
-def accept(bundle: Bundle, prepared: PreparedEngine, engine: Engine, precision: str, *, allow_unverified: bool) -> str:
-    """Return the engine's status on this device, replaying the golden sample where it has none yet.
+def accept(bundle: Bundle, proven: Proven, precision: str, *, allow_unverified: bool) -> str:
+    """Return an engine's status on this device.
 
     `precision` is the one that the bundle runs in, whose verdict counts; this network may keep another. Raises
-    `VerificationError` where the replay fails, or failed before, unless `allow_unverified`.
+    `VerificationError` where the golden sample did not pass, unless `allow_unverified`.
     """
-    if engine.target == "null":
+    engine, verdict = proven.engine, proven.verdict
+    if engine.target == "null" or verdict is None:
         return "not verified: the null runtime computes nothing"
-    verdict = prepared.record.verdict
-    if verdict is None:
-        verdict = replay(bundle, engine, prepared)
-        record_verdict(prepared, verdict)
-        log.info("golden sample on %s %s: %s", engine.target, prepared.record.precision, verdict.status)
     exported = status_here(bundle.manifest, engine, precision)
     if verdict.status in REFUSED and not allow_unverified:
         raise VerificationError(
             f"the golden sample on {engine.target} {engine.target_version} ({engine.device}, "
-            f"{prepared.record.precision}) is {verdict.status!r} against the reference: {verdict.reason}; "
+            f"{verdict.precision}) is {verdict.status!r} against the reference: {verdict.reason}; "
             "choose another runtime or precision, or pass allow_unverified=True to run it anyway"
         )
     return exported if exported in REFUSED else verdict.status

@@ -1,10 +1,10 @@
-"""Convolutional networks with attention inside, as image classifiers: a frame in, the best classes out.
+"""Convolutional networks with attention inside, as classifiers: a frame in, or a clip, and the best classes out.
 
-Four blocks in a ResNet: SAGAN's self-attention (Zhang et al., 2019), the non-local block (Wang et al., 2018),
-stand-alone self-attention (Ramachandran et al., 2019) and the local relation layer (Hu et al., 2019); see
-`edgevtx.export.models`. No library publishes such checkpoints, so theirs is a layout of this project: `config.json`
-with the fields of `AttentionResNetSettings`, weights under the names of `AttentionResNet`, and an image processor's
-configuration as Hugging Face writes it (default: the ImageNet evaluation of ResNets).
+Four blocks in a ResNet: SAGAN's self-attention (Zhang et al., 2019), the non-local block (Wang et al., 2018), also in
+space-time in a ResNet of clips, stand-alone self-attention (Ramachandran et al., 2019) and the local relation layer (Hu
+et al., 2019); see `edgevtx.export.models`. No library publishes such checkpoints, so theirs is a layout of this
+project: `config.json` with the fields of `AttentionResNetSettings`, weights under the names of `AttentionResNet`, and
+an image processor's configuration as Hugging Face writes it (default: the ImageNet evaluation of ResNets).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
+from edgevtx.export.clips import clip_classifier
 from edgevtx.export.frames import traced_copy
 from edgevtx.export.models.attention_resnet import AttentionResNet, AttentionResNetSettings
 from edgevtx.export.models.local_attention import LocalRelation, StandaloneAttention
+from edgevtx.export.models.video_resnet import VideoResNet
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
 from edgevtx.export.spec import check_batch, check_model_type
@@ -35,7 +37,8 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     check_model_type(checkpoint, RECIPE)
     check_batch(options.batch)
     settings = checkpoint.settings(AttentionResNetSettings)
-    model = checkpoint.load_module(partial(AttentionResNet, settings))
+    of_clips = settings.model_type in RECIPE.clips
+    model = checkpoint.load_module(partial(VideoResNet if of_clips else AttentionResNet, settings))
     crop = settings.image_size
     default = {"size": {"shortest_edge": round(crop * 8 / 7)}, "crop_size": {"height": crop, "width": crop}}
     processor = load_processor(checkpoint, "Bit", {**default, **_EVALUATION})
@@ -50,6 +53,18 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
         if isinstance(module, StandaloneAttention | LocalRelation):
             module.tiled = True
     config = SimpleNamespace(id2label=dict(enumerate(checkpoint.labels or ())), problem_type=settings.problem_type)
+    if of_clips:
+        return clip_classifier(
+            RECIPE,
+            options,
+            model,
+            traced,
+            processor,
+            preprocess,
+            config,
+            frames=settings.num_frames,
+            frame_rate=settings.frame_rate,
+        )
     return classifier(RECIPE, options, model, traced, processor, preprocess, config)
 
 
@@ -65,7 +80,8 @@ def _tiny_config() -> dict[str, Any]:
         "share": 4,
         "id2label": {str(index): f"class {index}" for index in range(10)},
     }
-    return {kind: {"model_type": kind, **tiny} for kind in RECIPE.model_types}
+    clip = {"num_frames": 12, "frame_rate": 10.0}
+    return {kind: {"model_type": kind, **tiny, **(clip if kind in RECIPE.clips else {})} for kind in RECIPE.model_types}
 
 
 RECIPE = Recipe(
@@ -74,10 +90,23 @@ RECIPE = Recipe(
     paper="https://arxiv.org/abs/1906.05909",
     task="classify",
     result="Classification",
-    model_types=("sagan_resnet", "nonlocal_resnet", "sasa_resnet", "local_relation_resnet"),
+    model_types=(
+        "sagan_resnet",
+        "nonlocal_resnet",
+        "nonlocal_video_resnet",
+        "sasa_resnet",
+        "local_relation_resnet",
+    ),
     layouts=("config.json and safetensors of this project", "config.json alone with a seed"),
-    variants=("SAGAN self-attention", "non-local block", "stand-alone self-attention", "local relation layer"),
+    variants=(
+        "SAGAN self-attention",
+        "non-local block",
+        "non-local block in space-time, in a network of clips (C2D)",
+        "stand-alone self-attention",
+        "local relation layer",
+    ),
     build=build,
     tiny_config=_tiny_config,
-    options=("batch", "top_k", "labels", "resize"),
+    options=("batch", "top_k", "labels", "resize", "clip_fps"),
+    clips=("nonlocal_video_resnet",),
 )

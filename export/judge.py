@@ -13,11 +13,11 @@ from edgevtx.compare.tolerance import NOISIEST, SENSITIVE, TOLERANCES
 from edgevtx.errors import CompileError, InputError, RuntimeUnavailableError
 from edgevtx.export.noise import rounding_noise
 from edgevtx.export.recipe import Traceable, TraceablePart
-from edgevtx.export.verify import EXACT, Sample, verify_engine, verify_graph
-from edgevtx.manifest import Check, Graph, Manifest, Status, Verdict
+from edgevtx.export.verify import Sample, verify_engine, verify_graph
+from edgevtx.manifest import EXACT, Check, Graph, Manifest, Status, Verdict
 from edgevtx.runtimes import probe
 from edgevtx.runtimes.base import BuildReport, EngineOptions
-from edgevtx.selftest import explain
+from edgevtx.selftest import explain, explain_kept
 from edgevtx.versions import in_range
 
 
@@ -59,7 +59,7 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
             exact = _judge_network(folder, target, EXACT, [item for item in graphs if item.part == part], facts)
             if not exact.refusal:
                 kept[part] = EXACT
-                reasons.append(f"{part} runs in {EXACT}, since in {precision} it is {' ('.join(found.refusal)})")
+                reasons.append(explain_kept(part, precision, *found.refusal))
                 found = exact
         networks[part] = found
     first = networks[""]

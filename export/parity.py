@@ -18,7 +18,7 @@ import numpy as np
 
 from edgevtx.compare.boxes import assign, box_iou
 from edgevtx.compare.detect import compare_boxes
-from edgevtx.compare.embed import smallest_cosine
+from edgevtx.compare.embed import cosines, smallest_cosine
 from edgevtx.compare.prompt import telling
 from edgevtx.compare.segment import minority
 from edgevtx.compare.tolerance import TOLERANCES
@@ -53,7 +53,8 @@ def compare_results(reference: Result, found: Result, *, exact: bool = True) -> 
     """Compare two results for the same frame; `error` is in units of the limit.
 
     `compared` says over how many items that could have shown a fault: 0 where the reference finds nothing, such as
-    empty masks or one class everywhere. What is not finite on either side fails, also where it is so on both.
+    empty masks, one class everywhere, equal scores or vectors that are all alike. What is not finite on either side
+    fails, also where it is so on both.
     `exact` False is for approximate resizing: 99% of boxes matched at IoU 0.95, the top class, cosine 0.99.
     """
     if type(reference) is not type(found) or type(reference) not in _RESULTS:
@@ -127,6 +128,8 @@ def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exac
     """The detections as detections; the pixels of their masks and of the merged map; the same segments.
 
     A mask counts where its detection does: the pixels that differ are a share of those that it covers in either.
+    Nothing was compared where all masks are empty, and where the map has one value all over, be it nothing or a single
+    segment: boxes prove neither masks nor their merge.
     """
     boxes = _detections(reference.detections, found.detections, exact)
     limit = 1 - (SAME_PIXELS if exact else LOOSE.agreement)
@@ -144,8 +147,8 @@ def _panoptic(reference: PanopticSegmentation, found: PanopticSegmentation, exac
     )
     if boxes.error is None:
         return _check(boxes.compared, float("inf"), note)
-    # boxes do not prove empty masks; a map of one segment is as good as the masks that it was merged from
-    return _check(boxes.compared + len(sides[0]) if covered else 0, max(error, boxes.error), note)
+    shown = covered > 0 and minority(reference.segment_map) > 0
+    return _check(boxes.compared + len(sides[0]) if shown else 0, max(error, boxes.error), note)
 
 
 def _mask_pixels(reference: Detections, found: Detections) -> tuple[int, int]:
@@ -168,7 +171,10 @@ def _pixels(first: MaskSet, second: MaskSet) -> tuple[int, int]:
 
 
 def _classes(reference: Classification, found: Classification, exact: bool) -> Check:
-    """The same classes with scores within the limit; classes whose scores are that close may swap places."""
+    """The same classes with scores within the limit; classes whose scores are that close may swap places.
+
+    Where all scores are that close nothing was compared, since any order would pass.
+    """
     limit = SCORE if exact else LOOSE_SCORE
     scores = dict(zip(reference.class_ids.tolist(), reference.scores.tolist(), strict=True))
     last = min(scores.values())
@@ -178,7 +184,9 @@ def _classes(reference: Classification, found: Classification, exact: bool) -> C
     ]
     swapped = scores[int(reference.class_ids[0])] - scores.get(int(found.class_ids[0]), -1.0)
     error = max(max(gaps), swapped) / limit
-    return _check(len(gaps), error, f"scores within {max(gaps):.2g}")
+    shared = sum(class_id in scores for class_id in found.class_ids.tolist())
+    shown = len(scores) == 1 or max(scores.values()) - last > limit
+    return _check(shared if shown else 0, error, f"scores within {max(gaps):.2g}")
 
 
 def _features(reference: Features, found: Features, exact: bool) -> Check:
@@ -202,8 +210,18 @@ def _features(reference: Features, found: Features, exact: bool) -> Check:
         if want.shape != got.shape:
             return _check(0, float("inf"), f"features {got.shape}, reference {want.shape}")
         worst = min(worst, smallest_cosine(want, got))
-        total += len(want)
+        total += _count_apart(want, limit)
     return _check(total, (1 - worst) / limit, f"smallest cosine {worst:.6f}")
+
+
+def _count_apart(vectors: Array, limit: float) -> int:
+    """How many of the rows (R,D) point elsewhere than the row before does: if none, those of other places would pass.
+
+    A row alone counts; whether it depends on the frame is for `edgevtx.export.verify.measure_sensitivity` to say.
+    """
+    if len(vectors) < 2:
+        return len(vectors)
+    return int((1 - cosines(vectors, np.roll(vectors, 1, axis=0)) > limit).sum())
 
 
 def _masks(reference: Masks, found: Masks, exact: bool) -> Check:

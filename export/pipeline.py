@@ -27,9 +27,9 @@ from edgevtx.export.recipe import BuildOptions, Source, Traceable, get_recipe
 from edgevtx.export.rewrite import VARIANTS, LoweredGraph, lower
 from edgevtx.export.samples import load_clips, load_photos
 from edgevtx.export.trace import trace_all
-from edgevtx.export.verify import EXACT, Sample, check_parts, check_reference, make_samples, measure_sensitivity
+from edgevtx.export.verify import Sample, check_parts, check_reference, make_samples, measure_sensitivity
 from edgevtx.golden import GOLDEN, Golden, write_golden
-from edgevtx.manifest import REFUSED, Graph, Manifest, Part, Provenance, Verdict
+from edgevtx.manifest import EXACT, REFUSED, Graph, Manifest, Part, Provenance, Verdict
 from edgevtx.rules import Denoise
 
 log = logging.getLogger(__name__)
@@ -107,15 +107,14 @@ def export(
     pairs, skipped = _pairs(options.targets, options.precisions)
     recipe = get_recipe(family)
     check_out(out, options.overwrite)  # before minutes of work, and again when the bundle is written
-    photos = [] if recipe.clips else load_photos(options.images, options.build.frame)
     clock = _Clock(progress)
     with _work_folder(out) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         clock.start("build")
         traceable = recipe.build(checkpoint, options.build)
-        if traceable.preprocess.clip is not None:  # how many frames are needed is the checkpoint's to say
-            photos = load_clips(options.images, traceable.preprocess.clip)
+        clip = traceable.preprocess.clip  # how many frames are needed is the checkpoint's to say
+        photos = load_photos(options.images, options.build.frame) if clip is None else load_clips(options.images, clip)
         traceable.preprocess = msgspec.structs.replace(traceable.preprocess, denoise=options.denoise)
         clock.start("trace")
         models = trace_all(traceable)
@@ -283,7 +282,11 @@ def _write_golden(folder: Path, samples: tuple[Sample, ...], manifest: Manifest)
 def _settle(
     folder: Path, manifest: Manifest, verdicts: tuple[Verdict, ...], options: ExportOptions
 ) -> tuple[Manifest, tuple[Verdict, ...]]:
-    """Drop the graphs and precisions that failed, unless they are to be kept, and recommend what passed."""
+    """Drop the graphs and precisions that failed, unless they are to be kept, and recommend what passed.
+
+    Every graph of a further network that stays keeps `EXACT`, which graphs are judged in whatever their precision: on a
+    device where its engine fails in another one, it runs in that.
+    """
     refused = tuple(item for item in verdicts if item.status in REFUSED)
     served = {
         (item.target, part, item.parts.get(part, item.precision))
@@ -293,9 +296,11 @@ def _settle(
     }
     graphs = []
     for graph in manifest.graphs:
-        left = tuple(precision for precision in graph.precisions if (graph.target, graph.part, precision) in served)
+        left = {precision for precision in graph.precisions if (graph.target, graph.part, precision) in served}
         if left:
-            graphs.append(msgspec.structs.replace(graph, precisions=left))
+            left |= {EXACT} if graph.part else set()
+            kept = tuple(precision for precision in graph.precisions if precision in left)
+            graphs.append(msgspec.structs.replace(graph, precisions=kept))
     files = {graph.file for graph in graphs}
     for graph in manifest.graphs:
         if graph.file not in files:

@@ -145,7 +145,7 @@ class Recipe:
     `model_types` are the `model_type`s of Hugging Face configs that it reads; `layouts` the checkpoint layouts in
     words. `build(source, options)` takes a `Checkpoint`, or what the family reads in its place. `tiny_config()` is the
     smallest config of each model type, for tests and trials without a checkpoint; where a type has variants,
-    "TYPE-VARIANT" names each, and where there is no config it is empty. `clips`: the module takes clips, not frames.
+    "TYPE-VARIANT" names each, and where there is no config it is empty. `clips` are the model types that take clips.
     `task` is the one of those checkpoints and `result` what it gives; `further` holds the family's other tasks, and
     `fit` those that `edgevtx fit` gives its bundles afterwards. `variants` says in words what there is of the family.
     """
@@ -161,7 +161,7 @@ class Recipe:
     build: Callable[[Any, BuildOptions], Traceable]
     tiny_config: Callable[[], dict[str, Any]]
     options: tuple[str, ...] = field(default=())
-    clips: bool = False
+    clips: tuple[str, ...] = ()
     further: Mapping[Task, str] = field(default_factory=dict)
     fit: Mapping[Task, str] = field(default_factory=dict)
 

@@ -150,7 +150,7 @@ def _examples(rule: PromptDecode, side: float, text: int | None, outputs: Arrays
     random = np.random.default_rng(0)
     labels: tuple[list[list[int]], ...] = (
         [[1, 0, -1], [1, 1, -1], [1, 2, 3], [0, 1, -1]],
-        [[1, 0, 1, 2, 3], [1, 1, 0, 0, -1]],
+        [[1, 1, 0, 0, -1], [1, 0, 1, 2, 3]],  # the second row has a mask, beside its box
         [[], []],
     )
     found = []

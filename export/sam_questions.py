@@ -26,7 +26,8 @@ Point = tuple[float, float]
 class Question:
     """Prompts that are asked at once: N times K points and their labels, N boxes xyxy, N texts.
 
-    x and y in 0..1 of the frame. `mask`: with an earlier answer, which is an ellipse beside the middle.
+    x and y in 0..1 of the frame. `mask`: with an earlier answer, which is an ellipse beside the middle; transformers
+    takes one for all prompts that are asked at once. `multimask`: for the readings of a prompt, or for the one mask.
     """
 
     points: tuple[tuple[Point, ...], ...] | None = None
@@ -34,6 +35,10 @@ class Question:
     boxes: tuple[tuple[float, float, float, float], ...] | None = None
     texts: tuple[str, ...] | None = None
     mask: bool = False
+    multimask: bool = True
+
+    def __len__(self) -> int:
+        return len(self.points or self.boxes or self.texts or [self.mask])
 
     def places(self, size: tuple[int, int]) -> tuple[Any, Any]:
         """The points (N,K,2) and the boxes (N,4) in px of a frame of (H,W), None where there are none."""
@@ -49,6 +54,10 @@ QUESTIONS = (
     Question(points=(((0.6, 0.45),),), labels=((1,),), boxes=((0.25, 0.2, 0.8, 0.75),)),
     Question(points=(((0.4, 0.5),),), labels=((1,),), mask=True),
     Question(mask=True),
+    Question(boxes=((0.1, 0.15, 0.5, 0.9), (0.4, 0.3, 0.95, 0.7)), mask=True),
+    Question(points=(((0.5, 0.5), (0.7, 0.3)),), labels=((1, 0),), multimask=False),
+    Question(boxes=((0.1, 0.15, 0.5, 0.9), (0.4, 0.3, 0.95, 0.7)), multimask=False),
+    Question(boxes=((0.25, 0.2, 0.8, 0.75),), mask=True, multimask=False),
     Question(texts=("smoke", "a person with a red hat, " * 30)),  # longer than any tokenizer's rows
 )
 
@@ -67,7 +76,7 @@ def ellipse(size: tuple[int, int]) -> Array:
 
 @torch.no_grad()
 def reference_answer(model: Any, processor: Any, frame: Array, *, texts: Texts | None = None) -> Masks:
-    """Transformers' processor, model and post-processing: three masks a prompt."""
+    """Transformers' processor, model and post-processing: all masks of all questions, as prompts of one mask each."""
     from transformers import SamProcessor
 
     whole = SamProcessor(processor)
@@ -96,7 +105,7 @@ def reference_answer(model: Any, processor: Any, frame: Array, *, texts: Texts |
             image_positional_embeddings=model.get_image_wide_positional_embeddings(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=True,
+            multimask_output=question.multimask,
         )
         sizes = asked["original_sizes"], asked["reshaped_input_sizes"]
         masks = processor.post_process_masks(logits, *sizes, pad_size=pad)[0].flatten(0, 1).numpy()
@@ -110,7 +119,7 @@ def our_answer(decoder: Decoder, rule: PromptDecode, texts: Texts | None, output
     found: list[Masks] = []
     for question in questions(texts):
         points, boxes = question.places(geometry.frame_size)
-        mask = ellipse(rule.mask_size) if question.mask else None
+        mask = ellipse(rule.mask_size)[None].repeat(len(question), 0) if question.mask else None
         prompts = read_prompts(points, question.labels, boxes, mask, question.texts, rule=rule)
         (batch,) = encode_prompts(prompts, geometry, rule)
         feeds = [torch.from_numpy(array) for array in batch.inputs.values()]
@@ -121,7 +130,7 @@ def our_answer(decoder: Decoder, rule: PromptDecode, texts: Texts | None, output
         with torch.inference_mode():
             logits, iou = decoder(embedding, *feeds)
         decoded = {"low_res_logits": logits.numpy(), "iou": iou.numpy()}
-        found.append(decode_prompts(decoded, geometry, rule, multimask=True))
+        found.append(decode_prompts(decoded, geometry, rule, multimask=question.multimask))
     return _together(found)
 
 
@@ -131,8 +140,9 @@ def _mask_size(model: Any) -> tuple[int, int]:
 
 
 def _together(found: list[Masks]) -> Masks:
+    """(R,1): questions differ in how many masks they are answered by."""
     return Masks(
         MaskSet.concatenate([item.masks for item in found]),
-        np.concatenate([item.iou for item in found]),
-        np.concatenate([item.low_res_logits for item in found]),
+        np.concatenate([item.iou.reshape(-1, 1) for item in found]),
+        np.concatenate([item.low_res_logits.reshape(-1, 1, *item.low_res_logits.shape[2:]) for item in found]),
     )

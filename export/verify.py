@@ -29,7 +29,7 @@ from edgevtx.export.rehearsal import precision_of, rehearse, simulate, widen
 from edgevtx.export.samples import Photo
 from edgevtx.geometry import Geometry
 from edgevtx.golden import Exchange
-from edgevtx.manifest import Check, Graph, Manifest
+from edgevtx.manifest import EXACT, Check, Graph, Manifest
 from edgevtx.prepared import collate
 from edgevtx.preprocess import prepare_item, state_valid
 from edgevtx.results import Result
@@ -42,9 +42,6 @@ DYNAMIC_BATCH = 3
 
 LOCATED = 2
 """On so many inputs the block is looked for where a graph of lower precision diverges."""
-
-EXACT = "fp32"
-"""What a further network runs in that does not pass in the bundle's precision."""
 
 CLEAR = TIE * 2e-6
 """The gap, in standard deviations, above which a selection inside a model is no tie: another order of summation moves

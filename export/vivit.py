@@ -6,30 +6,21 @@ checkpoint layout; models 2 to 4 are `edgevtx.export.models.vivit`'s, and `atten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
-import torch
 from torch import nn
 
-from edgevtx.errors import CheckpointError, InputError
+from edgevtx.errors import CheckpointError
 from edgevtx.export.checkpoint import Checkpoint
-from edgevtx.export.classes import Classes, Classifier, choose_classes, logits_of
-from edgevtx.export.frames import Frames, traced_copy
+from edgevtx.export.clips import clip_classifier
+from edgevtx.export.frames import traced_copy
 from edgevtx.export.models.vivit import Settings, make
 from edgevtx.export.processor import fixed_size, load_processor, preprocess_of
 from edgevtx.export.recipe import BuildOptions, Recipe, Traceable
-from edgevtx.export.spec import batch_dimension, check_batch, check_model_type, needless_frame, pixels_spec
-from edgevtx.preprocess import sample_clip
-from edgevtx.results import Classification
-from edgevtx.rules import Clip, Preprocess
-from edgevtx.runtimes.base import Array
-
-KINETICS_FPS = 12.5
-"""Every second frame of 25 a second: what the paper's Kinetics models were trained on (section 4.1)."""
+from edgevtx.export.spec import check_batch, check_model_type
+from edgevtx.rules import Preprocess
 
 
 def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
@@ -39,25 +30,18 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     settings = read_settings(checkpoint)
     model = _load(checkpoint, settings)
     processor, preprocess = _preprocess(checkpoint, settings, options)
-
-    classes = choose_classes(_named(model, settings), options)
-
     prefix = "vivit.embeddings." if settings.attention == "spatio_temporal" else ""
     traced = traced_copy(model, f"{prefix}patch_embeddings.projection", preprocess)
-    return Traceable(
-        family=RECIPE.family,
-        task=RECIPE.task,
-        module=Classifier(traced, Frames(preprocess), classes).eval(),
-        inputs=(pixels_spec(options.batch, settings.size, settings.num_frames),),
-        outputs=classes.outputs(options.batch),
-        dynamic=batch_dimension(options.batch, "pixels"),
-        trace_size=settings.size,
-        other_size=settings.size,
-        preprocess=preprocess,
-        decode=classes.decode,
-        labels=classes.labels,
-        reference=partial(_reference, model, processor, classes, settings.num_frames),
-        notes=(*needless_frame(options.frame, settings.size), *_assumed_rate(settings, options)),
+    return clip_classifier(
+        RECIPE,
+        options,
+        model,
+        traced,
+        processor,
+        preprocess,
+        _named(model, settings),
+        frames=settings.num_frames,
+        frame_rate=settings.frame_rate,
     )
 
 
@@ -107,30 +91,7 @@ def _preprocess(checkpoint: Checkpoint, settings: Settings, options: BuildOption
             f"the model of {checkpoint.path} takes frames of {height}x{width} (height x width), its image processor "
             f"gives {gives}; set the processor's crop_size to image_size"
         )
-    fps = options.clip_fps or settings.frame_rate or KINETICS_FPS
-    if options.clip_fps is not None and not 0 < options.clip_fps < 1000:
-        raise InputError(f"clip_fps is {options.clip_fps}; give the frames a second that the model was trained at")
-    clip = Clip(frames=settings.num_frames, fps=fps, stride=max(1, settings.num_frames // 2))
-    return processor, msgspec.structs.replace(preprocess, clip=clip)
-
-
-def _assumed_rate(settings: Settings, options: BuildOptions) -> tuple[str, ...]:
-    if options.clip_fps is not None or settings.frame_rate is not None:
-        return ()
-    return (
-        f"the checkpoint does not say at which frame rate it was trained: {KINETICS_FPS:g} frames a second are "
-        "assumed, as in the paper; choose another with --clip-fps",
-    )
-
-
-def _reference(
-    model: nn.Module, processor: Any, classes: Classes, frames: int, clip: Array | Sequence[Array]
-) -> Classification:
-    """Uniform sampling, the processor, the model and softmax (or sigmoid), as transformers' pipeline has it."""
-    chosen = [clip[index][..., ::-1].copy() for index in sample_clip(len(clip), frames)]
-    with torch.no_grad():
-        batch = processor(chosen, return_tensors="np", input_data_format="channels_last")
-        return classes.result(logits_of(model, torch.from_numpy(batch["pixel_values"])))
+    return processor, preprocess
 
 
 def _tiny_config() -> dict[str, Any]:
@@ -177,5 +138,5 @@ RECIPE = Recipe(
     build=build,
     tiny_config=_tiny_config,
     options=("batch", "top_k", "labels", "resize", "clip_fps"),
-    clips=True,
+    clips=("vivit",),
 )

@@ -80,6 +80,102 @@ def test_a_gap_starts_a_new_clip():
     assert ClipBuffer(Clip(frames=32, fps=12.5, stride=16)).gap == pytest.approx(0.64)
 
 
+def test_a_slow_stream_fills_clips_with_repeated_frames(caplog):
+    buffer = ClipBuffer(Clip(frames=8, fps=10, stride=5))  # longest gap 0.2 s, span 0.7 s
+    clips = fill(buffer, [n / 2 for n in range(9)])
+    # the model's moments begin at 0.5 s, with the second frame; 0.75, 1.25, ... are the middles between frames
+    assert clips == {
+        3: [1, 1, 1, 2, 2, 2, 2, 2],
+        4: [2, 2, 2, 3, 3, 3, 3, 3],
+        5: [3, 3, 3, 4, 4, 4, 4, 4],
+        6: [4, 4, 4, 5, 5, 5, 5, 5],
+        7: [5, 5, 5, 6, 6, 6, 6, 6],
+        8: [6, 6, 6, 7, 7, 7, 7, 7],
+    }
+    assert buffer.stream == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "frames lie 0.50 s apart, allowed 0.20: a new clip begins",
+        "a frame comes every 0.50 s, and the model was trained at one every 0.10: each is taken several times",
+    ]
+
+
+def test_a_camera_of_2_frames_a_second_feeds_a_model_of_25():
+    times = [100 + n / 2 for n in range(40)]
+    clips = fill(ClipBuffer(Clip(frames=32, fps=25, stride=16)), times)
+    for first, (due, rows) in enumerate(clips.items()):
+        moments = [100.5 + (16 * first + step) / 25 for step in range(32)]
+        assert rows == nearest(times, moments)
+        assert due == next(n for n, time in enumerate(times) if time >= moments[-1] - 1e-9)
+    assert len(clips) == (19 * 25 - 31) // 16 + 1  # of the 19 s after the second frame
+
+
+def test_a_slow_stream_that_jitters_has_no_gap():
+    random = np.random.default_rng(5)
+    times = [float(time) for time in np.cumsum(random.uniform(0.33, 0.9, 200))]
+    buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))
+    clips = fill(buffer, times)
+    assert buffer.stream == 2 and len(clips) > 190
+    for due, rows in clips.items():
+        last = int((times[due] - times[1]) * 25 + 1e-9)
+        assert rows == nearest(times[: due + 1], [times[1] + (last - 31 + step) / 25 for step in range(32)])
+        assert len(set(rows)) >= 2
+
+
+@pytest.mark.parametrize(("silent", "begins_anew"), [(1.0, False), (1.24, False), (1.3, True), (4.0, True)])
+def test_a_slow_stream_may_lose_a_frame_but_not_stand_still(silent, begins_anew):
+    buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))  # a clip spans 1.24 s
+    times = [n / 2 for n in range(6)]
+    times += [times[-1] + silent + n / 2 for n in range(6)]
+    clips = fill(buffer, times)
+    assert buffer.stream == (3 if begins_anew else 2)
+    mixed = [rows for rows in clips.values() if rows[0] <= 5 < rows[-1]]
+    assert bool(mixed) != begins_anew
+    assert clips[max(clips)][-1] == 11
+
+
+def test_of_a_slow_stream_three_intervals_are_waited_for():
+    for silent, streams in ((14.9, 2), (15.1, 3)):
+        buffer = ClipBuffer(Clip(frames=32, fps=2, stride=1))  # longest gap 4 s, span 15.5 s
+        fill(buffer, [0, 5, 10, 15, 20, 20 + silent])
+        assert buffer.stream == streams
+
+
+@pytest.mark.parametrize(("apart", "clips"), [(1.24, True), (1.25, False), (30.0, False)])
+def test_every_clip_shows_two_frames_of_the_stream_or_there_is_none(apart, clips, caplog):
+    buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))
+    found = fill(buffer, [n * apart for n in range(20)])
+    assert bool(found) == clips
+    assert all(len(set(rows)) == 2 for rows in found.values())
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2  # at the second frame, and once the pace is known
+    word = "each is taken several times" if clips else "a clip spans 1.24: give a faster stream, or no clip is made"
+    assert word in messages[1]
+
+
+def test_a_stream_that_slows_down_begins_anew_until_its_pace_is_known():
+    buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))
+    fast = [n / 25 for n in range(41)]  # to 1.6 s
+    clips = fill(buffer, [*fast, 2.1, 2.6, 3.1, 3.6, 4.1, 4.6])
+    assert buffer.stream == 4  # after 2.1, 2.6 and 3.1 s three of the last five intervals are long
+    assert {number: rows[0] for number, rows in clips.items() if number > 40} == {46: 43}
+    assert fill(buffer, [4.6 + n / 25 for n in range(1, 40)]) and buffer.stream == 4  # fast again
+
+
+def test_drop_outs_are_not_a_pace():
+    buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))
+    intervals = [0.04] * 9 + [1.0, 1.0, 0.04, 0.04, 0.04, 1.0, 0.04, 1.0]
+    fill(buffer, np.cumsum([0.0, *intervals]).tolist())
+    assert buffer.stream == 5
+
+
+def test_another_stream_has_a_pace_of_its_own():
+    buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))
+    fill(buffer, [0.0, 0.5, 1.0, 1.5])
+    buffer.clear()
+    fill(buffer, [10.0, 10.5])
+    assert buffer.stream == 4
+
+
 def test_time_that_runs_back_far_starts_a_new_clip_and_late_frames_are_left_out():
     buffer = ClipBuffer(Clip(frames=4, fps=10, stride=1))
     times = [0.0, 0.1, 0.2, 0.15, 0.2, 0.3]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import edgevtx
-from edgevtx import predictor
+from edgevtx import selftest
 from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.cli.verify import replay_one
 from edgevtx.errors import BundleError, VerificationError
@@ -97,7 +97,7 @@ def test_engines_are_closed_where_loading_fails_after_them(
     make_two: Any, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     opened, closed = [], []
-    real = predictor.open_prepared
+    real = selftest.open_prepared
 
     class Watched:
         def __init__(self, engine: Any) -> None:
@@ -114,7 +114,7 @@ def test_engines_are_closed_where_loading_fails_after_them(
         opened.append(Watched(real(*args)))
         return opened[-1]
 
-    monkeypatch.setattr(predictor, "open_prepared", watch)
+    monkeypatch.setattr(selftest, "open_prepared", watch)
     if step == "bank":
         monkeypatch.setattr(Bundle, "bank", damaged)
     else:

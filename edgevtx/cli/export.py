@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     "--clip-fps",
     metavar="X",
     type=click.FloatRange(0, min_open=True),
-    help="Frames a second that a model of clips was trained at (vivit); default: what its config says.",
+    help="Frames a second that a model of clips was trained at (vivit, attention_cnn); default: what its config says.",
 )
 @click.option(
     "--denoise",

@@ -116,18 +116,24 @@ def replay_all(
 
 
 def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verdict:
-    """The verdict over all networks of the bundle: the worst status and its reason, and the checks of all."""
+    """The verdict over all networks of the bundle: the worst status and its reason, and the checks of all.
+
+    Where all pass, the reason says which of them run in another precision, and why.
+    """
     import msgspec
 
-    from edgevtx.manifest import badness
+    from edgevtx.manifest import REFUSED, badness
 
     found = {part: replay_part(bundle, part, target, precision, device) for part in bundle.manifest.part_names}
     worst = max(found, key=lambda part: badness(found[part].status))
-    reason = found[worst].reason
+    reason = "; ".join(verdict.reason for verdict in found.values() if verdict.reason)
+    if found[worst].status in REFUSED:
+        reason = f"{worst}: {found[worst].reason}" if worst else found[worst].reason
     return msgspec.structs.replace(
         found[""],
         status=found[worst].status,
-        reason=f"{worst}: {reason}" if worst and reason else reason,
+        parts={part: verdict.precision for part, verdict in found.items() if verdict.precision != precision},
+        reason=reason,
         checks=tuple(
             msgspec.structs.replace(check, name=f"{part} {check.name}".lstrip())
             for part, verdict in found.items()
@@ -138,19 +144,13 @@ def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verd
 
 def replay_part(bundle: Bundle, part: str, target: str, precision: str, device: str) -> Verdict:
     """Open (compiling if need be) one engine, replay the golden sample and record the outcome beside the engine."""
-    from edgevtx.engines import open_prepared, prepare_engine, record_verdict
     from edgevtx.runtimes.base import EngineOptions
-    from edgevtx.selftest import replay
+    from edgevtx.selftest import open_proven
 
-    options = EngineOptions(precision=precision, device=device)
-    prepared = prepare_engine(bundle, target, options, part=part)
-    engine = open_prepared(prepared)
-    try:
-        verdict = replay(bundle, engine, prepared)
-    finally:
-        engine.close()
-    record_verdict(prepared, verdict)
-    return verdict
+    found = open_proven(bundle, target, EngineOptions(precision=precision, device=device), part, anew=True)
+    found.engine.close()
+    assert found.verdict is not None  # what is verified is never the null runtime
+    return found.verdict
 
 
 def _print_json(bundle: Bundle, verdicts: list[Verdict], skipped: dict[str, str]) -> None:

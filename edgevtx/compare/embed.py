@@ -33,7 +33,13 @@ def compare_features(
 
 
 def smallest_cosine(first: Array, second: Array) -> float:
-    """The smallest cosine between the rows of two arrays (R,D); a row of zeros has none, and counts as 0."""
+    """The smallest cosine between the rows of two arrays (R,D)."""
+    return float(cosines(first, second).min(initial=1.0))
+
+
+def cosines(first: Array, second: Array) -> Array:
+    """The cosines (R,) float64 between the rows of two arrays (R,D); a row of zeros has none, and counts as 0."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return float(((first * second).sum(axis=1) / np.maximum(norms, 1e-12)).min(initial=1.0))
+    found: Array = (first * second).sum(axis=1) / np.maximum(norms, 1e-12)
+    return found

@@ -32,16 +32,19 @@ def compare_panoptic(reference: Arrays, outputs: Arrays, rule: PanopticDecode, t
 
 
 def _masks_check(reference: Array, found: Array, rule: PanopticDecode, tolerance: Tolerance) -> Check:
-    """What all masks (R,h,w) cover, logits above the threshold's, as one intersection over union."""
+    """What all masks (R,h,w) cover, logits above the threshold's, as one intersection over union.
+
+    Masks that are all empty, or everything, have nothing to compare.
+    """
     level = float(np.log(rule.mask_threshold / (1 - rule.mask_threshold)))
     first, second = reference > level, found > level
-    union = int((first | second).sum())
+    inside, union = int(first.sum()), int((first | second).sum())
     error = 1 - int((first & second).sum()) / union if union else 0.0
     return Check(
         name="task: masks",
         level="task",
         passed=error <= 1 - tolerance.iou,
-        compared=union,
+        compared=min(inside, first.size - inside),
         error=round_error(error),
         tolerance=round_error(1 - tolerance.iou),
     )

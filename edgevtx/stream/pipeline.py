@@ -185,8 +185,8 @@ class _Run:
             clip, name = self.predictor.clip, self.predictor.info.name
             raise InputError(
                 f"{self.source.name} gave {self.summary.frames} frames, too few for a clip or too far apart: "
-                f"{name} takes {clip.frames} frames at {clip.fps:g} a second; "
-                "give a longer video, or one with more frames a second"
+                f"{name} takes {clip.frames} frames at {clip.fps:g} a second, and two of the video must lie within "
+                f"these {clip.span:.3g} s; give a longer video, or one with more frames a second"
             )
 
     def _check_source(self) -> None:

@@ -8,6 +8,7 @@ latter papers found no worse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from edgevtx.export.models.global_attention import NonLocalBlock, SaganAttention
 from edgevtx.export.models.local_attention import Composability, LocalRelation, StandaloneAttention
 
-ModelType = Literal["sagan_resnet", "nonlocal_resnet", "sasa_resnet", "local_relation_resnet"]
+ModelType = Literal["sagan_resnet", "nonlocal_resnet", "nonlocal_video_resnet", "sasa_resnet", "local_relation_resnet"]
 
 
 class AttentionResNetSettings(msgspec.Struct, kw_only=True, frozen=True):
@@ -27,7 +28,8 @@ class AttentionResNetSettings(msgspec.Struct, kw_only=True, frozen=True):
 
     `attention_stages` (from 1) are the stages with attention. `num_attention_heads`: sasa; `window`: sasa and local
     relation; `reduction` (None: the paper's 8 or 2): sagan and nonlocal; `subsample`, `scaled`: nonlocal; `share`,
-    `composability`: local relation. See the blocks in `edgevtx.export.models` for what they mean.
+    `composability`: local relation. See the blocks in `edgevtx.export.models` for what they mean. `num_frames` at
+    `frame_rate` frames a second (None where that is not known) is the clip that nonlocal_video takes.
     """
 
     model_type: ModelType
@@ -45,16 +47,19 @@ class AttentionResNetSettings(msgspec.Struct, kw_only=True, frozen=True):
     share: int = 8
     composability: Composability = "squared"
     problem_type: str | None = None
+    num_frames: int = 32
+    frame_rate: float | None = None
 
 
 class AttentionResNet(nn.Module):
     """pixel_values (N,3,H,W) float32 -> an object with `logits` (N,classes).
 
     Tensor names are those of transformers' ResNet classifier and of the blocks; an added block shifts the next layer.
-    Raises `ValueError` for sizes that do not fit together.
+    `times`: how many maps of a clip each stage sees, 1 where the batch axis holds images. Raises `ValueError` for sizes
+    that do not fit together.
     """
 
-    def __init__(self, settings: AttentionResNetSettings) -> None:
+    def __init__(self, settings: AttentionResNetSettings, times: Sequence[int] = ()) -> None:
         super().__init__()
         stages = len(settings.depths)
         if len(settings.hidden_sizes) != stages:
@@ -70,7 +75,7 @@ class AttentionResNet(nn.Module):
         self.config = config
         self.resnet = ResNetModel(config)
         for stage in settings.attention_stages:
-            _change(self.resnet.encoder.stages[stage - 1].layers, settings)
+            _change(self.resnet.encoder.stages[stage - 1].layers, settings, times[stage - 1] if times else 1)
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(settings.hidden_sizes[-1], len(settings.id2label)))
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
@@ -80,15 +85,15 @@ class AttentionResNet(nn.Module):
         return ImageClassifierOutputWithNoAttention(logits=logits)
 
 
-def _change(layers: Any, settings: AttentionResNetSettings) -> None:
+def _change(layers: Any, settings: AttentionResNetSettings, times: int) -> None:
     """Put a stage's attention into it."""
     channels = layers[-1].layer[0].convolution.in_channels  # what the last layer gets
     given = {} if settings.reduction is None else {"reduction": settings.reduction}
     if settings.model_type == "sagan_resnet":
         layers.insert(len(layers) - 1, SaganAttention(channels, **given))
         return
-    if settings.model_type == "nonlocal_resnet":
-        block = NonLocalBlock(channels, subsample=settings.subsample, scaled=settings.scaled, **given)
+    if settings.model_type in ("nonlocal_resnet", "nonlocal_video_resnet"):
+        block = NonLocalBlock(channels, times=times, subsample=settings.subsample, scaled=settings.scaled, **given)
         layers.insert(len(layers) - 1, block)
         return
     for layer in layers:

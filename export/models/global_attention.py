@@ -6,6 +6,8 @@ Networks", 2018, section 3.3, in its embedded Gaussian form.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,39 +42,44 @@ class SaganAttention(nn.Module):
 
 
 class NonLocalBlock(nn.Module):
-    """x (N,C,H,W), or (N,C,T,H,W) with `dims` 3, -> z(attention(x)) + x, of the same shape.
+    """x (N*T,C,H,W) -> z(attention(x)) + x, of the same shape.
 
-    `theta`, `phi`, `g` have C / reduction channels (2 in the paper). `subsample` halves height and width of what is
-    looked at by max pooling after `phi` and `g`; time keeps its length. `scaled` divides the similarities by the
-    square root of the inner channels, which the paper's formula does not and its published code does. The norm after
-    `z` starts with a weight of 0.
+    In space-time a position looks at all positions of the T = `times` frames of its clip, which follow one another; the
+    paper's 1x1x1 convolutions and its pooling treat every frame alike. `theta`, `phi`, `g` have C / reduction channels
+    (2 in the paper). `subsample` halves height and width of what is looked at by max pooling after `phi` and `g`; time
+    keeps its length. `scaled` divides the similarities by the square root of the inner channels, which the paper's
+    formula does not and its published code does. The norm after `z` starts with a weight of 0.
     """
 
     def __init__(
-        self, channels: int, *, dims: int = 2, reduction: int = 2, subsample: bool = True, scaled: bool = False
+        self, channels: int, *, times: int = 1, reduction: int = 2, subsample: bool = True, scaled: bool = False
     ) -> None:
         super().__init__()
-        convolution = nn.Conv2d if dims == 2 else nn.Conv3d
         inner = bottleneck(channels, reduction)
-        self.theta = convolution(channels, inner, 1)
-        self.phi = convolution(channels, inner, 1)
-        self.g = convolution(channels, inner, 1)
-        self.z = convolution(inner, channels, 1)
-        self.normalization = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d)(channels)
+        self.times = times
+        self.theta = nn.Conv2d(channels, inner, 1)
+        self.phi = nn.Conv2d(channels, inner, 1)
+        self.g = nn.Conv2d(channels, inner, 1)
+        self.z = nn.Conv2d(inner, channels, 1)
+        self.normalization = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.normalization.weight)
-        self.pool: nn.Module = nn.Identity()
-        if subsample:
-            self.pool = nn.MaxPool2d(2) if dims == 2 else nn.MaxPool3d((1, 2, 2))
+        self.pool: nn.Module = nn.MaxPool2d(2) if subsample else nn.Identity()
         self.scale = inner**-0.5 if scaled else 1.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = attend(self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x)), self.scale)
+        found = attend(self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x)), self.scale, self.times)
         z: torch.Tensor = self.normalization(self.z(found)) + x
         return z
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """query (N,c,...), key (N,c,...) and value (N,d,...) over their flattened positions -> (N,d,...) as query has."""
-    q, k, v = (part.flatten(2).transpose(1, 2).unsqueeze(1) for part in (query, key, value))
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float = 1.0, times: int = 1
+) -> torch.Tensor:
+    """query (N*T,c,H,W), key (N*T,c,h,w) and value (N*T,d,h,w) over all positions of T = `times` maps -> (N*T,d,H,W)"""
+    q, k, v = (
+        part.flatten(2).transpose(1, 2).reshape(-1, 1, times * math.prod(part.shape[2:]), part.shape[1])
+        for part in (query, key, value)
+    )
     found = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return found.squeeze(1).transpose(1, 2).reshape(-1, value.shape[1], *query.shape[2:])
+    positions, channels = math.prod(query.shape[2:]), value.shape[1]
+    return found.reshape(-1, positions, channels).transpose(1, 2).reshape(-1, channels, *query.shape[2:])

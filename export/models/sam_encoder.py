@@ -8,7 +8,9 @@ eq. 4. What differs from the library's forward pass, and does not change what is
   query, key and value are the biases, and 4096 rows are multiplied instead of 4900;
 - the relative positions' tables are gathered once, here, and applied as matrix products in the layout that the tokens
   have, without a transpose;
-- over a whole image attention is computed one head at a time: 67 MB of position terms are in memory and not 805.
+- over a whole image attention is computed four heads at a time: 268 MB of position terms are in memory and not 805.
+  One at a time would need less, but ONNX Runtime divides attention among its threads by heads, so that all but one
+  of them would wait.
 
 Tried and left out: the position terms as further columns of query and key, [q, q Rh, q Rw] . [k, row, column] with row
 and column one-hot, which needs no bias at all. It is exact, and slower: it widens the product of queries and keys by
@@ -22,6 +24,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+HEADS = 4
+"""So many heads at a time have their position terms in memory."""
 
 
 class Encoder(nn.Module):
@@ -55,7 +60,7 @@ class Layer(nn.Module):
         self.out = layer.attn.proj
         self.grid, self.window = grid, int(layer.window_size) or grid
         self.padding = -grid % self.window
-        self.attention = Attention(layer.attn, self.window, by_head=self.window == grid)
+        self.attention = Attention(layer.attn, self.window, whole=self.window == grid)
         self.qkv = nn.Linear(layer.attn.qkv.in_features, layer.attn.qkv.out_features)
         self.qkv.weight, self.qkv.bias = self.attention.scaled(layer.attn.qkv)
 
@@ -89,15 +94,15 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Queries, keys and values (B,n,n,3D) of a square -> (B,n,n,D), with decomposed relative positions.
 
-    `by_head`: one head after another, see the module.
+    `whole`: a square that is the image and not a window, some heads at a time; see the module.
     """
 
     row_table: torch.Tensor
     column_table: torch.Tensor
 
-    def __init__(self, attention: Any, size: int, *, by_head: bool) -> None:
+    def __init__(self, attention: Any, size: int, *, whole: bool) -> None:
         super().__init__()
-        self.size, self.by_head = size, by_head
+        self.size, self.whole = size, whole
         self.heads = int(attention.num_attention_heads)
         self.scale = float(attention.scale)
         self.relative = bool(attention.use_rel_pos)
@@ -128,12 +133,12 @@ class Attention(nn.Module):
         if not self.relative:
             mixed = attend(query, key, value)
         else:
-            rows, columns = self._positions(query)
-            if self.by_head:
-                heads = zip(*(torch.split(part, 1, 2) for part in (query, key, value, rows, columns)), strict=True)
-                mixed = torch.cat([_attend_with_bias(*head) for head in heads], 2)
+            terms = (query, key, value, *self._positions(query))
+            if self.whole:
+                heads = zip(*(torch.split(term, HEADS, 2) for term in terms), strict=True)
+                mixed = torch.cat([_attend_with_bias(*some) for some in heads], 2)
             else:
-                mixed = _attend_with_bias(query, key, value, rows, columns)
+                mixed = _attend_with_bias(*terms)
         return torch.unflatten(mixed.flatten(2), 1, (self.size, self.size))
 
     def _positions(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

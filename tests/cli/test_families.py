@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
     "attention_cnn": (
         {"classify": "Classification"},
         ["safetensors"],
-        ["SAGAN", "non-local", "stand-alone self-attention", "local relation"],
+        ["SAGAN", "non-local block", "non-local block in space-time", "stand-alone self-attention", "local relation"],
     ),
     "onnx": (
         {"detect": "Detections", "classify": "Classification"},

@@ -87,6 +87,23 @@ def non_local_in_loops(block, x):
     return (z - mean) / np.sqrt(variance + norm.eps) * weight + bias + x
 
 
+def in_space_time(clips, x):
+    """The formula knows no frames: its positions are those of all of them."""
+    return non_local_in_loops(clips.block, x)
+
+
+class OfClips(torch.nn.Module):
+    """A block for x (N,C,T,H,W), whose frames it gets side by side."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        found = self.block(x.transpose(1, 2).flatten(0, 1))
+        return found.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
+
+
 def halved(x):
     """The largest of every 2x2 pixels of the last two axes; a last odd row or column is left out."""
     height, width = x.shape[-2] // 2, x.shape[-1] // 2
@@ -163,10 +180,10 @@ CASES = {
     "sagan, half the channels": (lambda: SaganAttention(8, reduction=2), sagan_in_loops, (8, 6, 4)),
     "non-local": (lambda: NonLocalBlock(8), non_local_in_loops, (8, 5, 7)),
     "non-local, whole": (lambda: NonLocalBlock(8, subsample=False, scaled=True), non_local_in_loops, (8, 4, 6)),
-    "non-local in space-time": (lambda: NonLocalBlock(8, dims=3), non_local_in_loops, (8, 3, 5, 6)),
+    "non-local in space-time": (lambda: OfClips(NonLocalBlock(8, times=3)), in_space_time, (8, 3, 5, 6)),
     "non-local in space-time, whole": (
-        lambda: NonLocalBlock(8, dims=3, subsample=False),
-        non_local_in_loops,
+        lambda: OfClips(NonLocalBlock(8, times=3, subsample=False)),
+        in_space_time,
         (8, 3, 4, 3),
     ),
     "sasa": (lambda: StandaloneAttention(8, 8, heads=2, window=3), sasa_in_loops, (8, 7, 5)),

@@ -22,6 +22,7 @@ from edgevtx.export.parity import compare_results
 from edgevtx.export.pipeline import ExportOptions as Options
 from edgevtx.export.pipeline import export
 from edgevtx.export.recipe import BuildOptions
+from edgevtx.export.samples import move_over
 
 SLOW = {"Loop", "Scan", "If", "Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements"}
 # sizes other than the tiny configs': maps of 13 and 7 rows, which the tiles do not fill
@@ -38,10 +39,13 @@ def test_every_block_goes_to_a_bundle_that_answers_as_the_reference(kind, config
     for graph in bundle.manifest.graphs:
         nodes = onnx.load(bundle.graph_path(graph), load_external_data=False).graph.node
         assert not SLOW & {node.op_type for node in nodes}
-    reference = build(checkpoint, BuildOptions()).reference(photos["portrait"])
+    traceable = build(checkpoint, BuildOptions())
+    clip, frame = traceable.preprocess.clip, photos["portrait"]
+    taken = frame if clip is None else move_over(frame, clip.frames + 5)
+    reference = traceable.reference(taken)
     for runtime in ("openvino", "onnxruntime"):
         with edgevtx.load(report.bundle, runtime=runtime) as model:
-            check = compare_results(reference, model(photos["portrait"]))
+            check = compare_results(reference, model(taken))
             assert check.passed and check.compared == 5, check
 
 
@@ -69,6 +73,8 @@ def test_the_blocks_stand_where_the_config_puts_them(config_folder):
         ("sagan_resnet", {"embedding_size": 4, "hidden_sizes": [4, 8]}, "reduction is 8 for a stage of 4 channels"),
         ("sagan_resnet", {"reduction": 0}, "reduction is 0 for a stage of .* channels; choose 1 to"),
         ("nonlocal_resnet", {"reduction": 999}, "reduction is 999 for a stage of"),
+        ("nonlocal_video_resnet", {"num_frames": 0}, "num_frames is 0; a clip has 1 frame or more"),
+        ("nonlocal_video_resnet", {"frame_rate": 0}, "frame_rate is 0.0; give the frames a second"),
         ("sasa_resnet", {"window": 4}, "window is 4; an odd number is expected"),
         ("sasa_resnet", {"num_attention_heads": 3}, "do not divide into 3 heads"),
         ("local_relation_resnet", {"share": 3}, "do not divide into groups of 3"),

@@ -19,6 +19,7 @@ from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.processor import reference_inputs  # noqa: E402
 from edgevtx.export.recipe import BuildOptions  # noqa: E402
 from edgevtx.preprocess import pad_batch, prepare  # noqa: E402
+from tests.decode.test_panoptic import FUSED, LABELS, fusing_scene, reference, segments_of  # noqa: E402
 
 
 def outputs_of(traceable, frames):
@@ -154,6 +155,17 @@ def test_classes_to_fuse_are_the_configs(config_folder):
         folder = config_folder("detr_panoptic", label_ids_to_fuse=wrong)
         with pytest.raises(CheckpointError, match=r"label_ids_to_fuse of .* must be class ids from 0 to 3"):
             detr_panoptic.build(Checkpoint.open(folder, seed=0), BuildOptions())
+
+
+@pytest.mark.parametrize(("fused", "order"), FUSED)
+def test_the_reference_fuses_as_transformers_does_where_that_is_right(fused, order):
+    """The reference of verification is transformers' merge with every query apart, fused by us."""
+    for frame in ((250, 417), (900, 301)):
+        logits, masks = fusing_scene(frame, 0, order)
+        wanted = reference(logits, masks, frame, label_ids_to_fuse=set(fused))
+        segment_map, segments = detr_panoptic._fuse(reference(logits, masks, frame), fused, LABELS)
+        np.testing.assert_array_equal(segment_map, np.maximum(wanted["segmentation"].numpy(), 0))
+        assert [(one.id, one.class_id, one.score) for one in segments] == segments_of(wanted)
 
 
 def test_a_backbone_that_shows_its_last_stage_alone_is_refused(config_folder):

@@ -110,6 +110,22 @@ def test_a_wrong_top_class_fails():
     assert not compare_results(classes(), wrong, exact=False).passed
 
 
+def test_only_classes_that_both_have_are_counted():
+    other = replace(classes(), class_ids=np.array([4, 2, 7], np.int64), scores=np.float32([0.6, 0.3, 0.0502]))
+    assert compare_results(classes(), other).compared == 2
+    one = Classification(np.array([4]), np.float32([0.6]), ("4",))
+    assert compare_results(one, one).compared == 1
+
+
+def test_vectors_are_counted_where_they_differ_from_the_others():
+    patches = np.ones((3, 4, 8), np.float32)
+    patches[1, 2] = features().patches[1, 2]
+    reference = Features(features().cls, patches)
+    assert compare_results(reference, reference).compared == 3  # it, the one after it, and the image's
+    same = replace(reference, patches=np.ones_like(patches))
+    assert compare_results(same, same).compared == 1
+
+
 def test_features_of_another_image_fail():
     wrong = replace(features(), patches=features().patches[::-1].copy())
     assert not compare_results(features(), wrong, exact=False).passed
@@ -141,8 +157,22 @@ NOTHING, EVERYTHING = np.zeros((3, 200, 300), bool), np.ones((3, 200, 300), bool
         segmentation(np.zeros((200, 300), np.int32)),
         segmentation(np.where(discs().any(0), -1, 1).astype(np.int32)),
         panoptic(NOTHING, discs().any(0).astype(np.int32)),
+        replace(panoptic(segment_map=np.zeros((200, 300), np.int32)), segments=()),
+        panoptic(segment_map=np.ones((200, 300), np.int32)),
+        replace(classes(), scores=np.float32([0.3334, 0.3333, 0.3333])),
+        Features(None, np.ones((3, 4, 8), np.float32), np.ones((2, 3, 4), np.float32)),
     ],
-    ids=["no mask", "all masks", "one class", "one class where looked at", "no masks of boxes"],
+    ids=[
+        "no mask",
+        "all masks",
+        "one class",
+        "one class where looked at",
+        "no masks of boxes",
+        "an empty map",
+        "a map of one segment",
+        "equal scores",
+        "one vector everywhere",
+    ],
 )
 def test_what_is_empty_or_the_same_everywhere_is_not_compared(empty, exact):
     check = compare_results(empty, empty, exact=exact)

@@ -285,11 +285,18 @@ def test_edgevtx_fit_takes_what_the_registry_says(family, kind, build):
     assert vectors == (get_recipe(family).fit == {"classify": "Classification"})
 
 
+@each_configured
+def test_the_registry_says_who_takes_clips(family, kind, build):
+    of_clips = get_recipe(family).tiny_config()[kind.partition(" ")[0]]["model_type"] in get_recipe(family).clips
+    assert (build(family, kind).preprocess.clip is not None) == of_clips
+
+
 def test_the_registry_names_what_it_reads():
     for family in FAMILIES:
         recipe = get_recipe(family)
         assert recipe.family == family
         assert recipe.variants and recipe.layouts and recipe.paper.startswith("https://")
+        assert set(recipe.clips) <= set(recipe.model_types)
         assert {config["model_type"] for config in recipe.tiny_config().values()} == set(recipe.model_types)
         assert all(kind.startswith(config["model_type"]) for kind, config in recipe.tiny_config().items())
     with pytest.raises(InputError, match=r"choose one of: vit, dino, detr, "):

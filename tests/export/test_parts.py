@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 import edgevtx  # noqa: E402
+from edgevtx import selftest  # noqa: E402
 from edgevtx.bundle import Bundle, write_bundle  # noqa: E402
 from edgevtx.cli import cli  # noqa: E402
 from edgevtx.compare.tolerance import SENSITIVE  # noqa: E402
-from edgevtx.errors import VerificationError  # noqa: E402
+from edgevtx.errors import RuntimeUnavailableError, VerificationError  # noqa: E402
 from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
@@ -142,6 +143,10 @@ def fail_part(monkeypatch, part, *precisions):
     monkeypatch.setattr(judge, "verify_engine", broken)
 
 
+# asked for in bf16 alone: another device's bf16 may be another one, and what it may fall back to costs no byte
+KEEPS_FP32 = {"": ("bf16",), "match": ("fp32", "bf16")}
+
+
 def bf16_verdict(report):
     verdict = report.manifest.verdict("openvino", "bf16")
     if verdict.status == "graph-only":
@@ -181,7 +186,104 @@ def test_a_part_that_passes_in_bf16_runs_in_it(export_two):
     report = export_two(targets=("openvino",), precisions=("bf16",))
     verdict = bf16_verdict(report)
     assert (verdict.status, verdict.parts, verdict.reason) == ("passed-here", {}, "")
-    assert {graph.precisions for graph in report.manifest.graphs} == {("bf16",)}
+    assert {graph.part: graph.precisions for graph in report.manifest.graphs} == KEEPS_FP32
+
+
+@pytest.fixture
+def exported_elsewhere(export_two, empty_cache, monkeypatch):
+    """A bundle in bf16 of a machine that has none, opened on one that has."""
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bf16")
+    verify = judge.verify_engine
+
+    def without_bf16(folder, graph, samples, manifest, options):
+        if options.precision == "bf16":
+            raise RuntimeUnavailableError("this processor cannot compute in bf16")
+        return verify(folder, graph, samples, manifest, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "verify_engine", without_bf16)
+        report = export_two(targets=("openvino",), precisions=("bf16",))
+    (verdict,) = report.manifest.verdicts
+    assert (verdict.status, verdict.parts) == ("graph-only", {})
+    assert {graph.part: graph.precisions for graph in report.manifest.graphs} == KEEPS_FP32
+    return report.bundle
+
+
+def fail_replays(monkeypatch, *networks):
+    """A compiler's bug of this device, planted: (part, precision) of engines whose golden answer is wrong.
+
+    Returns lists that fill with the (part, precision) of every engine that is opened, and of those that replay.
+    """
+    opened, replayed = [], []
+    replay, open_prepared = selftest.replay, selftest.open_prepared
+
+    def watch(prepared):
+        opened.append((prepared.graph.part, prepared.record.precision))
+        return open_prepared(prepared)
+
+    def broken(bundle, engine, prepared):
+        verdict = replay(bundle, engine, prepared)
+        replayed.append((prepared.graph.part, prepared.record.precision))
+        if replayed[-1] in networks:
+            verdict = msgspec.structs.replace(verdict, status="failed", reason="values: scores: error 9")
+        return verdict
+
+    monkeypatch.setattr(selftest, "open_prepared", watch)
+    monkeypatch.setattr(selftest, "replay", broken)
+    return opened, replayed
+
+
+FELL_BACK = "match runs in fp32, since in bf16 it is failed (values: scores: error 9)"
+
+
+@pytest.mark.parametrize("mode", ["auto", "never"])
+def test_a_part_that_fails_in_bf16_on_the_device_runs_in_fp32(exported_elsewhere, photos, monkeypatch, caplog, mode):
+    opened, replayed = fail_replays(monkeypatch, ("match", "bf16"))
+    for load in ("first", "second"):
+        caplog.clear()
+        with edgevtx.load(exported_elsewhere, compile="auto" if load == "first" else mode) as model:
+            assert (model.info.precision, model.info.part_precisions) == ("bf16", {"match": "fp32"})
+            assert (model.info.verdict, model.info.cache_hit) == ("passed-here", load == "second")
+            patches = model(photos["coffee"]).patches[None]
+            queries = patches.reshape(-1, patches.shape[-1])[:3]
+            scores = model.run_part("match", {"patches": patches, "queries": queries})["scores"]
+        np.testing.assert_allclose(scores, np.einsum("hwd,pd->phw", patches[0], queries), rtol=1e-4, atol=1e-4)
+        assert FELL_BACK in caplog.text
+    trial = [("", "bf16"), ("match", "bf16"), ("match", "fp32")]
+    assert replayed == trial
+    assert opened == [*trial, ("", "bf16"), ("match", "fp32")]  # the second time nothing is tried again
+
+
+def test_verify_says_which_part_runs_in_fp32_here(exported_elsewhere, monkeypatch):
+    _, replayed = fail_replays(monkeypatch, ("match", "bf16"))
+    for _ in range(2):  # each replays anew
+        found = CliRunner().invoke(cli, ["verify", str(exported_elsewhere), "--json"])
+        assert found.exit_code == 0, found.output
+        (row,) = json.loads(found.stdout)["verdicts"]
+        assert (row["precision"], row["status"]) == ("bf16", "passed-here")
+        assert (row["parts"], row["reason"]) == ({"match": "fp32"}, FELL_BACK)
+    assert replayed == 2 * [("", "bf16"), ("match", "bf16"), ("match", "fp32")]
+    with edgevtx.load(exported_elsewhere) as model:
+        assert model.info.part_precisions == {"match": "fp32"}
+
+
+def test_a_part_that_passes_on_the_device_is_not_tried_in_fp32(exported_elsewhere, monkeypatch):
+    opened, _ = fail_replays(monkeypatch)
+    with edgevtx.load(exported_elsewhere) as model:
+        assert (model.info.verdict, model.info.part_precisions) == ("passed-here", {})
+    assert opened == [("", "bf16"), ("match", "bf16")]
+
+
+@pytest.mark.parametrize("networks", [[("", "bf16")], [("match", "bf16"), ("match", "fp32")]], ids=str)
+def test_what_fails_on_the_device_in_all_it_could_run_in_is_refused(exported_elsewhere, monkeypatch, networks):
+    fail_replays(monkeypatch, *networks)
+    with pytest.raises(VerificationError, match=r"golden sample .* bf16\) is 'failed' .* scores: error 9"):
+        edgevtx.load(exported_elsewhere)
+    with edgevtx.load(exported_elsewhere, allow_unverified=True) as model:
+        assert (model.info.verdict, model.info.part_precisions) == ("failed", {})
+    assert CliRunner().invoke(cli, ["verify", str(exported_elsewhere)]).exit_code == 3
 
 
 @pytest.mark.parametrize("part", ["", "match"])

@@ -16,10 +16,14 @@ transformers = pytest.importorskip("transformers")
 import edgevtx  # noqa: E402
 from edgevtx.decode.everything import Everything, crop_boxes  # noqa: E402
 from edgevtx.errors import CheckpointError, InputError, VerificationError  # noqa: E402
+from edgevtx.export import sam_questions  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.trial import seed_weights  # noqa: E402
+from edgevtx.export.verify import run_module  # noqa: E402
+from edgevtx.preprocess import prepare  # noqa: E402
 from edgevtx.prompt import PromptPredictor  # noqa: E402
 
 PAD = {"height": 128, "width": 128}
@@ -131,11 +135,31 @@ def test_the_encoder_is_the_libraries_in_another_form(changes):
     assert ((expected - found).abs().max() / expected.std()) < 1e-4
 
 
+def test_some_of_the_heads_at_a_time_give_what_all_of_them_give(monkeypatch):
+    """Three heads over the whole image as two and one: ONNX Runtime divides attention among threads by heads alone."""
+    from edgevtx.export.models import sam_encoder
+
+    shapes = []
+
+    def attend(query, *others):
+        shapes.append(tuple(query.shape[1:3]))
+        return whole(query, *others)
+
+    whole = sam_encoder.attend
+    monkeypatch.setattr(sam_encoder, "HEADS", 2)
+    monkeypatch.setattr(sam_encoder, "attend", attend)
+    encoder = reference_model(tiny_config()).vision_encoder
+    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = encoder(pixels).last_hidden_state, sam_encoder.Encoder(encoder)(pixels)
+    assert ((expected - found).abs().max() / expected.std()) < 1e-4
+    assert shapes == [(36, 3), (256, 2), (256, 1), (36, 3)]
+
+
 @pytest.mark.parametrize("name", ["coffee", "portrait"])
 def test_padding_is_exactly_the_references(name, traceable, photos):
     """A letterboxed frame: what lies beside it is zero after normalising, not a black pixel normalised."""
     from edgevtx.export.processor import reference_inputs
-    from edgevtx.preprocess import prepare
 
     library, processor = traceable.reference.args
     image, geometry = prepare(photos[name], traceable.preprocess)
@@ -247,6 +271,39 @@ def test_prompts_that_cannot_be_answered(model, photos):
     ):
         with pytest.raises(InputError, match=words):
             model.predict(**given)
+
+
+def forgets_masks_of_boxes(encode):
+    def broken(prompts, geometry, rule):
+        batches = encode(prompts, geometry, rule)
+        for batch in batches if prompts.boxes is not None else ():
+            batch.inputs["has_mask"][:] = 0
+        return batches
+
+    return broken
+
+
+def takes_another_mask_for_the_one(decode):
+    def broken(outputs, geometry, rule, *, multimask):
+        if not multimask:
+            outputs = {name: np.roll(array, -1, axis=1) for name, array in outputs.items()}
+        return decode(outputs, geometry, rule, multimask=multimask)
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("encode_prompts", forgets_masks_of_boxes), ("decode_prompts", takes_another_mask_for_the_one)]
+)
+def test_verification_asks_for_the_one_mask_and_for_a_box_with_a_mask(traceable, photos, monkeypatch, name, fault):
+    frame = photos["portrait"]
+    image, geometry = prepare(frame, traceable.preprocess)
+    valid = np.array([geometry.valid_size], np.int32)
+    outputs = run_module(traceable, {"pixels": image[None], "valid_size": valid})
+    expected = traceable.reference(frame)
+    assert compare_results(expected, traceable.answer(outputs, geometry)).passed
+    monkeypatch.setattr(sam_questions, name, fault(getattr(sam_questions, name)))
+    assert not compare_results(expected, traceable.answer(outputs, geometry)).passed
 
 
 # -- everything, and pipelines ---------------------------------------------------------------------------------

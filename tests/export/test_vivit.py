@@ -350,6 +350,8 @@ def test_the_frame_rate_is_the_configs_the_users_or_the_papers(build):
     for fps in (0, -1, float("nan")):
         with pytest.raises(InputError, match="clip_fps is"):
             clip(options=BuildOptions(clip_fps=fps))
+        with pytest.raises(CheckpointError, match="frame_rate is"):
+            clip(frame_rate=fps)
 
 
 @pytest.mark.parametrize("kind", FACTORISED)

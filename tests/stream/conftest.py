@@ -110,7 +110,7 @@ def move_index_first(path: Path) -> None:
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> Any:
-    """make_video(name, frames, fourcc, rotation, index_first, keep) -> path; `keep` is the share of bytes kept."""
+    """make_video(name, frames, fourcc, rotation, index_first, keep, fps) -> path; `keep`: the share of bytes kept."""
 
     def make(
         name: str = "clip.mp4",
@@ -119,10 +119,11 @@ def make_video(tmp_path: Path) -> Any:
         rotation: int = 0,
         index_first: bool = False,
         keep: float = 1.0,
+        fps: float = 25.0,
     ) -> Path:
         cv2 = pytest.importorskip("cv2")
         path = tmp_path / name
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 25.0, (128, 96))
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), fps, (128, 96))
         assert writer.isOpened()
         for index in range(frames):
             writer.write(draw_picture(index))

@@ -146,7 +146,10 @@ def test_single_images_are_refused(tmp_path):
 
 def test_a_video_that_ends_before_its_first_clip_is_full_is_an_error(make_video):
     model = clip_model(frames=8, fps=5.0)
-    words = "gave 20 frames, too few for a clip or too far apart: brightness takes 8 frames at 5 a second; give"
+    words = (
+        "gave 20 frames, too few for a clip or too far apart: brightness takes 8 frames at 5 a second, and two of the "
+        "video must lie within these 1.4 s; give a longer video"
+    )
     with open_source(make_video(frames=20)) as source, pytest.raises(InputError, match=words):
         run(source, model)
     path = make_video(frames=36)
@@ -154,6 +157,26 @@ def test_a_video_that_ends_before_its_first_clip_is_full_is_an_error(make_video)
         assert run(source, model).frames == 36
     with open_source(path) as source:
         assert run(source, model, limit=20).frames == 20  # as was asked
+
+
+def test_a_video_slower_than_the_model_fills_clips_with_its_frames_repeated(make_video, caplog):
+    model = clip_model(frames=8, fps=5.0, stride=2)  # the longest gap is 0.4 s, a clip spans 1.4 s
+    with open_source(make_video(frames=12, fps=2.0)) as source:
+        records, summary = records_of(source, model)
+    assert summary.frames == 12
+    # the stream begins with the second frame, and its first clip is full 1.4 s later, with the fifth
+    assert [not len(record.result) for record in records] == [True] * 4 + [False] * 8
+    rows = model.engine.seen[0]
+    same = [bool((one == other).all()) for one, other in itertools.pairwise(rows)]
+    # moments 0, 0.2, ... 1.4 s after the second frame; the middles between frames are 0.25, 0.75 and 1.25 s
+    assert same == [True, False, True, False, True, True, False]
+    assert caplog.text.count("a new clip begins") == caplog.text.count("each is taken several times") == 1
+
+
+def test_a_video_whose_frames_lie_further_apart_than_a_clip_is_long_is_an_error(make_video):
+    words = "too far apart: brightness takes 8 frames at 10 a second, and two of the video must lie within these 0.7 s"
+    with open_source(make_video(frames=9, fps=1.0)) as source, pytest.raises(InputError, match=words):
+        run(source, clip_model(frames=8, fps=10.0))
 
 
 class Camera(Source):
