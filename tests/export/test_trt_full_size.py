@@ -59,4 +59,5 @@ def test_a_full_size_model_compiles_in_half_precision(family, config, size, bill
     assert record.precision_share["f16"] > 0.99
     # multiply-adds in 10^9: of ViT-B and RT-DETR-R18 as published, of SAM's encoder counted by hand from its sizes
     assert sum(layer.work for layer in record.layers) / 1e9 == pytest.approx(billions, rel=0.1)
-    assert record.size < 1.25 * sum(value.numel() * 2 for value in traceable.module.state_dict().values())
+    weights = sum(value.nbytes for value in traceable.module.state_dict().values())
+    assert record.size < 0.7 * weights  # casts of float32 weights are folded; SAM's positions are tables of their own
