@@ -109,7 +109,7 @@ class Bundle:
             if row.pattern in serving[0].patterns:
                 raise CompileError(
                     f"{self.manifest.name} is not compiled for {target} {version} in {precision}: {row}; "
-                    f"{row.advice or 'export it again, which rewrites that'}"
+                    f"{row.advice or 'export it again with this edgevtx, or choose another precision or runtime'}"
                 )
         served = "; ".join(f"{target}{item.versions} in {', '.join(item.precisions)}" for item in graphs)
         raise CompileError(

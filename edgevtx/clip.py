@@ -117,7 +117,8 @@ class ClipBuffer:
         patience = PATIENCE * self._usual
         allowed = max(self.gap, min(patience, self.span))
         broken = abs(apart) > allowed + _SAME
-        if broken and not 0 < apart <= patience:  # of intervals that are usual `_tell` speaks, and once
+        slow = 0 < apart <= patience and self._usual > allowed  # then `_tell` says that no clip is made, and once
+        if broken and not slow:
             log.warning("frames lie %.2f s apart, allowed %.2f: a new clip begins", apart, allowed)
         if apart > 0:
             self._intervals.append(apart)

@@ -15,7 +15,7 @@ from edgevtx.bundle import Bundle
 from edgevtx.compare import compare, find_empty
 from edgevtx.decode.knn import compare_answers
 from edgevtx.engines import CompileMode, PreparedEngine, open_prepared, prepare_engine, record_verdict
-from edgevtx.errors import VerificationError
+from edgevtx.errors import CompileError, OutputError, VerificationError
 from edgevtx.golden import Golden
 from edgevtx.manifest import EXACT, REFUSED, Check, Manifest, Status, Verdict
 from edgevtx.preprocess import prepare_item
@@ -53,9 +53,10 @@ def open_proven(
 ) -> Proven:
     """Open a network's engine, and replay the golden sample where that has not been done, or `anew`.
 
-    A further network that does not pass in the precision of `options` is opened in `EXACT` where it passes there, as at
-    export. What was found stays beside both engines, so that later only the one that runs is opened. The caller closes
-    the engine. Raises as `edgevtx.engines.prepare_engine`.
+    A further network that does not pass in the precision of `options`, or cannot be compiled in it, is opened in
+    `EXACT` where it passes there, as at export. What was found stays beside both engines, so that later only the one
+    that runs is opened; what does not compile is tried again. The caller closes the engine. Raises as
+    `edgevtx.engines.prepare_engine`, about the precision asked for.
     """
 
     def prepare(precision: str) -> PreparedEngine:
@@ -65,20 +66,46 @@ def open_proven(
             made.record = msgspec.structs.replace(made.record, verdict=None)
         return made
 
-    asked = prepare(options.precision)
-    replaceable = target != "null" and _has_exact(bundle, target, part, asked.record.precision)
-    if not (replaceable and _is_refused(asked.record.verdict)):
-        found = _prove(bundle, asked)
-        if not (replaceable and _is_refused(found.verdict)):
-            return found
-        found.engine.close()
-    exact = _prove(bundle, prepare(EXACT))
-    if _is_refused(exact.verdict):
-        exact.engine.close()
+    precision = bundle.manifest.precision_of(part, target, options.precision)
+    if target == "null" or not _has_exact(bundle, target, part, precision):
+        return _prove(bundle, prepare(options.precision))
+    try:
+        asked = prepare(options.precision)
+        if not _is_refused(asked.record.verdict):
+            found = _prove(bundle, asked)
+            if not _is_refused(found.verdict):
+                return found
+            found.engine.close()
+    except CompileError as error:
+        exact = _prove_exact(bundle, prepare)
+        if exact is None:
+            raise
+        return _explained(bundle, exact, part, precision, "failed", str(error))
+    exact = _prove_exact(bundle, prepare)
+    if exact is None:
         return _prove(bundle, asked)
-    assert asked.record.verdict is not None and exact.verdict is not None
-    words = explain_kept(part, asked.record.precision, asked.record.verdict.status, asked.record.verdict.reason)
-    log.warning("%s on %s: %s", bundle.manifest.name, target, words)
+    assert asked.record.verdict is not None
+    return _explained(bundle, exact, part, precision, asked.record.verdict.status, asked.record.verdict.reason)
+
+
+def _prove_exact(bundle: Bundle, prepare: Callable[[str], PreparedEngine]) -> Proven | None:
+    """A further network in `EXACT`; None where it cannot be made, or does not pass there either."""
+    try:
+        found = _prove(bundle, prepare(EXACT))
+    except (CompileError, OutputError) as error:
+        log.warning("%s cannot be had in %s either: %s", bundle.manifest.name, EXACT, error)
+        return None
+    if _is_refused(found.verdict):
+        found.engine.close()
+        return None
+    return found
+
+
+def _explained(bundle: Bundle, exact: Proven, part: str, precision: str, status: str, reason: str) -> Proven:
+    """`exact` with the words why it is not what was asked for, which go to the log too."""
+    assert exact.verdict is not None
+    words = explain_kept(part, precision, status, reason)
+    log.warning("%s on %s: %s", bundle.manifest.name, exact.engine.target, words)
     return exact._replace(verdict=msgspec.structs.replace(exact.verdict, reason=words))
 
 

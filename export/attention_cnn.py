@@ -13,7 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from edgevtx.errors import CheckpointError
+from edgevtx.errors import CheckpointError, InputError
 from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.clips import clip_classifier
 from edgevtx.export.frames import traced_copy
@@ -38,6 +38,8 @@ def build(checkpoint: Checkpoint, options: BuildOptions) -> Traceable:
     check_batch(options.batch)
     settings = checkpoint.settings(AttentionResNetSettings)
     of_clips = settings.model_type in RECIPE.clips
+    if options.clip_fps is not None and not of_clips:
+        raise InputError(f"{settings.model_type} takes single frames and has no clips; leave --clip-fps out")
     model = checkpoint.load_module(partial(VideoResNet if of_clips else AttentionResNet, settings))
     crop = settings.image_size
     default = {"size": {"shortest_edge": round(crop * 8 / 7)}, "crop_size": {"height": crop, "width": crop}}

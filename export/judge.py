@@ -10,7 +10,7 @@ import msgspec
 
 from edgevtx.compare import find_empty
 from edgevtx.compare.tolerance import NOISIEST, SENSITIVE, TOLERANCES
-from edgevtx.errors import CompileError, InputError, RuntimeUnavailableError
+from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
 from edgevtx.export.noise import rounding_noise
 from edgevtx.export.preflight import explain_findings, preflight_file
 from edgevtx.export.recipe import Traceable, TraceablePart
@@ -108,10 +108,10 @@ def _judge_network(folder: Path, target: str, precision: str, graphs: Sequence[G
             options = EngineOptions(precision=precision)
             more, report = verify_engine(folder, graph, facts.samples, facts.manifest, options)
             checks += more
+    except (CompileError, DeviceError) as error:
+        return Judged(serving[0].file, tuple(checks), refusal=("failed", str(error)))
     except RuntimeUnavailableError as error:
         reason = f"no engine was run: {error}"
-    except CompileError as error:
-        return Judged(serving[0].file, tuple(checks), refusal=("failed", str(error)))
     return Judged(serving[0].file, tuple(checks), report, reason, _refusal(checks, precision))
 
 

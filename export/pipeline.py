@@ -284,8 +284,8 @@ def _settle(
 ) -> tuple[Manifest, tuple[Verdict, ...]]:
     """Drop the graphs and precisions that failed, unless they are to be kept, and recommend what passed.
 
-    Every graph of a further network that stays keeps `EXACT`, which graphs are judged in whatever their precision: on a
-    device where its engine fails in another one, it runs in that.
+    A further network keeps its graph for `EXACT`, in the same file or in one of its own over the same weights: on a
+    device where its engine fails in another precision, it runs in that.
     """
     refused = tuple(item for item in verdicts if item.status in REFUSED)
     served = {
@@ -294,13 +294,12 @@ def _settle(
         if options.keep_failed or item not in refused
         for part in manifest.part_names
     }
+    served |= {(target, part, EXACT) for target, part, _ in served if part}
     graphs = []
     for graph in manifest.graphs:
-        left = {precision for precision in graph.precisions if (graph.target, graph.part, precision) in served}
+        left = tuple(precision for precision in graph.precisions if (graph.target, graph.part, precision) in served)
         if left:
-            left |= {EXACT} if graph.part else set()
-            kept = tuple(precision for precision in graph.precisions if precision in left)
-            graphs.append(msgspec.structs.replace(graph, precisions=kept))
+            graphs.append(msgspec.structs.replace(graph, precisions=left))
     files = {graph.file for graph in graphs}
     for graph in manifest.graphs:
         if graph.file not in files:

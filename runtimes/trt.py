@@ -38,7 +38,7 @@ class TensorRt:
         version = ""
         try:
             version = str(self._package().__version__)
-            gpus = cuda.find_gpus(self.target)
+            gpus = self._served(cuda.find_gpus(self.target))
         except RuntimeUnavailableError as error:
             found = host.unavailable(self.target, self.target, error)
             if not version:
@@ -46,6 +46,17 @@ class TensorRt:
             advice = str(error).partition("; ")[2].removeprefix("install it with: ")  # the package is there
             return replace(found, version=version, install=advice)
         return Probe(self.target, True, version=version, devices=tuple(map(str, gpus)))
+
+    def _served(self, gpus: tuple[cuda.Gpu, ...]) -> tuple[cuda.Gpu, ...]:
+        """Those that the package compiles for; `RuntimeUnavailableError` where there is none."""
+        known = architectures(self._package())
+        served = tuple(gpu for gpu in gpus if not known or gpu.sm in known)
+        if not served:
+            raise RuntimeUnavailableError(
+                f"{self.target} was asked for, but it compiles for {', '.join(known)}, and here is "
+                f"{', '.join(map(str, gpus))}; use TensorRT, or ONNX Runtime with its CUDA provider"
+            )
+        return served
 
     def fingerprint(self, options: EngineOptions) -> dict[str, str]:
         """Version, architecture, precision and, where it is for the GPU here, its name and driver.
@@ -94,7 +105,10 @@ class TensorRt:
             loaded.leave(loaded.owner)
 
         def new_runtime() -> Runtime:
-            execution = spare.pop() if spare else Execution(loaded)
+            try:  # several threads may ask at once
+                execution = spare.pop()
+            except IndexError:
+                execution = Execution(loaded)
             return context.Context(
                 self.target, record.inputs, record.outputs, execution.run, adopt=cuda.adopt, release=execution.close
             )

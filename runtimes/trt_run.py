@@ -53,6 +53,7 @@ class Loaded:
         self.target, self.device, self.record = target, device, record
         self._trt, self._pid, self._lock = trt, os.getpid(), threading.RLock()
         self._users: set[object] = set()
+        self._gone = False
         self._engine: Any = None
         self._runtime: Any = None
         self._settings: Any = None  # both of TensorRT-RTX
@@ -100,8 +101,10 @@ class Loaded:
                 log.info("the runtime cache is not kept in %s: %s", self._cache_path.parent, disk.explain(error))
 
     def join(self, user: object) -> None:
-        """Use it from now on."""
+        """Use it from now on; `RuntimeUnavailableError` where its last user has left."""
         with self._lock:
+            if self._gone:
+                raise RuntimeUnavailableError(f"this {self.target} engine was closed; open the bundle again")
             self._users.add(user)
 
     def leave(self, user: object, drop: Step = _nothing, free: Step = _nothing) -> None:
@@ -114,12 +117,12 @@ class Loaded:
         with self._lock:  # all of it, or another's engine could go before this one's context
             if user not in self._users:
                 return
-            last = self._users == {user}
+            self._users.discard(user)  # first: the garbage collector may end another user within the steps below
+            last = self._gone = not self._users
             with _told("leaving the GPU"), self.device.current():
                 for step in (drop, self._unload if last else _nothing, free):
                     with _told("leaving the GPU"):
                         step()
-            self._users.discard(user)
             if last:
                 with _told("releasing the GPU's context"):
                     self.device.release()
@@ -316,8 +319,8 @@ class Execution:
     def _refused(self, shapes: dict[str, Shape], why: str) -> InputError:
         asked = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         return InputError(
-            f"{self._loaded.target} cannot run this engine on {asked}: {why}; resize the frame, or compile the bundle "
-            "again for other sizes"
+            f"{self._loaded.target} cannot run this engine on {asked}: {why}; give a frame nearer to square, such as "
+            "a region of it, or fewer at once"
         )
 
     def _drop_graph(self) -> None:

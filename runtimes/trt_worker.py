@@ -127,7 +127,7 @@ def explain(error: Any) -> str:
     """A `ParserError` in words: "node NAME (OPERATOR) in module PATH: what is wrong". Names are the graph's."""
     name, operator = error.node_name(), error.node_operator()
     where = f"node {name} ({operator})" if name else "the graph"
-    module = name.rpartition("/")[0]
+    module = name.partition("/")[0] if "/" in name else ""  # a rewrite's nodes are MODULE/OPERATOR/WHAT
     kind = error.code().name.lower().replace("_", " ")
     said = tidy(error.desc())
     what = kind if said in ("", "false") else f"{kind}, {said}"  # "false" is a check that has no words
@@ -196,12 +196,16 @@ class _TimingCache:
         self._config = config if target == "tensorrt" else None
         self._subject = f"timing cache of {target} {trt.__version__} on {gpu}"
         if self._config is not None:
-            config.set_timing_cache(config.create_timing_cache(cache.recall(self._subject) or b""), False)
+            earlier = config.create_timing_cache(cache.recall(self._subject) or b"")
+            # of another GPU of that architecture, or damaged: measured anew, rather than never again
+            if earlier is None or config.set_timing_cache(earlier, False) is False:
+                config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def keep(self) -> None:
         """Keep what was added."""
-        if self._config is not None:
-            cache.remember(self._subject, bytes(self._config.get_timing_cache().serialize()))
+        measured = self._config.get_timing_cache() if self._config is not None else None
+        if measured is not None:
+            cache.remember(self._subject, bytes(measured.serialize()))
 
 
 def _monitor(trt: Any, tell: Callable[[str], None]) -> Any:

@@ -122,7 +122,7 @@ def test_a_slow_stream_that_jitters_has_no_gap():
 
 
 @pytest.mark.parametrize(("silent", "begins_anew"), [(1.0, False), (1.24, False), (1.3, True), (4.0, True)])
-def test_a_slow_stream_may_lose_a_frame_but_not_stand_still(silent, begins_anew):
+def test_a_slow_stream_may_lose_a_frame_but_not_stand_still(silent, begins_anew, caplog):
     buffer = ClipBuffer(Clip(frames=32, fps=25, stride=1))  # a clip spans 1.24 s
     times = [n / 2 for n in range(6)]
     times += [times[-1] + silent + n / 2 for n in range(6)]
@@ -131,6 +131,7 @@ def test_a_slow_stream_may_lose_a_frame_but_not_stand_still(silent, begins_anew)
     mixed = [rows for rows in clips.values() if rows[0] <= 5 < rows[-1]]
     assert bool(mixed) != begins_anew
     assert clips[max(clips)][-1] == 11
+    assert (f"frames lie {silent:.2f} s apart" in caplog.text) == begins_anew
 
 
 def test_of_a_slow_stream_three_intervals_are_waited_for():

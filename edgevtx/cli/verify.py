@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
-from edgevtx.errors import CompileError, RuntimeUnavailableError, VerificationError
+from edgevtx.errors import CompileError, DeviceError, RuntimeUnavailableError, VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +108,8 @@ def replay_all(
                 progress(f"{target} {precision}")
                 try:
                     verdicts.append(replay_one(bundle, target, precision, device))
+                except DeviceError as error:  # it is here, and it failed
+                    verdicts.append(Verdict(target=target, precision=precision, status="failed", reason=str(error)))
                 except RuntimeUnavailableError as error:
                     skipped[f"{target} {precision}"] = str(error)
                 except CompileError as error:
@@ -126,13 +128,17 @@ def replay_one(bundle: Bundle, target: str, precision: str, device: str) -> Verd
 
     found = {part: replay_part(bundle, part, target, precision, device) for part in bundle.manifest.part_names}
     worst = max(found, key=lambda part: badness(found[part].status))
+    parts = {part: verdict.precision for part, verdict in found.items() if verdict.precision != precision}
     reason = "; ".join(verdict.reason for verdict in found.values() if verdict.reason)
+    at_export = bundle.manifest.verdict(target, precision)
+    if parts and not reason and at_export is not None:
+        reason = at_export.reason
     if found[worst].status in REFUSED:
         reason = f"{worst}: {found[worst].reason}" if worst else found[worst].reason
     return msgspec.structs.replace(
         found[""],
         status=found[worst].status,
-        parts={part: verdict.precision for part, verdict in found.items() if verdict.precision != precision},
+        parts=parts,
         reason=reason,
         checks=tuple(
             msgspec.structs.replace(check, name=f"{part} {check.name}".lstrip())

@@ -123,7 +123,18 @@ def test_vectors_are_counted_where_they_differ_from_the_others():
     reference = Features(features().cls, patches)
     assert compare_results(reference, reference).compared == 3  # it, the one after it, and the image's
     same = replace(reference, patches=np.ones_like(patches))
-    assert compare_results(same, same).compared == 1
+    assert compare_results(same, same).compared == 0  # the image's vector does not speak for the places
+
+
+def test_of_thousands_of_classes_none_of_which_stands_out_the_order_is_judged():
+    scores = np.float32([0.015, 0.012, 0.01])
+    reference = Classification(np.array([4, 2, 9]), scores, ("4", "2", "9"))
+    for exact in (True, False):
+        assert compare_results(reference, reference, exact=exact).compared == 3
+    swapped = replace(reference, class_ids=np.array([9, 2, 4], np.int64))
+    assert not compare_results(reference, swapped, exact=False).passed
+    alike = replace(reference, scores=np.float32([0.01, 0.01, 0.009999]))
+    assert compare_results(alike, alike).compared == 0
 
 
 def test_features_of_another_image_fail():

@@ -19,7 +19,7 @@ from edgevtx import selftest  # noqa: E402
 from edgevtx.bundle import Bundle, write_bundle  # noqa: E402
 from edgevtx.cli import cli  # noqa: E402
 from edgevtx.compare.tolerance import SENSITIVE  # noqa: E402
-from edgevtx.errors import RuntimeUnavailableError, VerificationError  # noqa: E402
+from edgevtx.errors import CompileError, RuntimeUnavailableError, VerificationError  # noqa: E402
 from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
@@ -177,6 +177,8 @@ def test_a_part_that_fails_in_bf16_keeps_fp32(export_two, photos, monkeypatch, p
     assert found.exit_code == 0, found.output
     rows = [(row["precision"], row["status"]) for row in json.loads(found.stdout)["verdicts"]]
     assert rows == [(precision, "passed-here") for precision in precisions]
+    in_bf16 = json.loads(found.stdout)["verdicts"][-1]
+    assert in_bf16["parts"] == {"match": "fp32"} and in_bf16["reason"].startswith("match runs in fp32")
     found = CliRunner().invoke(cli, ["info", str(report.bundle)], env={"COLUMNS": "200"})
     assert "openvino bf16: match runs in fp32" in found.output
 
@@ -254,6 +256,24 @@ def test_a_part_that_fails_in_bf16_on_the_device_runs_in_fp32(exported_elsewhere
     trial = [("", "bf16"), ("match", "bf16"), ("match", "fp32")]
     assert replayed == trial
     assert opened == [*trial, ("", "bf16"), ("match", "fp32")]  # the second time nothing is tried again
+
+
+@pytest.mark.parametrize("exact_too", [False, True])
+def test_a_part_that_does_not_compile_in_bf16_on_the_device_runs_in_fp32(exported_elsewhere, monkeypatch, exact_too):
+    prepare = selftest.prepare_engine
+
+    def without(bundle, target, options, **more):
+        if more["part"] == "match" and (exact_too or options.precision == "bf16"):
+            raise CompileError(f"no kernel for {options.precision}")
+        return prepare(bundle, target, options, **more)
+
+    monkeypatch.setattr(selftest, "prepare_engine", without)
+    if exact_too:
+        with pytest.raises(CompileError, match="no kernel for bf16"):  # what was asked for, and not what was tried then
+            edgevtx.load(exported_elsewhere)
+        return
+    with edgevtx.load(exported_elsewhere) as model:
+        assert (model.info.precision, model.info.part_precisions) == ("bf16", {"match": "fp32"})
 
 
 def test_verify_says_which_part_runs_in_fp32_here(exported_elsewhere, monkeypatch):

@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 import torch.nn.functional as F  # noqa: E402
 
 import edgevtx  # noqa: E402
+from edgevtx.errors import InputError  # noqa: E402
 from edgevtx.export.attention_cnn import RECIPE, build  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.models.attention_resnet import AttentionResNetSettings  # noqa: E402
@@ -139,6 +140,12 @@ def test_it_takes_clips_at_the_rate_of_its_config_of_the_user_or_of_the_paper(co
     assert made(BuildOptions(clip_fps=4.0))[0].fps == 4.0
     clip, notes = made(frame_rate=None)
     assert clip.fps == 12.5 and "12.5 frames a second are assumed" in notes[0]
+
+
+def test_a_network_of_single_frames_takes_no_rate(config_folder):
+    checkpoint = Checkpoint.open(config_folder("attention_cnn", "sagan_resnet"), seed=0)
+    with pytest.raises(InputError, match="sagan_resnet takes single frames"):
+        build(checkpoint, BuildOptions(clip_fps=4.0))
 
 
 def test_a_processor_of_clips_prepares_as_one_of_images(config_folder, photos):

@@ -34,9 +34,10 @@ def test_there_are_bundles_to_test() -> None:
 def test_an_engine_agrees_with_the_reference(bundle: Path, target: str, precision: str) -> None:
     manifest = Bundle.open(bundle).manifest
     verdict = manifest.verdict(target, precision)
-    if verdict is None or verdict.status in REFUSED:
-        why = "was not exported" if verdict is None else f"is {verdict.status}: {verdict.reason}"
-        pytest.skip(f"{target} {precision} {why}")
+    if verdict is None:
+        pytest.skip(f"{target} {precision} was not exported")
+    if verdict.status in REFUSED:  # random weights, which some low precisions do not bear: counted, and not passed over
+        pytest.xfail(f"{target} {precision} is {verdict.status}: {verdict.reason}")
     with edgevtx.load(bundle, runtime=target, precision=precision) as model:  # which replays the golden sample
         assert model.info.precision_share
         runs = manifest.precision_of("", target, precision)

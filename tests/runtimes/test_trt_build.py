@@ -338,13 +338,18 @@ class _Config:
     """What `_TimingCache` asks of an `IBuilderConfig`."""
 
     given: bytes | None = None
+    refuses: bytes | None = None  # as another device's, or as damaged
+    damaged: bytes | None = None
 
-    def create_timing_cache(self, data: bytes) -> bytes:
-        return data
+    def create_timing_cache(self, data: bytes) -> bytes | None:
+        return None if data == self.damaged else data
 
-    def set_timing_cache(self, data: bytes, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, data: bytes, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch  # another device's measurements are worth nothing
+        if data == self.refuses:
+            return False
         self.given = data
+        return True
 
     def get_timing_cache(self) -> Any:
         return SimpleNamespace(serialize=lambda: b"measured")
@@ -360,6 +365,16 @@ def test_a_timing_cache_is_kept_by_version_and_gpu(empty_cache: Path) -> None:
     rtx = _Config()
     trt_worker._TimingCache(package, "tensorrt-rtx", rtx, "sm87").keep()
     assert rtx.given is None
+
+
+@pytest.mark.parametrize("fault", ["refuses", "damaged"])
+def test_measurements_that_do_not_serve_are_made_anew(fault: str, empty_cache: Path) -> None:
+    package = SimpleNamespace(__version__="10.3.0")
+    trt_worker._TimingCache(package, "tensorrt", _Config(), "sm87").keep()
+    config = _Config()
+    setattr(config, fault, b"measured")
+    trt_worker._TimingCache(package, "tensorrt", config, "sm87")
+    assert config.given == b""
 
 
 def test_on_a_jetson_the_workspace_is_half_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

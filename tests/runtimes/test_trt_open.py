@@ -229,6 +229,15 @@ def test_a_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.version, found.install) == ("", 'pip install "edgevtx[tensorrt]"')
 
 
+def test_a_gpu_that_the_package_does_not_compile_for_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu.install(monkeypatch)
+    assert TENSORRT_RTX.probe().available
+    monkeypatch.setattr("edgevtx.runtimes.trt.architectures", lambda trt: ("sm86", "sm120"))
+    found = TENSORRT_RTX.probe()
+    assert not found.available and found.version
+    assert "compiles for sm86, sm120, and here is" in found.reason
+
+
 def test_a_machine_without_the_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "LIBRARY", "libnone.so.1")
     cuda._library.cache_clear()
