@@ -124,11 +124,13 @@ def test_a_timm_backbone_gives_the_mask_head_all_four_stages(dilation, config_fo
     backbone = traceable.reference.args[0].detr.model.backbone.model
     sizes = [one.shape[-1] for one in backbone(torch.zeros(1, 3, 128, 128)).feature_maps]
     assert sizes == [32, 16, 8, 8 if dilation else 4]
-    frame = photos["rocket"]
-    outputs, geometries = outputs_of(traceable, [frame])
-    found = detr_panoptic_answer(traceable, outputs, geometries[0])
-    check = compare_results(traceable.reference(frame), found)
-    assert check.passed and check.compared >= 20, check
+    checks = []
+    for frame in photos.values():  # on some the seeded masks merge into one segment, which proves nothing
+        outputs, geometries = outputs_of(traceable, [frame])
+        found = detr_panoptic_answer(traceable, outputs, geometries[0])
+        checks.append(compare_results(traceable.reference(frame), found))
+    assert all(check.passed for check in checks), checks
+    assert sum(check.compared for check in checks) >= 20, checks
 
 
 def detr_panoptic_answer(traceable, outputs, geometry):

@@ -46,7 +46,9 @@ def test_every_family_goes_from_checkpoint_to_the_answer_of_the_reference(family
     ]
     traceable = get_recipe(family).build(seeded(family), BuildOptions())
     clip = traceable.preprocess.clip
-    frame = photos["coffee"] if clip is None else move_over(photos["coffee"], clip.frames)  # not of the verification
+    # not of the verification; on coffee the seeded masks merge into one segment, which would prove nothing
+    photo = photos["astronaut" if family == "detr_panoptic" else "coffee"]
+    frame = photo if clip is None else move_over(photo, clip.frames)
     reference = traceable.reference(frame)
     for runtime in ("openvino", "onnxruntime"):
         with edgevtx.load(tmp_path / f"{family}.vtx", runtime=runtime) as model:
