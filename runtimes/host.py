@@ -23,8 +23,6 @@ def import_package(package: str, *, target: str, extra: str) -> Any:
     """Import a vendor's package, or raise `RuntimeUnavailableError` with the command that installs it."""
     try:
         module: ModuleType = importlib.import_module(package)
-        if module.__spec__ is not None and module.__spec__.origin is None:  # a mere folder of that name on the path
-            raise ModuleNotFoundError(name=package)
     except ModuleNotFoundError as error:
         raise RuntimeUnavailableError(
             f"runtime {target} was asked for, but the package {error.name or package} is not installed; "

@@ -124,7 +124,13 @@ class TensorRt:
         return context.engine(self.target, str(trt.__version__), str(gpu), new_runtime, release)
 
     def _package(self) -> Any:
-        return host.import_package(self.package, target=self.target, extra=self.target)
+        trt = host.import_package(self.package, target=self.target, extra=self.target)
+        if not hasattr(trt, "__version__"):  # a mere folder of that name on the path
+            raise RuntimeUnavailableError(
+                f"runtime {self.target} was asked for, but {self.package} is a folder without the package's code; "
+                f"rename it if it is yours, and install the package with: {host.install_command(self.target)}"
+            )
+        return trt
 
     def _gpu(self, options: EngineOptions) -> cuda.Gpu:
         gpus, ordinal = cuda.find_gpus(self.target), _ordinal(options)

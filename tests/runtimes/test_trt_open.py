@@ -238,6 +238,15 @@ def test_a_gpu_that_the_package_does_not_compile_for_is_not_served(monkeypatch: 
     assert "compiles for sm86, sm120, and here is" in found.reason
 
 
+def test_a_folder_of_that_name_is_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    found = TENSORRT.probe()
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    assert not found.available and "tensorrt is a folder" in found.reason
+
+
 def test_a_machine_without_the_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "LIBRARY", "libnone.so.1")
     cuda._library.cache_clear()
