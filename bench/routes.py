@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -299,7 +300,10 @@ def measure(
     others = {f"{OURS} beside {route}": ours[route] for route in times if name in HEAVY and route in ROUTES}
     report.raw[f"{name} {target} {precision}"] = {**times, **others}
     for route, reason in failed.items():
-        report.notes.append(f"{name} {target}: {route} fails: {reason[:200]}")
+        plain = re.sub(r"\x1b\[[0-9]*m", "", reason)  # torch's messages are coloured
+        note = f"{name} {target}: {route} fails: {plain[:200]}"
+        if note not in report.notes:
+            report.notes.append(note)
 
 
 @click.command()
