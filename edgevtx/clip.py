@@ -27,7 +27,7 @@ from edgevtx.prepared import Prepared, collate
 from edgevtx.preprocess import prepare
 from edgevtx.results import Classification, Result
 from edgevtx.rules import Clip
-from edgevtx.runtimes.base import Array, Arrays
+from edgevtx.runtimes.base import Array, Arrays, OnGpu
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -195,7 +195,7 @@ class ClipPredictor(Predictor):
 
     def __call__(
         self,
-        frame: Array | Sequence[Array],
+        frame: Array | OnGpu | Sequence[Array],
         *,
         threshold: float | None = None,
         top_k: int | None = None,
@@ -236,7 +236,7 @@ class ClipPredictor(Predictor):
 
     def prepare(
         self,
-        frame: Array,
+        frame: Array | OnGpu,
         *,
         time: float | None = None,
         **options: Unpack[FrameOptions],

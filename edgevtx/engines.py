@@ -110,7 +110,7 @@ def prepare_engine(
     def build(folder: Path) -> None:
         if progress:
             progress(f"compile for {target} in {options.precision}")
-        _announce(bundle, target, options)
+        _announce(bundle, target, options, gpu or options.device)
         _announce_known(graph, target, version, options.precision, gpu)
         record = _compile(backend, bundle, graph, folder, options, fingerprint)
         (folder / RECORD).write_bytes(_encode(record))
@@ -241,14 +241,14 @@ def _check(entry: Path) -> str | None:
     return None
 
 
-def _announce(bundle: Bundle, target: str, options: EngineOptions) -> None:
+def _announce(bundle: Bundle, target: str, options: EngineOptions, device: str) -> None:
     """Say on the log that a cold start compiles, and about how long: as the last time, or by the weights' size."""
     megabytes = sum(item.size for item in bundle.manifest.files) / 1e6
     # measured on 2 server cores: 1.5 to 2.5 s for 100 MB of weights, both runtimes
     expected = _earlier(bundle, target) or 1 + megabytes / 40
     log.info(
         "%s is compiled for %s on %s in %s, once on this device: about %.0f s (longer on a small board)",
-        bundle.manifest.name, target, options.gpu or options.device, options.precision, max(expected, 1),
+        bundle.manifest.name, target, device, options.precision, max(expected, 1),
     )  # fmt: skip
 
 

@@ -19,13 +19,14 @@ from edgevtx.decode import check_finite, decode
 from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine
 from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
+from edgevtx.gpu_frames import Resize, are_for_gpu, check_manifest, place
 from edgevtx.manifest import REFUSED, Manifest, badness
 from edgevtx.prepared import Prepared, collate
 from edgevtx.preprocess import prepare_item
 from edgevtx.results import Features, Result
 from edgevtx.rules import PromptDecode
 from edgevtx.runtimes import BACKENDS, get_backend, probe
-from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
+from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions, OnGpu
 from edgevtx.selftest import accept, open_proven
 from edgevtx.versions import in_range
 from edgevtx.windows import run_in_turns
@@ -45,6 +46,7 @@ class ModelInfo:
 
     Of a bundle of several networks `verdict` is the worst of theirs, times are those of all, the rest is that of the
     one that takes frames. `part_precisions` names the others that run in another precision than that one.
+    `executed_share` is as `precision_share`, of the kernels that TensorRT's inspector tells of, empty without one.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ModelInfo:
     load_seconds: float
     compile_seconds: float
     part_precisions: dict[str, str] = field(default_factory=dict)
+    executed_share: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
@@ -85,6 +88,7 @@ class Predictor:
     bank: Bank | None = None
     folder: Path | None = None  # where the bundle's files lie
     stages: dict[str, float] = field(default_factory=dict)
+    resize: Resize = field(default="host", kw_only=True)
 
     def __post_init__(self) -> None:
         self._runtime = self.engine.new_runtime()
@@ -103,7 +107,7 @@ class Predictor:
 
     def __call__(
         self,
-        frame: Array,
+        frame: Array | OnGpu,
         *,
         threshold: float | None = None,
         top_k: int | None = None,
@@ -111,8 +115,10 @@ class Predictor:
         roi: tuple[int, int, int, int] | None = None,
         rotation: int = 0,
     ) -> Result:
-        """Answer one frame (H,W,3) uint8.
+        """Answer one frame (H,W,3) uint8, of the host, or where the engine runs on a GPU also of its memory.
 
+        A frame on the GPU offers `__cuda_array_interface__` (torch, CuPy) and is as large as the network's input,
+        unless the GPU resizes (see `load`).
         `threshold`: detections must score above it; `top_k`: at most so many items, no more than the graph was
         exported with; `roi`: x0, y0, x1, y1 in px, the only part looked at; `rotation`: degrees clockwise (0, 90,
         180, 270) that make the frame upright. Results are in pixels of the frame as given. Raises `InputError`.
@@ -123,7 +129,7 @@ class Predictor:
 
     def batch(
         self,
-        frames: Sequence[Array | Sequence[Array]],
+        frames: Sequence[Array | OnGpu | Sequence[Array]],
         *,
         threshold: float | None = None,
         top_k: int | None = None,
@@ -152,7 +158,7 @@ class Predictor:
 
     def prepare(
         self,
-        frame: Array,
+        frame: Array | OnGpu,
         *,
         color: Literal["bgr", "rgb"] = "bgr",
         roi: tuple[int, int, int, int] | None = None,
@@ -178,7 +184,7 @@ class Predictor:
 
     def features(
         self,
-        frame: Array,
+        frame: Array | OnGpu,
         *,
         color: Literal["bgr", "rgb"] = "bgr",
         roi: tuple[int, int, int, int] | None = None,
@@ -234,8 +240,11 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _prepare_many(self, frames: Sequence[Array | Sequence[Array]], **options: Any) -> Prepared:
+    def _prepare_many(self, frames: Sequence[Array | OnGpu | Sequence[Array]], **options: Any) -> Prepared:
         start = perf_counter()
+        if self.engine.on_gpu and are_for_gpu(frames, self.resize):
+            placed, geometries = place(frames, self.manifest, self.resize, **options)
+            return Prepared(placed, geometries, 1e3 * (perf_counter() - start))
         times: dict[str, float] = {}
         rule = self.manifest.preprocess
         pairs = [prepare_item(frame, rule, times=times, **options) for frame in frames]
@@ -254,6 +263,7 @@ def load(
     providers: Sequence[str] = (),
     compile: Literal["auto", "never", "force"] = "auto",  # noqa: A002 -- the word that users know
     allow_unverified: bool = False,
+    resize: Resize = "host",
     progress: Callable[[str], None] | None = None,
 ) -> Predictor:
     """Open a bundle (a directory or its .vtx file) on this device.
@@ -261,15 +271,21 @@ def load(
     `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `AUTO_ORDER` that can run the bundle here.
     `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for; None takes the one it
     recommends for the runtime. `providers`: ONNX Runtime's, in order. `compile`: "never" raises `CompileError`
-    instead of compiling on a cache miss, "force" compiles again.
+    instead of compiling on a cache miss, "force" compiles again. `resize`: "gpu" has TensorRT's GPU resize frames, as
+    Pillow would; frames of the host must then stay as they are until they are answered.
 
     An engine that has not yet proven itself on this device replays the bundle's golden sample first. A further network
     that does not pass in this precision runs in fp32 where it passes there, and `info` names it. Raises
     `BundleError`, `RuntimeUnavailableError`, `CompileError`, and `VerificationError` where the verdict is
-    "failed" or "insensitive" or the replay fails, unless `allow_unverified`.
+    "failed" or "insensitive" or the replay fails, unless `allow_unverified`; `InputError` where the GPU cannot resize
+    for this bundle or runtime.
     """
     start = perf_counter()
     bundle = Bundle.open(path)
+    if resize not in ("host", "gpu"):
+        raise InputError(f'resize must be "host" or "gpu", but got {resize!r}')
+    if resize == "gpu":
+        check_manifest(bundle.manifest)
     target = choose_runtime(bundle.manifest, runtime, precision, allow_unverified=allow_unverified)
     precision = choose_precision(bundle.manifest, target, precision, allow_unverified=allow_unverified)
     options = EngineOptions(precision=precision, device=device, threads=threads, providers=tuple(providers))
@@ -280,10 +296,20 @@ def load(
             engines[part] = opened.enter_context(contextlib.closing(found.engine))
             verdicts.append(accept(bundle, found, precision, allow_unverified=allow_unverified))
             prepared.append(found.prepared)
-        info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
         engine = engines.pop("")
+        if resize == "gpu" and not engine.on_gpu:
+            raise InputError(
+                f"resize='gpu' was asked for, but {target} on {engine.device} takes frames of the host alone; use "
+                "TensorRT or TensorRT-RTX, or leave it out"
+            )
+        info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
+        info = dataclasses.replace(info, executed_share=dict(engine.executed_share))
         kind = _class_for(bundle.manifest)
-        predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root)
+        predictor = kind(bundle.manifest, info, engine, engines, bundle.bank(), bundle.root, resize=resize)
+        if resize == "gpu":  # its kernel is compiled, and seen to be right, before the first frame comes
+            opened.callback(predictor.close)
+            predictor.infer(predictor.prepare(bundle.golden().frame))
+            predictor.stages = {}
         opened.pop_all()  # from here on the predictor closes them
     log.info("%s: %s %s on %s at %s", path, target, engine.target_version, engine.device, precision)
     return predictor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -29,10 +29,12 @@ class FrameOptions(TypedDict, total=False):
 class Prepared:
     """Frames made ready for the engine: its inputs by name, and how to find the way back to each frame.
 
+    Inputs are arrays, or what a runtime on a GPU takes in their place (see `edgevtx.gpu_frames`).
+
     `milliseconds` is what that took, less `denoise_ms`, which is None where the bundle does not denoise.
     """
 
-    inputs: Arrays
+    inputs: dict[str, Any]
     geometries: tuple[Geometry, ...]
     milliseconds: float = 0.0
     denoise_ms: float | None = None
@@ -56,16 +58,11 @@ def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows 
     short one repeats its last image. Raises `InputError` where an image is not of the size that the graph was fixed
     for.
     """
-    batch, *shape = inputs[0].shape
+    batch = inputs[0].shape[0]
     if windows is not None:
         return {inputs[0].name: np.stack([view for image in images for view in cut_windows(image, windows)])}
     for image in images:
-        if any(want is not None and want != got for want, got in zip(shape, image.shape, strict=True)):
-            raise InputError(
-                f"this bundle was exported for one camera: its input is {shape[-2]}x{shape[-3]} px, but this frame "
-                f"scales to {image.shape[-2]}x{image.shape[-3]}; use frames of that camera's aspect ratio, "
-                "or export without --frame"
-            )
+        check_input(image.shape, inputs[0])
     images = images + [images[-1]] * ((batch or 0) - len(images))
     if len({image.shape for image in images}) > 1:
         pixels, valid = pad_batch(images)
@@ -74,3 +71,13 @@ def collate(images: list[Array], inputs: Sequence[TensorInfo], windows: Windows 
         valid = np.array([image.shape[-3:-1] for image in images], np.int32)
     names = [item.name for item in inputs]
     return dict(zip(names, (pixels, valid), strict=False))
+
+
+def check_input(shape: Sequence[int], pixels: TensorInfo) -> None:
+    """Raise `InputError` unless an image (h,w,3), or a clip, has the size that the graph's input was fixed for."""
+    _, *wanted = pixels.shape
+    if any(want is not None and want != got for want, got in zip(wanted, shape, strict=True)):
+        raise InputError(
+            f"this bundle was exported for one camera: its input is {wanted[-2]}x{wanted[-3]} px, but this frame "
+            f"scales to {shape[-2]}x{shape[-3]}; use frames of that camera's aspect ratio, or export without --frame"
+        )

@@ -21,11 +21,13 @@ from edgevtx.denoise import denoise
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.geometry import Geometry, Size, plan
 from edgevtx.rules import Interpolation, Letterbox, Preprocess, ResizeBackend
+from edgevtx.runtimes.base import DeviceArray, OnGpu, device_facts
 from edgevtx.threads import MOST_THREADS, cores, run_all
 
 Array = NDArray[Any]
 Frame = NDArray[np.uint8]
 
+_WANTED = "a frame must be (H, W, 3) uint8 BGR, or (H, W) where it is grey"
 # below this many source px a second thread costs more than it saves
 _THREADED_PIXELS = 300_000
 # radius in source px per unit of scale of the filters that fade to zero at their edge. Not "box": its weight jumps
@@ -34,7 +36,7 @@ _RADIUS = {"bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 
 def prepare(
-    frame: Array,
+    frame: Array | OnGpu,
     preprocess: Preprocess,
     *,
     color: Literal["bgr", "rgb"] = "bgr",
@@ -49,8 +51,8 @@ def prepare(
     x0, y0, x1, y1 in whole px of the frame, `rotation` degrees clockwise that make it upright; both are applied
     before resizing. `out` (h,w,3) uint8 takes the result and is returned; it must have the input's size. `times` is
     given the milliseconds of what is a stage of its own: "denoise", where the bundle denoises.
-    Raises `InputError` for a frame, roi, rotation or `out` that cannot be used, and `RuntimeUnavailableError`
-    where the bundle resizes or denoises with OpenCV and OpenCV is missing.
+    Raises `InputError` for a frame, roi, rotation or `out` that cannot be used, also for a frame in a GPU's memory, and
+    `RuntimeUnavailableError` where the bundle resizes or denoises with OpenCV and OpenCV is missing.
     """
     image = check_frame(frame)
     if color not in ("bgr", "rgb"):
@@ -81,7 +83,9 @@ def prepare(
     return result, geometry
 
 
-def prepare_item(item: Array | Sequence[Array], preprocess: Preprocess, **options: Any) -> tuple[Frame, Geometry]:
+def prepare_item(
+    item: Array | OnGpu | Sequence[Array], preprocess: Preprocess, **options: Any
+) -> tuple[Frame, Geometry]:
     """What the model takes as one item, a frame or a clip -> the graph's input for it, and its (last) frame's geometry.
 
     A frame gives (h,w,3) uint8 BGR as `prepare` does. A clip is (T,H,W,3) uint8 or a list of frames; of those the
@@ -156,11 +160,18 @@ def check_clip(clip: object, frames: int) -> Sequence[Array]:
 
 def check_frame(frame: object) -> Frame:
     """The frame as (H,W,3), or (H,W) where it is grey; `InputError` says what else it is and what to do."""
-    wanted = "a frame must be (H, W, 3) uint8 BGR, or (H, W) where it is grey"
     if not isinstance(frame, np.ndarray):
         hint = "the image could not be read" if frame is None else "convert it with numpy.asarray"
-        raise InputError(f"{wanted}, but got {type(frame).__name__}; {hint}")
-    found = f"{wanted}, but got {frame.shape} {frame.dtype}"
+        if device_facts(frame) is not None:
+            hint = "it is in a GPU's memory, so copy it to the host: frame.cpu().numpy() of torch, frame.get() of CuPy"
+        raise InputError(f"{_WANTED}, but got {type(frame).__name__}; {hint}")
+    check_layout(frame)
+    return frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
+
+
+def check_layout(frame: Array | DeviceArray) -> None:
+    """Raise `InputError`, with what to do, unless an array is a frame by its shape and dtype."""
+    found = f"{_WANTED}, but got {frame.shape} {frame.dtype}"
     if frame.ndim not in (2, 3):
         raise InputError(f"{found}; pass the frames of a batch one by one, or use batch([...])")
     if 0 in frame.shape:
@@ -172,7 +183,6 @@ def check_frame(frame: object) -> Frame:
         raise InputError(f"{found}{hint or '; give it three channels'}")
     if frame.dtype != np.uint8:
         raise InputError(f"{found}; {_conversion(frame.dtype)}")
-    return frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
 
 
 def _conversion(dtype: np.dtype[Any]) -> str:

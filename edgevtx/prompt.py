@@ -26,7 +26,7 @@ from edgevtx.preprocess import check_frame, state_valid
 from edgevtx.prompts import Prompts, check_inside, encode_prompts, read_prompts
 from edgevtx.results import Masks, Result
 from edgevtx.rules import PromptDecode
-from edgevtx.runtimes.base import Array, Arrays
+from edgevtx.runtimes.base import Array, Arrays, OnGpu
 from edgevtx.tokens import Tokenizer
 from edgevtx.windows import run_in_turns
 
@@ -232,7 +232,7 @@ class PromptPredictor(Predictor):
             return asked
         return asked if threshold is None else dataclasses.replace(asked, iou_threshold=float(threshold))
 
-    def _prepare_many(self, frames: Sequence[Array | Sequence[Array]], **options: Any) -> Prepared:
+    def _prepare_many(self, frames: Sequence[Array | OnGpu | Sequence[Array]], **options: Any) -> Prepared:
         return self._prepare_views(frames, self.question or self.settings, options)
 
     def _prepare_views(

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgevtx.errors import InputError
+
+if TYPE_CHECKING:
+    from edgevtx.geometry import Geometry
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -41,9 +46,66 @@ class DeviceArray:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    def __len__(self) -> int:
+        return self.shape[0]
 
-Feed = Array | DeviceArray
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames that a GPU resizes into an input (N,h,w,3) uint8 BGR, with `input_size` (h,w).
+
+    Each is (H,W,3), or (H,W) or (H,W,1) grey, uint8, of the host or of the GPU. It goes where its geometry, of rotation
+    0, says, resized with `interpolation` as Pillow does; what it leaves free is `fill`. `rgb`: its channels come in
+    that order. A frame of the host must stay as it is until the input has been used.
+    """
+
+    frames: tuple[Array | DeviceArray, ...]
+    geometries: tuple[Geometry, ...]
+    input_size: tuple[int, int]
+    interpolation: str
+    fill: int = 0
+    rgb: bool = False
+    ndim: ClassVar[int] = 4
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.frames), *self.input_size, 3
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+Feed = Array | DeviceArray | Frames
 """What a runtime that knows devices takes for an input."""
+
+
+class OnGpu(Protocol):
+    """An array in a GPU's memory: torch's, CuPy's, Numba's."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, Any]: ...
+
+
+def device_facts(value: Any) -> dict[str, Any] | None:
+    """What an array in a GPU's memory offers as `__cuda_array_interface__` (torch, CuPy, Numba); None of all else.
+
+    Raises `InputError` where it does not give itself away, as a tensor of torch that requires grad.
+    """
+    if isinstance(value, np.ndarray):
+        return None
+    try:
+        facts: dict[str, Any] | None = getattr(value, "__cuda_array_interface__", None)
+    except RuntimeError as error:
+        raise InputError(
+            f"an array on the GPU does not give its address ({str(error).partition('.')[0]}); of a tensor of torch "
+            "that requires grad give tensor.detach()"
+        ) from None
+    return facts
 
 
 @dataclass(frozen=True)
@@ -145,13 +207,19 @@ class Probe:
 
 @dataclass
 class Engine:
-    """A compiled engine in memory. `new_runtime()` makes another execution context over the same weights."""
+    """A compiled engine in memory. `new_runtime()` makes another execution context over the same weights.
+
+    With `on_gpu` its runtimes take `DeviceArray`s, what offers `__cuda_array_interface__`, and `Frames`.
+    `executed_share` is as `BuildReport.precision_share`, read from the open engine where that tells it, else empty.
+    """
 
     target: str
     target_version: str
     device: str
     new_runtime: Callable[[], Runtime]
     close: Callable[[], None] = lambda: None
+    on_gpu: bool = False
+    executed_share: dict[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -178,8 +246,6 @@ def check_feeds(
     specs: tuple[TensorSpec, ...], feeds: Mapping[str, Feed], kinds: tuple[type, ...] = (np.ndarray,)
 ) -> None:
     """Raise `InputError` unless `feeds` names exactly `specs`, each of one of `kinds` with its dtype and shape."""
-    from edgevtx.errors import InputError
-
     names = {spec.name for spec in specs}
     if missing := names - set(feeds):
         raise InputError(f"input {sorted(missing)} is missing; this engine takes {', '.join(map(str, specs))}")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgevtx.errors import RuntimeUnavailableError
-from edgevtx.runtimes.base import Array, Arrays, DeviceArray, Engine, Runtime, TensorSpec, check_feeds
+from edgevtx.runtimes.base import Array, Arrays, DeviceArray, Engine, Frames, Runtime, TensorSpec, check_feeds
 
-# what is taken is arrays, and `DeviceArray`s by a runtime that adopts them
+# what is taken is arrays, and by a runtime that adopts arrays of a device `DeviceArray`s and `Frames`
 Execute = Callable[[dict[str, Any]], Arrays]
 
 
@@ -44,7 +44,7 @@ class Context:
             check_feeds(self.inputs, feeds)
             return execute({spec.name: np.asarray(feeds[spec.name], order="C") for spec in self.inputs})
         adopted = {name: self._adopt(value) for name, value in feeds.items()}
-        check_feeds(self.inputs, adopted, (np.ndarray, DeviceArray))
+        check_feeds(self.inputs, adopted, (np.ndarray, DeviceArray, Frames))
         return execute(adopted)
 
     def close(self) -> None:
@@ -71,8 +71,10 @@ def engine(
     device: str,
     new_runtime: Callable[[], Runtime],
     release: Callable[[], None] | None = None,
+    **facts: Any,
 ) -> Engine:
-    """An `Engine` whose `close` lets go of what `new_runtime` holds, and calls `release` as a `Context` does.
+    """An `Engine` with these `facts`, whose `close` lets go of what `new_runtime` holds, and calls `release` as a
+    `Context` does.
 
     Runtimes that were opened before keep working until they are closed themselves.
     """
@@ -91,4 +93,4 @@ def engine(
         if finalizer is not None:
             finalizer()
 
-    return Engine(target=target, target_version=version, device=device, new_runtime=another, close=close)
+    return Engine(target=target, target_version=version, device=device, new_runtime=another, close=close, **facts)

@@ -1,8 +1,9 @@
-"""The one module that touches CUDA: a GPU's context, streams, events, memory and graphs, and every error by its call.
+"""The one module that touches CUDA: a GPU's context, streams, events, memory, kernels, graphs; every error by its call.
 
 pycuda does it, but for CUDA graphs and for three calls around contexts and foreign streams, which pycuda has not:
 these go to the driver's own library. The context is the GPU's primary one, which every library of the process shares
 (TensorRT, ONNX Runtime, torch). Whatever belongs to it is made, used and freed within `Device.current()`.
+A fork has none of it: what it inherits belongs to its parent, and is never freed there (see `keep_in_forks`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,7 +22,7 @@ import numpy as np
 
 from edgevtx.errors import DeviceError, InputError, RuntimeUnavailableError
 from edgevtx.runtimes import host
-from edgevtx.runtimes.base import Array, DeviceArray
+from edgevtx.runtimes.base import Array, DeviceArray, device_facts
 
 LIBRARY = "libcuda.so.1"
 ALIGNMENT = 256
@@ -72,9 +75,10 @@ def find_gpus(target: str) -> tuple[Gpu, ...]:
 def adopt(value: Any) -> Any:
     """A `DeviceArray` for what offers `__cuda_array_interface__` (torch, CuPy, Numba), anything else as it is.
 
-    Raises `InputError` where it is not C-contiguous. Protocol: numba.readthedocs.io, "CUDA Array Interface", version 3.
+    Raises `InputError` where it is not C-contiguous, or does not give its address.
+    Protocol: numba.readthedocs.io, "CUDA Array Interface", version 3.
     """
-    facts = None if isinstance(value, np.ndarray) else getattr(value, "__cuda_array_interface__", None)
+    facts = device_facts(value)
     if facts is None:
         return value
     shape, dtype, strides = tuple(facts["shape"]), np.dtype(facts["typestr"]), facts.get("strides")
@@ -105,6 +109,7 @@ class Device:
         self.gpu = gpus[ordinal]
         self.driver, self.library = _driver(target), _library()
         self._context = _call("cuDevicePrimaryCtxRetain", self.driver.Device(ordinal).retain_primary_context)
+        keep_in_forks(self)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -146,6 +151,7 @@ class Stream:
         self._driver, self._library = device.driver, device.library
         self.raw = _call("cuStreamCreate", self._driver.Stream, _NON_BLOCKING)
         self.handle = int(self.raw.handle)
+        keep_in_forks(self)
 
     def synchronize(self) -> None:
         """Wait for all work on it."""
@@ -220,6 +226,7 @@ class Buffer:
         except DeviceError:
             self._locked.free()
             raise
+        keep_in_forks(self)
 
     def upload(self, size: int, stream: Stream) -> None:
         """Copy the first `size` bytes to the GPU."""
@@ -235,11 +242,35 @@ class Buffer:
         """Copy bytes from elsewhere on the GPU."""
         _call("cuMemcpyDtoDAsync", self._driver.memcpy_dtod_async, self.pointer, pointer, size, stream.raw)
 
+    def fill(self, value: int, size: int, stream: Stream) -> None:
+        """Set the first `size` bytes that the GPU has to `value`."""
+        _call("cuMemsetD8Async", self._driver.memset_d8_async, self.pointer, value, size, stream.raw)
+
     def free(self) -> None:
         """Free both. No array over `host` may be used after it."""
         if self._own is not None:
             _call("cuMemFree", self._own.free)
         _call("cuMemFreeHost", self._locked.free)
+
+
+class Kernel:
+    """A function of a text in PTX, which the driver compiles for its GPU: no compiler of CUDA's is needed."""
+
+    THREADS = 256  # of a block
+
+    def __init__(self, device: Device, text: str, name: str) -> None:
+        self._module = _call("cuModuleLoadData", device.driver.module_from_buffer, text.encode() + b"\0")
+        self._function = _call("cuModuleGetFunction", self._module.get_function, name)
+        keep_in_forks(self)
+
+    def launch(self, threads: int, arguments: Sequence[np.number[Any]], stream: Stream) -> None:
+        """Put `threads` of it, or up to a block more, on a stream; `arguments` are of the kernel's own types."""
+        shape = {"block": (self.THREADS, 1, 1), "grid": (-(-threads // self.THREADS), 1)}
+        _call("cuLaunchKernel", functools.partial(self._function, **shape, stream=stream.raw), *arguments)
+
+    def close(self) -> None:
+        """Free it; twice is allowed."""
+        self._function = self._module = None  # pycuda unloads a module with its last name
 
 
 class Library:
@@ -256,6 +287,26 @@ class Library:
             text = ctypes.c_char_p()
             self._loaded.cuGetErrorName(code, ctypes.byref(text))
             raise _failed(name, (text.value or b"").decode() or f"CUresult {code}")
+
+
+# -- forks -----------------------------------------------------------------------------------------------------
+
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def keep_in_forks(holder: object) -> None:
+    """Have what an object's attributes hold never be freed in a fork: there, the driver would crash or hang over it."""
+    _holders.add(holder)
+
+
+def _abandon() -> None:
+    for holder in _holders:
+        for held in vars(holder).values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)
 
 
 # -- the driver ------------------------------------------------------------------------------------------------

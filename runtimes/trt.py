@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevtx.errors import InputError, RuntimeUnavailableError
-from edgevtx.runtimes import context, cuda, host, sample
+from edgevtx.runtimes import context, cuda, host, sample, trt_inspect
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
 from edgevtx.runtimes.plan import PLAN, PlanRecord, check_plan, read_plan
 from edgevtx.runtimes.trt_build import architectures, build_plan, check_gpu
@@ -121,7 +121,13 @@ class TensorRt:
         except BaseException:
             release()
             raise
-        return context.engine(self.target, str(trt.__version__), str(gpu), new_runtime, release)
+        share: dict[str, float] = {}
+        if loaded.executed is not None:
+            share = loaded.executed.share
+            trt_inspect.warn(loaded.executed, record.precision, target=self.target, device=str(gpu))
+        return context.engine(
+            self.target, str(trt.__version__), str(gpu), new_runtime, release, on_gpu=True, executed_share=share
+        )
 
     def _package(self) -> Any:
         trt = host.import_package(self.package, target=self.target, extra=self.target)

@@ -22,10 +22,11 @@ import numpy as np
 
 from edgevtx import disk
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import host, trt_log
-from edgevtx.runtimes.base import Array, Arrays, DeviceArray, TensorSpec
-from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Graph, Stream
+from edgevtx.runtimes import host, trt_inspect, trt_log
+from edgevtx.runtimes.base import Arrays, DeviceArray, Feed, Frames, TensorSpec
+from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Graph, Stream, keep_in_forks
 from edgevtx.runtimes.plan import PlanRecord, Profile
+from edgevtx.runtimes.resample import Resizer
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Loaded:
         # TensorRT-RTX captures by itself: its kernels change while it runs
         self.captures = graphs and not hasattr(trt, "CudaGraphStrategy")
         owner = object()
+        keep_in_forks(self)
         self.join(owner)
         try:
             with device.current():
@@ -70,10 +72,16 @@ class Loaded:
                 self._check_tensors(plan)
                 if hasattr(trt, "IRuntimeCache"):
                     self._configure(graphs)
+                self.executed = trt_inspect.inspect(self._inspect, plan)
         except BaseException:
             self.leave(owner)
             raise
         self.owner = owner
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a fork: its parent has the GPU, and what is on it."""
+        return os.getpid() != self._pid
 
     def new_context(self) -> Any:
         """Another execution context of TensorRT's, on the first profile; None where it fails."""
@@ -100,8 +108,17 @@ class Loaded:
             except OSError as error:
                 log.info("the runtime cache is not kept in %s: %s", self._cache_path.parent, disk.explain(error))
 
+    def check_process(self) -> None:
+        """Raise `RuntimeUnavailableError` in a fork."""
+        if self.inherited:
+            raise RuntimeUnavailableError(
+                f"this {self.target} engine was opened before the process forked, and a fork cannot use its parent's "
+                'GPU; open the bundle in each process, and start processes with the method "spawn"'
+            )
+
     def join(self, user: object) -> None:
-        """Use it from now on; `RuntimeUnavailableError` where its last user has left."""
+        """Use it from now on; `RuntimeUnavailableError` where its last user has left, and in a fork."""
+        self.check_process()
         with self._lock:
             if self._gone:
                 raise RuntimeUnavailableError(f"this {self.target} engine was closed; open the bundle again")
@@ -112,7 +129,7 @@ class Loaded:
 
         Twice is allowed. What fails on the way is told to the log: nobody can mend a GPU that is being left.
         """
-        if os.getpid() != self._pid:  # a fork cannot use the GPU, and what it holds is its parent's
+        if self.inherited:
             return
         with self._lock:  # all of it, or another's engine could go before this one's context
             if user not in self._users:
@@ -146,6 +163,10 @@ class Loaded:
                 f"{self.target} cannot open its plan {plan}: {trt_log.last_error() or 'it gave no reason'}; compile "
                 "the bundle again"
             )
+
+    def _inspect(self) -> str:
+        form = self._trt.LayerInformationFormat.JSON
+        return str(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _check_tensors(self, plan: Path) -> None:
         """Raise `CompileError` unless plan and record have the same inputs and outputs, all in the GPU's memory."""
@@ -188,9 +209,12 @@ class Execution:
         self._addresses: dict[str, int] = {}
         self._shapes: tuple[Shape, ...] | None = None
         self._graph: Graph | None = None
+        self._staged: tuple[str, ...] = ()  # the inputs that the graph copies
         self._runs, self._captures = 0, loaded.captures
+        self._resizer: Resizer | None = None
         self._context: Any = None
         self._stream: Any = None
+        keep_in_forks(self)
         loaded.join(self)
         try:
             with loaded.device.current():
@@ -202,11 +226,12 @@ class Execution:
             self.close()
             raise
 
-    def run(self, feeds: dict[str, Array | DeviceArray]) -> Arrays:
+    def run(self, feeds: dict[str, Feed]) -> Arrays:
         """Outputs by name, arrays of the caller's own; inputs are checked but for the ranges of the profiles.
 
         Raises `InputError` for shapes that no profile has, and `DeviceError` with the call that failed.
         """
+        self._loaded.check_process()  # first: in a fork the lock may be held for good
         with self._lock:
             if self._stream is None:
                 raise RuntimeUnavailableError(f"this {self._loaded.target} runtime was closed; open the bundle again")
@@ -214,13 +239,15 @@ class Execution:
                 shapes = tuple(tuple(feeds[spec.name].shape) for spec in self._record.inputs)
                 if shapes != self._shapes:
                     self._reshape(shapes)
-                staged = [spec.name for spec in self._record.inputs if self._bind(spec.name, feeds[spec.name])]
-                self._launch(staged)
+                names = (spec.name for spec in self._record.inputs)
+                self._launch(tuple(name for name in names if self._bind(name, feeds[name])))
                 self._stream.synchronize()
                 return {spec.name: self._views[spec.name].copy() for spec in self._record.outputs}
 
     def close(self) -> None:
         """Free all of it; twice is allowed."""
+        if self._loaded.inherited:
+            return
         with self._lock:
             self._loaded.leave(self, self._drop, self._free)
 
@@ -254,7 +281,7 @@ class Execution:
         self._shapes = shapes
 
     def _reserve(self, spec: TensorSpec, shape: Shape) -> None:
-        """Have a tensor's buffer hold this shape. It grows, and is never given back before `close`."""
+        """Have a tensor's buffer hold this shape. It grows as far as the profiles go, and is kept until `close`."""
         if min(shape, default=0) < 0:
             raise self._loaded.failed(f"get_tensor_shape (the shape of {spec.name} depends on values)")
         dtype = np.dtype(spec.dtype)
@@ -276,26 +303,33 @@ class Execution:
                 raise self._loaded.failed(f"set_tensor_address({name!r})")
             self._addresses[name] = pointer
 
-    def _bind(self, name: str, feed: Array | DeviceArray) -> bool:
+    def _bind(self, name: str, feed: Feed) -> bool:
         """Have an input where TensorRT reads it; whether it is in the staging buffer and still to be copied."""
-        buffer = self._buffers[name]
-        if isinstance(feed, DeviceArray):
+        buffer, pointer = self._buffers[name], self._buffers[name].pointer
+        if isinstance(feed, Frames):
+            if self._resizer is None:
+                self._resizer = Resizer(self._loaded.device, self._stream)
+            self._resizer.put(feed, buffer, self._stream)
+        elif isinstance(feed, DeviceArray):
             self._loaded.device.wait_for(feed.stream)
             if feed.nbytes and feed.pointer % ALIGNMENT == 0:
-                self._address(name, feed.pointer)
-                return False
-            if feed.nbytes:
+                pointer = feed.pointer
+            elif feed.nbytes:
                 buffer.take(feed.pointer, feed.nbytes, self._stream)
         else:
             np.copyto(self._views[name], feed)
-        self._address(name, buffer.pointer)
-        return not isinstance(feed, DeviceArray)
+        self._address(name, pointer)
+        return isinstance(feed, np.ndarray)
 
-    def _launch(self, staged: Sequence[str]) -> None:
-        """Put one run on the stream: as a graph where all inputs are staged and this shape is warm."""
-        if not self._captures or len(staged) < len(self._record.inputs):
+    def _launch(self, staged: tuple[str, ...]) -> None:
+        """Put one run on the stream: as a graph where all inputs are in their buffers and this shape is warm."""
+        own = all(self._addresses[spec.name] == self._buffers[spec.name].pointer for spec in self._record.inputs)
+        if not self._captures or not own:
             self._enqueue(staged)
             return
+        if staged != self._staged:
+            self._drop_graph()
+            self._staged = staged
         if self._graph is None and self._runs >= WARM_UP:
             try:
                 self._graph = self._stream.capture(partial(self._enqueue, staged))
@@ -338,6 +372,10 @@ class Execution:
         while self._buffers:
             with _told("freeing a buffer"):
                 self._buffers.popitem()[1].free()
+        if self._resizer is not None:
+            with _told("freeing the resizer"):
+                self._resizer.close()
+            self._resizer = None
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -16,6 +16,7 @@ from edgevtx.errors import OutputError
 from edgevtx.predictor import choose_precision, choose_runtime
 from edgevtx.runtimes.base import EngineOptions
 from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, read_plan, record_path
+from edgevtx.runtimes.trt_inspect import Executed, count, executed_path, read_executed
 from edgevtx.stream.sinks import claim
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def compile_plans(
 
 
 def write_plans(made: Sequence[Made], folder: Path, overwrite: bool) -> list[Path]:
-    """Copy plans and their records: NAME[.PART].TARGET.GPU.PRECISION.plan and .json. Raises `OutputError`."""
+    """Copy plans and their records: NAME[.PART].TARGET.GPU.PRECISION.plan and .json. Raises `OutputError`.
+
+    Of a plan that has been opened, what it executes is copied too.
+    """
     plans = {folder / _name(item.record): item.path for item in made}
     paths = [path for plan in plans for path in (plan, record_path(plan))]
     for path in paths:
@@ -76,6 +80,9 @@ def write_plans(made: Sequence[Made], folder: Path, overwrite: bool) -> list[Pat
         try:
             disk.copy_atomic(source, plan)
             disk.copy_atomic(record_path(source), record_path(plan))
+            executed_path(plan).unlink(missing_ok=True)
+            if executed_path(source).is_file():
+                disk.copy_atomic(executed_path(source), executed_path(plan))
         except OSError as error:
             raise OutputError(f"cannot write {plan}: {disk.explain(error)}") from error
     return paths
@@ -105,15 +112,21 @@ def facts(item: Made) -> dict[str, str]:
 
 def show(path: Path, as_json: bool) -> None:
     """Print what a plan is, of its record alone; raises `CompileError` where the two do not belong together."""
-    record = read_plan(path)
+    import msgspec
+
+    record, executed = read_plan(path), read_executed(path)
     check_file(path, record)
     if as_json:
-        common.print_json(record_dict(record))
+        common.print_json({**record_dict(record), "executed": msgspec.to_builtins(executed)})
         return
     out = common.console()
-    out.print(common.facts_table(describe(record)))
+    out.print(common.facts_table(describe(record, executed)))
     out.print()
-    out.print(_kinds(record))
+    layers = Counter((item.kind.replace("_", " "), item.type) for item in record.layers)
+    out.print(_kinds("layer", [(*key, number) for key, number in sorted(layers.items())]))
+    if executed is not None:
+        out.print()
+        out.print(_kinds("kernel", count(executed.kernels)))
 
 
 def record_dict(record: PlanRecord, *, layers: bool = True) -> dict[str, Any]:
@@ -124,8 +137,8 @@ def record_dict(record: PlanRecord, *, layers: bool = True) -> dict[str, Any]:
     return found if layers else {key: value for key, value in found.items() if key != "layers"}
 
 
-def describe(record: PlanRecord) -> dict[str, Any]:
-    """The record in words."""
+def describe(record: PlanRecord, executed: Executed | None = None) -> dict[str, Any]:
+    """The record in words, and what the engine inspector told where the plan was opened."""
     ranges = [
         f"{name} from {_shape(item.min)} to {_shape(item.max)}, best at {_shape(item.opt)}"
         for profile in record.profiles
@@ -136,6 +149,7 @@ def describe(record: PlanRecord) -> dict[str, Any]:
         "compiled by": f"{record.target} {record.target_version} in {common.seconds(record.compile_seconds)}",
         "for": record.gpu,
         "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
+        "executed as": common.shares(executed.share) if executed else "not told: not opened on its GPU yet",
         "inputs": ", ".join(map(str, record.inputs)),
         "outputs": ", ".join(map(str, record.outputs)),
         "shapes": "\n".join(ranges),
@@ -152,13 +166,13 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _kinds(record: PlanRecord) -> Table:
-    """How many layers of each kind compute in which type."""
+def _kinds(what: str, rows: Sequence[tuple[str, str, int]]) -> Table:
+    """How many layers or kernels of each kind compute in which type."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("kind of layer", "type", "layers"):
+    for name in (f"kind of {what}", "type", f"{what}s"):
         table.add_column(name)
-    for (kind, type_), count in sorted(Counter((item.kind, item.type) for item in record.layers).items()):
-        table.add_row(kind.replace("_", " "), type_, str(count))
+    for kind, type_, number in rows:
+        table.add_row(kind, type_, str(number))
     return table

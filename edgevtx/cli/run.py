@@ -48,6 +48,13 @@ LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate i
     type=click.IntRange(1),
     help="Of a model of clips: its frames from one answer to the next; default: the bundle's.",
 )
+@click.option(
+    "--resize",
+    type=click.Choice(["host", "gpu"]),
+    default="host",
+    show_default=True,
+    help="Who resizes frames; gpu: TensorRT's.",
+)
 @prompt_options
 @common.engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines, one object a frame.")
@@ -78,7 +85,8 @@ def command(
         opened = stack.enter_context(open_source(source))
         targets = {} if folder is None else plan_outputs(folder, opened, jsonl_only, overwrite)
         with common.stages("load the model") as progress:
-            model = stack.enter_context(load(bundle, progress=progress, **common.engine_arguments(options)))
+            arguments = {**common.engine_arguments(options), "resize": options["resize"]}
+            model = stack.enter_context(load(bundle, progress=progress, **arguments))
         click.echo(engine_words(model.info), err=True)
         set_stride(model, options["stride"])
         apply_prompts(model, options)

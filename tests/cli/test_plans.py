@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from edgevtx.cli.plans import Made, write_plans
+from edgevtx.runtimes.plan import read_plan
+from edgevtx.runtimes.trt_inspect import executed_path
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
@@ -48,6 +52,27 @@ def test_info_reads_a_plan(plans: tuple[Path, Any], rtx_bundle: Path, edgevtx_cl
     bundle = json.loads(edgevtx_cli("info", rtx_bundle, "--json").stdout)
     assert (facts["gpu"], facts["bundle"], facts["size"]) == ("sm86", bundle["digest"], path.stat().st_size)
     assert any(layer["work"] for layer in facts["layers"])
+
+
+def test_info_shows_what_an_opened_plan_executes(plans: tuple[Path, Any], tmp_path: Path, edgevtx_cli: Any) -> None:
+    source = plans[0] / "colours.tensorrt-rtx.sm86.fp32.plan"
+    assert "not opened on its GPU yet" in edgevtx_cli("info", source).stdout
+    opened = tmp_path / "engine.plan"
+    opened.write_bytes(source.read_bytes())
+    opened.with_suffix(".json").write_bytes(source.with_suffix(".json").read_bytes())
+    made = [Made(opened, read_plan(opened), cache_hit=True)]
+    kernel = {"name": "n", "kind": "gemm", "type": "f32", "tactic": "ampere_sgemm_64x64_tn", "multiplies": True}
+    executed_path(opened).write_text(json.dumps({"share": {"f32": 1.0}, "kernels": [kernel]}))
+    (tmp_path / "out").mkdir()
+    write_plans(made, tmp_path / "out", overwrite=False)
+    copied = tmp_path / "out" / source.name
+    text = edgevtx_cli("info", copied).stdout
+    assert "kind of kernel" in text and "gemm" in text and "not opened" not in text
+    facts = json.loads(edgevtx_cli("info", copied, "--json").stdout)
+    assert facts["executed"]["share"] == {"f32": 1.0}
+    executed_path(opened).unlink()
+    write_plans(made, tmp_path / "out", overwrite=True)
+    assert "not opened on its GPU yet" in edgevtx_cli("info", copied).stdout
 
 
 def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, edgevtx_cli: Any) -> None:

@@ -5,12 +5,15 @@ Memory is bytes of this process, work on a stream is a list of functions that ru
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from tests.runtimes import fake_ptx
 
 SM = "sm87"
 
@@ -236,6 +239,33 @@ def make_driver(machine: Machine) -> ModuleType:
         did("cuMemcpyDtoDAsync", size)
         machine.submit(stream.handle, lambda: np.copyto(machine.at(dest, size), machine.at(src, size)))
 
+    def fill(dest: int, value: int, size: int, stream: Any) -> None:
+        did("cuMemsetD8Async", size)
+        machine.submit(stream.handle, lambda: machine.at(dest, size).fill(value))
+
+    class Module:
+        def __init__(self, data: bytes) -> None:
+            machine.need_context("cuModuleLoadData")
+            did("cuModuleLoadData")
+            machine.made("module")
+            assert data.endswith(b"\0")
+            self._text = fake_ptx.Text(data[:-1].decode())
+
+        def get_function(self, name: str) -> Any:
+            did("cuModuleGetFunction", name)
+            assert name == self._text.name
+            return functools.partial(self._launch, self._text)
+
+        def _launch(self, text: Any, *arguments: Any, block: Any, grid: Any, stream: Any) -> None:
+            did("cuLaunchKernel", f"{grid[0]} of {block[0]}")
+            machine.submit(stream.handle, lambda: text.run(arguments, grid[0], block[0], machine.at))
+
+        def __del__(self) -> None:
+            if "_text" in vars(self):
+                machine.need_context("cuModuleUnload")
+                did("cuModuleUnload")
+                machine.made("module", -1)
+
     def locked(shape: tuple[int], dtype: Any, order: str, flags: int) -> Any:
         return np.asarray(Locked(shape[0], flags))
 
@@ -244,6 +274,7 @@ def make_driver(machine: Machine) -> ModuleType:
     module.init = lambda: did("cuInit")
     module.pagelocked_empty, module.mem_alloc = locked, Memory
     module.memcpy_htod_async, module.memcpy_dtoh_async, module.memcpy_dtod_async = upload, download, between
+    module.memset_d8_async, module.module_from_buffer = fill, Module
     module.mem_get_info = lambda: (1 << 30, 8 << 30)
     module.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
     module.device_attribute = SimpleNamespace(INTEGRATED="integrated")

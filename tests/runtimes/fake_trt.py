@@ -28,6 +28,10 @@ class Place(enum.Enum):
     DEVICE, HOST = range(2)
 
 
+class Form(enum.Enum):
+    ONELINE, JSON = range(2)
+
+
 class Strategy(enum.Enum):
     DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
 
@@ -121,6 +125,19 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
             strategy = "" if settings is None else settings.cuda_graph_strategy.name
             return Execution(self, settings) if asked("create_execution_context", strategy) else None
 
+        def create_engine_inspector(self) -> Any:
+            return Inspector(self.facts)
+
+    class Inspector(Object):
+        def __init__(self, facts: dict[str, Any]) -> None:
+            super().__init__("inspector")
+            self.facts = facts
+
+        def get_engine_information(self, form: Form) -> str:
+            if not asked("get_engine_information", form.name):
+                raise RuntimeError("no information")
+            return str(self.facts.get("inspector", '{"Layers": []}'))
+
     class Execution(Object):
         def __init__(self, engine: Engine, settings: Any) -> None:
             super().__init__("context")
@@ -189,6 +206,7 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
     module: Any = ModuleType(name)
     module.__version__ = version
     module.ILogger, module.Runtime, module.TensorIOMode, module.TensorLocation = Logger, Runtime, Mode, Place
+    module.LayerInformationFormat = Form
     if name == "tensorrt_rtx":
         module.IRuntimeCache, module.CudaGraphStrategy = Cache, Strategy
         module.ComputeCapability = SimpleNamespace(__members__={SM.upper(): 0, "SM89": 1})

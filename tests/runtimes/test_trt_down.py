@@ -183,11 +183,27 @@ def test_an_interpreter_s_exit_takes_down_in_order(case: str, tmp_path: Path) ->
     assert freed[0].count("delete_context") == 2
 
 
-def test_a_fork_leaves_its_parent_s_gpu_alone(tmp_path: Path) -> None:
+FORKED = {
+    "closed": "first.close(); engine.close(); tell(); os._exit(0)",
+    "forgotten, then collected": "del first, second, engine; gc.collect(); tell(); os._exit(0)",
+    "left to the interpreter's exit": "sys.exit()",
+    "in the middle of a run": "first._execute.__self__._lock.acquire(); first.close(); tell(); os._exit(0)",
+    "run and cloned": (
+        "for work in (lambda: first.run(inputs), lambda: (engine.new_runtime(), engine.new_runtime())):\n"
+        "        try:\n            work()\n"
+        "        except edgevtx.EdgevtxError as error:\n            assert 'spawn' in str(error), error\n"
+        "        else:\n            raise SystemExit('it ran')\n"
+        "    assert not machine.calls, machine.calls\n    tell(); os._exit(0)"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORKED)
+def test_a_fork_leaves_its_parent_s_gpu_alone(case: str, tmp_path: Path) -> None:
     more = (
-        "import os\nchild = os.fork()\n"
-        "if not child:\n    first.close(); engine.close(); tell(); os._exit(0)\n"
-        "os.waitpid(child, 0)\n"
+        "import gc, os\nmachine.calls.clear()\nchild = os.fork()\n"
+        f"if not child:\n    {FORKED[case]}\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
     )
     child, parent = run_script(more, tmp_path).splitlines()
     assert child.startswith(" {")  # nothing was freed

@@ -6,22 +6,19 @@ These tests hold the order and the arguments of our calls. They show nothing of 
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 import edgevtx
-from edgevtx.bundle import write_bundle
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.manifest import Graph
-from edgevtx.rules import PyramidDecode
-from edgevtx.runtimes import cuda, trt, trt_run
-from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
+from edgevtx.runtimes import cuda, trt_run
+from edgevtx.runtimes.base import Engine, EngineOptions
 from edgevtx.runtimes.plan import PLAN
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
 from tests.runtimes import fake_gpu
@@ -290,41 +287,19 @@ def test_a_device_that_is_none_is_an_input_error(machine: Machine) -> None:
 
 
 def test_a_bundle_is_compiled_opened_proven_and_answers(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, tiny_parts: Callable[..., Any], empty_cache: Path, tmp_path: Path
+    machine: Machine, tensorrt_bundle: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts = tiny_parts()
-    wanted = parts.graph.reference(parts.graph.pixels)
-    asked: list[EngineOptions] = []
-
-    def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
-        asked.append(options)
-        ends = (parts.manifest.inputs, parts.manifest.outputs)
-        inputs, outputs = (tuple(TensorSpec(item.name, item.shape, item.dtype) for item in end) for end in ends)
-        answers = {name: (array.dtype.name, array.tolist()) for name, array in wanted.items()}
-        record = make_record(profiles=(), inputs=inputs, outputs=outputs)
-        write_plan(folder, record, answers=answers)
-        return BuildReport("tensorrt", "10.3.0", options.gpu, {"bf16": 1.0}, 1.0)
-
-    monkeypatch.setattr(trt, "build_plan", build)
-    row = Graph(
-        file="graph.tensorrt.onnx", target="tensorrt", variant="", versions=">=10.3", precisions=("bf16",), opset=17
-    )
-    (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
-    manifest = msgspec.structs.replace(
-        parts.manifest,
-        task="embed",
-        decode=PyramidDecode(maps=("scores",), strides=(4,)),
-        graphs=(*parts.manifest.graphs, row),
-    )
-    path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
+    caplog.set_level(logging.INFO)
+    made = tensorrt_bundle()
     options: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
     for hit in (False, True):
-        with edgevtx.load(path, **options) as model:
+        with edgevtx.load(made.path, **options) as model:
             assert (model.info.cache_hit, model.info.runtime_version) == (hit, "10.3.0")
             assert model.info.verdict == "passed-here"  # the golden sample has passed
-            found = model.clone().infer(model.prepare(parts.graph.pixels[0]))
-            np.testing.assert_array_equal(found["scores"], wanted["scores"])
-    assert [item.gpu for item in asked] == ["sm87"]
+            found = model.clone().infer(model.prepare(made.pixels[0]))
+            np.testing.assert_array_equal(found["scores"], made.wanted["scores"])
+    assert [item.gpu for item in made.asked] == ["sm87"]
+    assert "is compiled for tensorrt on sm87 in bf16" in caplog.text
     gc.collect()
     assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
 
@@ -334,8 +309,10 @@ CALLED = {
     "Runtime": ("deserialize_cuda_engine",),
     "ICudaEngine": (
         "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_location", "create_execution_context",
-        "create_runtime_config",
+        "create_runtime_config", "create_engine_inspector",
     ),
+    "EngineInspector": ("get_engine_information",),
+    "LayerInformationFormat": ("JSON",),
     "IExecutionContext": (
         "active_optimization_profile", "set_optimization_profile_async", "set_input_shape", "infer_shapes",
         "get_tensor_shape", "set_tensor_address", "execute_async_v3",

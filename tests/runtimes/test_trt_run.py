@@ -5,6 +5,7 @@ These tests hold the order and the arguments of our calls. They show nothing of 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -55,6 +56,17 @@ def test_a_larger_shape_grows_its_buffers_and_a_smaller_one_keeps_them(
     assert is_right(runtime, feeds(height=8, batch=2))
     assert machine.count("cuMemAlloc") == machine.count("cuMemFree") == 0
     assert not crashes(machine)
+
+
+def test_buffers_grow_no_further_than_the_profiles(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan().new_runtime()
+    for height, batch in itertools.product(range(1, 20), (1, 2, 3)):
+        if height <= 16 and batch <= 2:
+            assert is_right(runtime, feeds(height=height, batch=batch))
+            continue
+        with pytest.raises(InputError, match="cannot run this engine on"):
+            runtime.run(feeds(height=height, batch=batch))
+    assert sum(array.nbytes for array in machine.memory.values()) == 2 * 16 * 4 * 3 + 2 * 2 * 4 + 2 * 4
 
 
 def test_outputs_belong_to_the_caller(machine: Machine, open_plan: Callable[..., Engine]) -> None:
@@ -180,12 +192,28 @@ def test_an_array_on_the_gpu_is_taken_as_it_is(machine: Machine, open_plan: Call
         assert is_right(runtime, feeds(seed=seed))
 
 
+def test_arrays_of_many_addresses_are_read_each_in_its_place(
+    machine: Machine, open_plan: Callable[..., Engine]
+) -> None:
+    runtime = open_plan().new_runtime()
+    for seed in range(2 * trt_run.WARM_UP + 2):
+        inputs = feeds(seed=seed)
+        given = {name: fake_gpu.pointer_of(machine, array) for name, array in inputs.items()}
+        assert (runtime.run(given)["scores"] == answer(inputs)).all()
+    assert machine.count("cuStreamBeginCapture_v2") == 0  # a graph would read one address for good
+
+
 def test_an_array_that_is_not_aligned_is_copied_on_the_gpu(machine: Machine, open_plan: Callable[..., Engine]) -> None:
     runtime, inputs = open_plan().new_runtime(), feeds()
     given = fake_gpu.pointer_of(machine, inputs["pixels"], offset=12)
     machine.calls.clear()
-    assert (runtime.run({**inputs, "pixels": given})["scores"] == answer(inputs)).all()
-    assert "cuMemcpyDtoDAsync 48" in machine.calls
+    for _ in range(4):
+        assert (runtime.run({**inputs, "pixels": given})["scores"] == answer(inputs)).all()
+    assert machine.count("cuMemcpyDtoDAsync") == 4
+    assert machine.count("cuGraphLaunch") == 3  # it lies where it always does, so a graph can read it
+    for seed in range(3):  # another graph, which copies the pixels too
+        assert is_right(runtime, feeds(seed=seed))
+    assert machine.count("cuGraphInstantiateWithFlags") == 2
 
 
 @pytest.mark.parametrize(
@@ -229,6 +257,20 @@ def test_a_wrong_array_on_the_gpu_is_an_input_error(
     given.__cuda_array_interface__ |= change
     with pytest.raises(InputError, match=message):
         runtime.run({**inputs, "pixels": given})
+
+
+class OfTorch:
+    """A tensor on the GPU that requires grad, which refuses its address in torch's words."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad. If gradients aren't ...")
+
+
+def test_a_tensor_that_requires_grad_is_told_to_be_detached(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan().new_runtime()
+    with pytest.raises(InputError, match=r"requires grad\).*give tensor\.detach\(\)"):
+        runtime.run({**feeds(), "pixels": OfTorch()})
 
 
 def test_strides_of_a_contiguous_array_are_taken() -> None:

@@ -26,6 +26,8 @@ SIZE = (24, 32)
 class Brightness:
     """An engine whose class ids are the mean brightness of each frame of the clip; it takes `seconds`."""
 
+    on_gpu = False
+
     def __init__(self, seconds=0.0):
         self.seconds, self.seen = seconds, []
 

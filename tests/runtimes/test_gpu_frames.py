@@ -1,0 +1,138 @@
+"""Frames in a GPU's memory at the level of users, on a GPU that only records what is asked of it (`fake_gpu`).
+
+These tests hold the order and the arguments of our calls. They show nothing of a GPU: see tests/gpu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgevtx
+from edgevtx.errors import InputError
+from edgevtx.rules import Exact, Preprocess
+from edgevtx.runtimes import trt_run
+from tests.runtimes.fake_gpu import Machine, crashes, pointer_of
+
+ON_GPU: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
+
+
+@pytest.fixture
+def made(tensorrt_bundle: Callable[..., Any]) -> Any:
+    return tensorrt_bundle()
+
+
+@pytest.fixture
+def model(made: Any) -> Iterator[Any]:
+    with edgevtx.load(made.path, **ON_GPU) as opened:
+        yield opened
+
+
+@pytest.fixture
+def resizing(made: Any) -> Iterator[Any]:
+    with edgevtx.load(made.path, resize="gpu", **ON_GPU) as opened:
+        yield opened
+
+
+def answer(model: Any, frame: Any, **options: Any) -> Any:
+    """The scores; the tiny network has no task that could be decoded."""
+    return model.infer(model.prepare(frame, **options))["scores"]
+
+
+def test_a_frame_of_the_network_s_size_goes_in_as_it_is(machine: Machine, made: Any, model: Any) -> None:
+    given = pointer_of(machine, made.pixels[0])
+    machine.calls.clear()
+    prepared = model.prepare(given)
+    assert not machine.calls  # another thread may prepare
+    np.testing.assert_array_equal(model.infer(prepared)["scores"], made.wanted["scores"])
+    assert f"set_tensor_address pixels {given.__cuda_array_interface__['data'][0]}" in machine.calls
+    assert not [call for call in machine.calls if "HtoD" in call or "DtoD" in call]
+    assert prepared.geometries[0].frame_size == (32, 48)
+    machine.calls.clear()
+    answer(model, made.pixels[0])  # and the staging buffer is bound again
+    assert "cuMemcpyHtoDAsync 4608" in machine.calls and not crashes(machine)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [((64, 96, 3), {}), ((32, 48), {}), ((32, 48, 3), {"color": "rgb"}), ((32, 48, 3), {"roi": (0, 0, 48, 16)})],
+)
+def test_another_frame_wants_the_gpu_to_resize(
+    machine: Machine, model: Any, resizing: Any, shape: Any, options: Any
+) -> None:
+    given = pointer_of(machine, np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match=r"as it is where it is \(32, 48, 3\) uint8 BGR.*resize='gpu', or copy"):
+        model(given, **options)
+    answer(resizing, given, **options)
+    assert resizing.prepare(given, **options).geometries[0].frame_size == shape[:2]
+
+
+def test_frames_of_host_and_gpu_are_resized_before_the_engine_on_its_stream(
+    machine: Machine, made: Any, resizing: Any
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    for given, copied in ((frame, True), (pointer_of(machine, frame), False)):
+        answer(resizing, given)
+        machine.calls.clear()
+        np.testing.assert_array_equal(answer(resizing, given), made.wanted["scores"])
+        kept = ("cuMemcpyHtoD", "cuLaunchKernel", "cuGraphLaunch", "execute_async_v3", "cuStreamSynchronize")
+        done = [call for call in machine.calls if call.startswith(kept)]
+        upload = int(done[0].split()[1])
+        assert (upload > frame.nbytes) == copied  # without the frame it is the tables of weights alone
+        names = [call.split()[0] for call in done[1:]]
+        assert names[:2] == ["cuLaunchKernel"] * 2 and names[-1] == "cuStreamSynchronize"
+        assert machine.count("cuStreamSynchronize") == 1
+
+
+def test_what_was_resized_is_run_as_a_graph(machine: Machine, made: Any, resizing: Any) -> None:
+    for _ in range(trt_run.WARM_UP + 2):
+        answer(resizing, np.zeros((60, 90, 3), np.uint8))
+    machine.calls.clear()
+    answer(resizing, np.zeros((60, 90, 3), np.uint8))
+    assert machine.count("cuGraphLaunch") == 1 and machine.count("execute_async_v3") == 0
+
+
+def test_clones_resize_too_and_all_is_taken_down(machine: Machine, made: Any, resizing: Any) -> None:
+    other = resizing.clone()
+    np.testing.assert_array_equal(answer(other, np.zeros((60, 90, 3), np.uint8)), made.wanted["scores"])
+    assert machine.left()["module"] == 2
+    for closed in (resizing, other):
+        closed.close()
+    assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
+    names = machine.names()
+    assert names.index("cuModuleUnload") < names.index("cuDevicePrimaryCtxRelease")
+
+
+def test_an_engine_on_the_processor_says_to_copy(machine: Machine, made: Any) -> None:
+    given = pointer_of(machine, made.pixels[0])
+    with edgevtx.load(made.path, runtime="null", allow_unverified=True) as model:
+        with pytest.raises(InputError, match=r"in a GPU's memory, so copy it to the host: frame\.cpu\(\)\.numpy\(\)"):
+            model(given)
+        with pytest.raises(InputError, match="in a GPU's memory"):
+            model.batch([given, made.pixels[0]])
+    with pytest.raises(InputError, match=r"resize='gpu' was asked for, but null on CPU takes frames of the host"):
+        edgevtx.load(made.path, runtime="null", allow_unverified=True, resize="gpu")
+
+
+def test_a_bundle_whose_frames_are_the_host_s_is_refused_before_it_is_compiled(
+    machine: Machine, tensorrt_bundle: Callable[..., Any]
+) -> None:
+    rule = Preprocess(
+        size=Exact(height=32, width=48), interpolation="nearest", scale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    made = tensorrt_bundle(preprocess=rule)
+    with pytest.raises(InputError, match="resizes with 'nearest', which is not done on the GPU"):
+        edgevtx.load(made.path, resize="gpu", **ON_GPU)
+    with pytest.raises(InputError, match='resize must be "host" or "gpu"'):
+        edgevtx.load(made.path, resize="cuda", **ON_GPU)
+    assert not made.asked
+
+
+def test_a_gpu_that_cannot_compile_the_kernel_leaves_nothing(machine: Machine, made: Any) -> None:
+    machine.failing.add("cuModuleLoadData")
+    with pytest.raises(edgevtx.EdgevtxError, match="cuModuleLoadData failed"):
+        edgevtx.load(made.path, resize="gpu", **ON_GPU)
+    assert machine.left() == {} and machine.retained == 0
