@@ -1,8 +1,8 @@
 """NVIDIA engines on this GPU, beside torch in the same run and beside the time that bytes and operations allow.
 
-For each model, interleaved: the engine without and with a CUDA graph, the whole call of the predictor, torch eager and
-`torch.compile` under fp16 autocast, and ONNX Runtime's CUDA provider in fp32. All take uint8 pixels of the host and
-give arrays of the host; "on the GPU" has its pixels there already.
+For each model, interleaved: the engine without and with a CUDA graph, the whole call of the predictor with the host's
+and with the GPU's resize, torch eager and `torch.compile` under fp16 autocast, and ONNX Runtime's CUDA provider in
+fp32. All take uint8 pixels of the host and give arrays of the host; "on the GPU" has its pixels there already.
 
 What bytes and operations allow: the plan's bytes, its inputs and outputs once over the memory, or its multiply-adds on
 the matrix units, whichever takes longer. Both rates are measured here, by a copy of 1 GB and by a product of 8192x8192
@@ -81,11 +81,14 @@ def measure_rates(torch: Any) -> Rates:
 
 
 @contextlib.contextmanager
-def engines(path: Path, target: str, inputs: dict[str, Any]) -> Iterator[tuple[dict[str, Callable[[], object]], Any]]:
-    """The ways to run a target's fp16 engine, by name, and its plan's record."""
+def engines(
+    path: Path, target: str, inputs: dict[str, Any], notes: list[str]
+) -> Iterator[tuple[dict[str, Callable[[], object]], Any]]:
+    """The ways to run a target's fp16 engine, by name, and its plan's record; what it lacks is noted."""
     import edgevtx
     from edgevtx.bundle import Bundle
     from edgevtx.engines import prepare_engine
+    from edgevtx.errors import InputError
     from edgevtx.runtimes import get_backend
     from edgevtx.runtimes.base import EngineOptions
     from edgevtx.runtimes.plan import PLAN, read_plan
@@ -107,6 +110,14 @@ def engines(path: Path, target: str, inputs: dict[str, Any]) -> Iterator[tuple[d
             edgevtx.load(path, runtime=target, precision="fp16", device="GPU", allow_unverified=True)
         )
         work[f"{target} whole call"] = lambda: model(next(frames))
+        try:
+            resizing = opened.enter_context(
+                edgevtx.load(path, runtime=target, precision="fp16", device="GPU", allow_unverified=True, resize="gpu")
+            )
+        except InputError as error:
+            notes.append(f"{path.name}: {error}")
+        else:
+            work[f"{target} whole call, GPU resize"] = lambda: resizing(next(frames))
         yield work, read_plan(made.folder / PLAN)
 
 
@@ -194,19 +205,19 @@ def main(rounds: int, warmup: int, targets: tuple[str, ...], names: tuple[str, .
     for name in names:
         print(f"{name} ...", flush=True)
         path = bundle_for(MODELS[name], here)
-        inputs = golden_inputs(path)
+        inputs, outputs = golden_sample(path)
         with contextlib.ExitStack() as opened:
             work: dict[str, Callable[[], object]] = {}
             allowed: dict[str, float] = {}
             for target in here:
                 try:
-                    ways, record = opened.enter_context(engines(path, target, inputs))
+                    ways, record = opened.enter_context(engines(path, target, inputs, report.notes))
                 except EdgevtxError as error:
                     report.notes.append(f"{name} on {target} was not run: {error}")
                     continue
                 work |= ways
                 if rates is not None and not record.profiles:  # of dynamic sizes the work is not known
-                    size = record.size + sum(array.nbytes for array in inputs.values())
+                    size = record.size + sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
                     allowed |= dict.fromkeys(ways, rates.allow(size, sum(layer.work for layer in record.layers)))
             try:
                 work["onnxruntime CUDA fp32"] = opened.enter_context(cuda_provider(path, inputs))
@@ -226,11 +237,12 @@ def main(rounds: int, warmup: int, targets: tuple[str, ...], names: tuple[str, .
     report.finish(*(() if out is None else (out,)))
 
 
-def golden_inputs(path: Path) -> dict[str, Any]:
-    """The inputs of a bundle's golden sample."""
+def golden_sample(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs and outputs of a bundle's golden sample."""
     from edgevtx.bundle import Bundle
 
-    return {name: np.ascontiguousarray(array) for name, array in Bundle.open(path).golden().inputs.items()}
+    golden = Bundle.open(path).golden()
+    return {name: np.ascontiguousarray(array) for name, array in golden.inputs.items()}, golden.outputs
 
 
 if __name__ == "__main__":
