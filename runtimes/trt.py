@@ -61,14 +61,20 @@ class TensorRt:
     def fingerprint(self, options: EngineOptions) -> dict[str, str]:
         """Version, architecture, precision and, where it is for the GPU here, its name and driver.
 
-        How much memory the builder had is no part of it.
+        What was asked of the plan is no part of it: of plans that differ in that alone one is kept.
         """
         trt = self._package()
         options = self._settle(trt, options)
         facts = {self.target: str(trt.__version__), "gpu": options.gpu, "precision": options.precision}
         if options.gpu not in architectures(trt):  # compiled and measured on the device itself
-            facts |= {"device name": self._gpu(options).name, "driver": host.nvidia_driver()}
+            facts |= self.place(options)
         return facts
+
+    def place(self, options: EngineOptions) -> dict[str, str]:
+        """The GPU's name and driver; nothing where none is here that serves."""
+        if not self.probe().available:
+            return {}
+        return {"device name": self._gpu(options).name, "driver": host.nvidia_driver()}
 
     def build(self, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         """Compile `graph` into a plan and its record under `folder`; see `trt_build.build_plan`.

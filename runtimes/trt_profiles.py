@@ -1,7 +1,8 @@
-"""Which shapes a plan is to take where the graph leaves them open: one optimisation profile for all dynamic inputs.
+"""Which shapes a plan is to take where the graph leaves them open: optimisation profiles for all dynamic inputs.
 
-TensorRT chooses kernels for one shape, "opt", and plans its memory for the largest one. Sizes follow from the bundle's
-own size rule, the usual shape from its golden sample.
+TensorRT chooses kernels for one shape of each profile, "opt", and plans its memory for the largest one. Sizes follow
+from the bundle's own size rule, or from the frames that the plan is asked to serve; the usual shape is that of the
+golden sample.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgevtx.geometry import resized_size
+from edgevtx.geometry import Size, resized_size
 from edgevtx.rules import SizeRule
-from edgevtx.runtimes.base import Array
+from edgevtx.runtimes.base import Array, PlanOptions
 from edgevtx.runtimes.plan import Profile, ShapeRange
+from edgevtx.runtimes.trt_run import choose_profile
 
 WIDEST = 2.4
 """The aspect ratio, upright or lying, up to which every frame is taken: ultra-wide cameras have 21:9."""
@@ -33,19 +35,41 @@ class OpenInput:
     names: tuple[str, ...]
 
 
-def profile(inputs: Sequence[OpenInput], example: Mapping[str, Array], size: SizeRule | None) -> Profile:
-    """The range of every dynamic input, by name; empty where all are static.
+def profiles(
+    inputs: Sequence[OpenInput], example: Mapping[str, Array], size: SizeRule | None, asked: PlanOptions
+) -> tuple[Profile, ...]:
+    """The ranges of every dynamic input, by name; none where all are static.
 
-    `example` holds inputs as they usually are (the golden sample's), `size` the rule that frames are resized by.
+    One profile for each size that `asked.frames` have in the network, or one for all sizes that are usual, and one for
+    the example where no other takes it: every engine replays it. `example` holds inputs as they usually are (the golden
+    sample's), `size` the rule that frames are resized by.
     """
-    sides = _sides(size)
+    opened = [item for item in inputs if None in item.shape]
+    if not opened:
+        return ()
+    counts = {**COUNTS, **({"batch": (1, asked.batch)} if asked.batch else {})}
+    found: list[Profile] = []
+    for sides in _sides(size, asked.frames):
+        ranges = _profile(opened, example, {**counts, **sides}, asked.batch)
+        if ranges not in found:
+            found.append(ranges)
+    own = {item.name: example[item.name].shape for item in opened if item.name in example}
+    if len(own) == len(opened) and choose_profile(found, own) is None:
+        found.append({name: ShapeRange(shape, shape, shape) for name, shape in own.items()})
+    return tuple(found)
+
+
+def _profile(
+    opened: Sequence[OpenInput],
+    example: Mapping[str, Array],
+    known: Mapping[str, tuple[int, int]],
+    batch: int | None,
+) -> Profile:
     found: Profile = {}
-    for item in inputs:
-        if None not in item.shape:
-            continue
+    for item in opened:
         usual = example[item.name].shape if item.name in example else (None,) * len(item.shape)
         ranges = [
-            (fixed,) * 3 if fixed is not None else _range(name, axis, have, sides)
+            (fixed,) * 3 if fixed is not None else _range(name, axis, have, known, batch)
             for axis, (fixed, name, have) in enumerate(zip(item.shape, item.names, usual, strict=True))
         ]
         least, opt, most = zip(*ranges, strict=True)
@@ -53,24 +77,32 @@ def profile(inputs: Sequence[OpenInput], example: Mapping[str, Array], size: Siz
     return found
 
 
-def _range(name: str, axis: int, usual: int | None, sides: Mapping[str, tuple[int, int]]) -> tuple[int, int, int]:
-    """(min, opt, max) of a dimension; the usual one is always within."""
-    known = {**COUNTS, **sides}
+def _range(
+    name: str, axis: int, usual: int | None, known: Mapping[str, tuple[int, int]], batch: int | None
+) -> tuple[int, int, int]:
+    """(min, opt, max) of a dimension. Kernels are chosen for the batch that was asked for, else for what is usual."""
     if name not in known and axis == 0:
         name = "batch"
+    if name == "batch" and batch:
+        usual = batch
     if name in known:
         least, most = known[name]
         opt = usual if usual is not None else least or most
-    else:
-        opt = _USUAL if usual is None else usual
-        least, most = max(1, opt // _SPREAD), opt * _SPREAD
-    return min(least, opt), opt, max(most, opt)
+        return least, min(max(opt, least), most), most
+    opt = _USUAL if usual is None else usual
+    return max(1, opt // _SPREAD), opt, opt * _SPREAD
 
 
-def _sides(size: SizeRule | None) -> dict[str, tuple[int, int]]:
-    """The least and the largest height and width of frames that are no wider, or higher, than `WIDEST`."""
+def _sides(size: SizeRule | None, frames: Sequence[Size]) -> list[dict[str, tuple[int, int]]]:
+    """The least and the largest height and width in the network: of each of the frames, or of all that are usual.
+
+    Usual is a frame that is no wider, or higher, than `WIDEST`.
+    """
     if size is None:
-        return {}
-    frames = [(1000, 1000), (1000, int(1000 * WIDEST)), (int(1000 * WIDEST), 1000)]
-    heights, widths = zip(*(resized_size(frame, size) for frame in frames), strict=True)
-    return {"height": (min(heights), max(heights)), "width": (min(widths), max(widths))}
+        return [{}]
+    if frames:
+        sizes = dict.fromkeys(resized_size(frame, size) for frame in frames)
+        return [{"height": (height, height), "width": (width, width)} for height, width in sizes]
+    usual = [(1000, 1000), (1000, int(1000 * WIDEST)), (int(1000 * WIDEST), 1000)]
+    heights, widths = zip(*(resized_size(frame, size) for frame in usual), strict=True)
+    return [{"height": (min(heights), max(heights)), "width": (min(widths), max(widths))}]

@@ -232,7 +232,7 @@ class Execution:
         active = self._context.active_optimization_profile
         profile = choose_profile(self._record.profiles, named, active)
         if profile is None:
-            raise self._refused(named, f"it was compiled for {describe_profiles(self._record.profiles)}")
+            raise self._beyond(named)
         if profile != active:
             if not self._context.set_optimization_profile_async(profile, self._stream.handle):
                 raise self._loaded.failed("set_optimization_profile_async")
@@ -315,6 +315,17 @@ class Execution:
             raise self._loaded.failed("execute_async_v3")
         for spec in self._record.outputs:
             self._buffers[spec.name].download(self._views[spec.name].nbytes, self._stream)
+
+    def _beyond(self, shapes: dict[str, Shape]) -> InputError:
+        """No profile takes these shapes: which are there, and the command that makes one for them."""
+        record = self._record
+        first = next(iter(shapes.values()))
+        size = f" --frame {first[-2]}x{first[-3]}" if len(first) > 3 else ""
+        return self._refused(
+            shapes,
+            f"it was compiled for {describe_profiles(record.profiles)}; a plan that serves this is made with: edgevtx "
+            f"compile BUNDLE --target {record.target} --precision {record.precision} --batch {first[0]}{size}",
+        )
 
     def _refused(self, shapes: dict[str, Shape], why: str) -> InputError:
         asked = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
