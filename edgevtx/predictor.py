@@ -256,8 +256,8 @@ def load(
 
     `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `edgevtx.choose.AUTO_ORDER` that can run the
     bundle here. `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for; None takes the
-    one it recommends for the runtime, or the next where the device does not have that. `providers`: ONNX Runtime's, in order. `compile`: "never" raises `CompileError`
-    instead of compiling on a cache miss, "force" compiles again.
+    one it recommends for the runtime, or the next where the device does not have that. `providers`: ONNX Runtime's, in
+    order. `compile`: "never" raises `CompileError` instead of compiling on a cache miss, "force" compiles again.
 
     An engine that has not yet proven itself on this device replays the bundle's golden sample first. A further network
     that does not pass in this precision runs in fp32 where it passes there, and `info` names it. Raises

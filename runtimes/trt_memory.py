@@ -91,7 +91,7 @@ def free_mb() -> int:
 
 
 def process_mb(pid: int) -> int:
-    """What a process has of the memory and of the swap space, in MiB, without the files that it maps; 0 once it ended."""
+    """What a process has of the memory and of the swap space, in MiB, but for files that it maps; 0 once it ended."""
     try:
         text = (_PROCESSES / str(pid) / "status").read_text()
     except OSError:

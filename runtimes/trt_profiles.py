@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from edgevtx.geometry import Size, resized_size
 from edgevtx.rules import SizeRule
 from edgevtx.runtimes.base import Array, PlanOptions
-from edgevtx.runtimes.plan import Profile, ShapeRange
-from edgevtx.runtimes.trt_run import choose_profile
+from edgevtx.runtimes.plan import PlanRecord, Profile, ShapeRange
+
+Shape = tuple[int, ...]
 
 WIDEST = 2.4
 """The aspect ratio, upright or lying, up to which every frame is taken: ultra-wide cameras have 21:9."""
@@ -106,3 +107,39 @@ def _sides(size: SizeRule | None, frames: Sequence[Size]) -> list[dict[str, tupl
     usual = [(1000, 1000), (1000, int(1000 * WIDEST)), (int(1000 * WIDEST), 1000)]
     heights, widths = zip(*(resized_size(frame, size) for frame in usual), strict=True)
     return [{"height": (min(heights), max(heights)), "width": (min(widths), max(widths))}]
+
+
+# -- which profile takes what comes ----------------------------------------------------------------------------
+
+
+def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], active: int = 0) -> int | None:
+    """The index of a profile that takes these shapes, the active one if it does; None where none does.
+
+    A plan without profiles is of static shapes, and has the one with index 0.
+    """
+    fitting = [
+        index
+        for index, profile in enumerate(profiles or ({},))
+        if all(
+            len(shapes[name]) == len(span.min)
+            and all(low <= size <= high for low, size, high in zip(span.min, shapes[name], span.max, strict=True))
+            for name, span in profile.items()
+        )
+    ]
+    return active if active in fitting else min(fitting, default=None)
+
+
+def explain_lack(record: PlanRecord, shapes: Mapping[str, Shape]) -> str:
+    """Why a plan has no profile for inputs of these shapes: its ranges and, for frames, the command for others."""
+    ranges = ", or ".join(
+        " with ".join(f"{name} {span.min} to {span.max}" for name, span in profile.items())
+        for profile in record.profiles
+    )
+    why = f"it was compiled for {ranges}"
+    batch, *sides = next(iter(shapes.values()))
+    if len(sides) < 3:
+        return why
+    return (
+        f"{why}; a plan that serves this is made with: edgevtx compile BUNDLE --target {record.target} --precision "
+        f"{record.precision} --batch {batch} --frame {sides[-2]}x{sides[-3]}"
+    )

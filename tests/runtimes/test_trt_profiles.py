@@ -7,45 +7,106 @@ import pytest
 
 from edgevtx.geometry import resized_size
 from edgevtx.rules import LongestEdge, ShortestEdge, SizeRule
-from edgevtx.runtimes.plan import ShapeRange
-from edgevtx.runtimes.trt_profiles import OpenInput, profile
+from edgevtx.runtimes.base import PlanOptions
+from edgevtx.runtimes.plan import Profile, ShapeRange
+from edgevtx.runtimes.trt_profiles import OpenInput, choose_profile, profiles
 
 FRAMES = OpenInput("pixels", (1, None, None, 3), ("", "height", "width", ""))
+BATCHES = OpenInput("pixels", (None, None, None, 3), ("batch", "height", "width", ""))
 DETR = ShortestEdge(shortest=800, longest=1333)
+NOTHING = PlanOptions()
+
+
+def one(item: OpenInput, example: tuple[int, ...] | None, rule: SizeRule | None) -> ShapeRange:
+    """The range of the only profile of an input, where nothing is asked for."""
+    examples = {} if example is None else {item.name: np.zeros(example, np.uint8)}
+    (found,) = profiles([item], examples, rule, NOTHING)
+    return found[item.name]
 
 
 def test_static_inputs_need_none() -> None:
-    assert profile([OpenInput("pixels", (1, 32, 48, 3), ("",) * 4)], {}, DETR) == {}
+    assert profiles([OpenInput("pixels", (1, 32, 48, 3), ("",) * 4)], {}, DETR, PlanOptions(4, ((9, 9),))) == ()
 
 
 def test_the_size_follows_from_the_rule_and_the_usual_one_from_the_golden_sample() -> None:
-    found = profile([FRAMES], {"pixels": np.zeros((1, 750, 1333, 3), np.uint8)}, DETR)
-    assert found == {"pixels": ShapeRange((1, 555, 555, 3), (1, 750, 1333, 3), (1, 1333, 1333, 3))}
+    found = one(FRAMES, (1, 750, 1333, 3), DETR)
+    assert found == ShapeRange((1, 555, 555, 3), (1, 750, 1333, 3), (1, 1333, 1333, 3))
 
 
 @pytest.mark.parametrize("rule", [DETR, ShortestEdge(shortest=224), LongestEdge(longest=640)])
 @pytest.mark.parametrize("frame", [(1080, 1920), (1920, 1080), (480, 640), (1000, 1000), (720, 1680), (999, 437)])
 def test_every_frame_up_to_an_ultra_wide_one_fits(rule: SizeRule, frame: tuple[int, int]) -> None:
-    found = profile([FRAMES], {}, rule)["pixels"]
+    found = one(FRAMES, None, rule)
     for least, side, most in zip(found.min[1:3], resized_size(frame, rule), found.max[1:3], strict=True):
         assert least <= side <= most
 
 
 def test_counts_are_what_a_predictor_gives_at_once() -> None:
     points = OpenInput("points", (None, None, 2), ("prompts", "points", ""))
-    found = profile([points], {"points": np.zeros((4, 3, 2), np.float32)}, None)["points"]
-    assert found == ShapeRange((1, 0, 2), (4, 3, 2), (64, 32, 2))
+    assert one(points, (4, 3, 2), None) == ShapeRange((1, 0, 2), (4, 3, 2), (64, 32, 2))
     frames = OpenInput("pixels", (None, 32, 48, 3), ("batch", "", "", ""))
-    assert profile([frames], {"pixels": np.zeros((1, 32, 48, 3))}, None)["pixels"].max == (8, 32, 48, 3)
+    assert one(frames, (1, 32, 48, 3), None).max == (8, 32, 48, 3)
 
 
-def test_the_usual_shape_is_always_within() -> None:
+def test_the_golden_sample_is_always_taken() -> None:
     frames = OpenInput("pixels", (None, None, 48, 3), ("batch", "height", "", ""))
-    found = profile([frames], {"pixels": np.zeros((12, 300, 48, 3))}, DETR)["pixels"]
-    assert (found.min, found.opt, found.max) == ((1, 300, 48, 3), (12, 300, 48, 3), (12, 1333, 48, 3))
+    own = (12, 300, 48, 3)
+    first, second = profiles([frames], {"pixels": np.zeros(own)}, DETR, NOTHING)
+    assert first["pixels"] == ShapeRange((1, 555, 48, 3), (8, 555, 48, 3), (8, 1333, 48, 3))
+    assert second["pixels"] == ShapeRange(own, own, own)
 
 
 def test_a_dimension_that_nobody_knows_gets_room_around_the_usual_one() -> None:
     unknown = OpenInput("x", (None, None), ("n", "k"))
-    assert profile([unknown], {"x": np.zeros((2, 20))}, None)["x"] == ShapeRange((1, 5), (2, 20), (8, 80))
-    assert profile([unknown], {}, None)["x"] == ShapeRange((1, 16), (1, 64), (8, 256))
+    assert one(unknown, (2, 20), None) == ShapeRange((1, 5), (2, 20), (8, 80))
+    assert one(unknown, None, None) == ShapeRange((1, 16), (1, 64), (8, 256))
+
+
+@pytest.mark.parametrize("rule", [DETR, ShortestEdge(shortest=224), LongestEdge(longest=640)])
+@pytest.mark.parametrize("frame", [(1080, 1920), (1920, 1080), (480, 641), (1000, 2399), (720, 1680), (999, 437)])
+def test_a_size_in_the_network_is_that_of_such_a_frame(rule: SizeRule, frame: tuple[int, int]) -> None:
+    """So the command that a refused run names may give the size of its input as that of the frame."""
+    size = resized_size(frame, rule)
+    assert resized_size(size, rule) == size
+
+
+# -- what is asked for -----------------------------------------------------------------------------------------
+
+
+def asked(example: tuple[int, ...], **options: object) -> tuple[Profile, ...]:
+    return profiles([BATCHES], {"pixels": np.zeros(example)}, DETR, PlanOptions(**options))  # type: ignore[arg-type]
+
+
+def test_kernels_are_chosen_for_the_batch_that_is_asked_for() -> None:
+    (found,) = asked((1, 800, 1066, 3), batch=16)
+    assert (found["pixels"].min[0], found["pixels"].opt[0], found["pixels"].max[0]) == (1, 16, 16)
+
+
+def test_each_size_of_frames_has_a_profile_and_so_has_the_golden_sample() -> None:
+    cameras = ((1080, 1920), (2160, 3840), (480, 640))  # the first two have one size in the network
+    found = asked((3, 800, 999, 3), frames=cameras, batch=2)
+    ranges = [item["pixels"] for item in found]
+    assert ranges == [
+        ShapeRange((1, 750, 1333, 3), (2, 750, 1333, 3), (2, 750, 1333, 3)),
+        ShapeRange((1, 800, 1066, 3), (2, 800, 1066, 3), (2, 800, 1066, 3)),
+        ShapeRange((3, 800, 999, 3), (3, 800, 999, 3), (3, 800, 999, 3)),
+    ]
+    for frame in cameras:
+        shape = (1, *resized_size(frame, DETR), 3)
+        assert choose_profile(found, {"pixels": shape}) is not None
+    assert choose_profile(found, {"pixels": (1, *resized_size((1000, 1000), DETR), 3)}) is None
+
+
+def test_a_golden_sample_of_a_camera_s_size_needs_no_profile_of_its_own() -> None:
+    assert len(asked((1, 750, 1333, 3), frames=((1080, 1920),))) == 1
+
+
+def test_a_network_without_frames_has_one_profile_whatever_their_sizes() -> None:
+    points = OpenInput("points", (None, None, 2), ("prompts", "points", ""))
+    found = profiles([points], {"points": np.zeros((4, 3, 2))}, DETR, PlanOptions(frames=((480, 640), (1080, 1920))))
+    assert [item["points"].max for item in found] == [(64, 32, 2)]
+
+
+def test_what_is_asked_reads_as_the_command_s_options() -> None:
+    assert not PlanOptions() and str(PlanOptions()) == ""
+    assert str(PlanOptions(4, ((1080, 1920),), 64)) == "--batch 4 --frame 1920x1080 --workspace-mb 64"
