@@ -6,6 +6,7 @@ An engine is a plan with its record, see `edgevtx.runtimes.plan`; it is compiled
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.runtimes import context, cuda, host, sample
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
-from edgevtx.runtimes.plan import PLAN, PlanRecord, check_plan, read_plan
+from edgevtx.runtimes.plan import PLAN, PlanRecord, Profile, check_plan, read_plan
 from edgevtx.runtimes.trt_build import architectures, build_plan, check_gpu
 from edgevtx.runtimes.trt_run import Execution, Loaded
 
@@ -121,7 +122,9 @@ class TensorRt:
 
         try:
             spare.append(Execution(loaded))
-            spare[0].run(dict(sample.inputs(graph, _usual(record))))
+            # TensorRT-RTX compiles each profile's kernels when it is first used
+            for profile in _first_last(record.profiles if hasattr(trt, "IRuntimeCache") else record.profiles[:1]):
+                spare[0].run(dict(sample.inputs(graph, _usual(record, profile))))
             with device.current():
                 loaded.keep_cache()
         except BaseException:
@@ -178,7 +181,13 @@ def _ordinal(options: EngineOptions) -> int:
     return int(match[1] or 0)
 
 
-def _usual(record: PlanRecord) -> tuple[TensorSpec, ...]:
-    """The inputs in the shapes that their kernels were chosen for."""
-    first = record.profiles[0] if record.profiles else {}
-    return tuple(replace(spec, shape=first[spec.name].opt) if spec.name in first else spec for spec in record.inputs)
+def _first_last(profiles: tuple[Profile, ...]) -> Iterator[Profile]:
+    """The profiles, the first one last, so that it stays active; one of no ranges where all shapes are static."""
+    return reversed(profiles or ({},))
+
+
+def _usual(record: PlanRecord, profile: Profile) -> tuple[TensorSpec, ...]:
+    """The inputs in the shapes that a profile's kernels were chosen for."""
+    return tuple(
+        replace(spec, shape=profile[spec.name].opt) if spec.name in profile else spec for spec in record.inputs
+    )

@@ -8,7 +8,7 @@ golden sample.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgevtx.geometry import Size, resized_size
 from edgevtx.rules import SizeRule
@@ -121,8 +121,7 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], act
         index
         for index, profile in enumerate(profiles or ({},))
         if all(
-            len(shapes[name]) == len(span.min)
-            and all(low <= size <= high for low, size, high in zip(span.min, shapes[name], span.max, strict=True))
+            len(shapes[name]) == len(span.min) and all(map(_within, span.min, shapes[name], span.max))
             for name, span in profile.items()
         )
     ]
@@ -130,16 +129,32 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], act
 
 
 def explain_lack(record: PlanRecord, shapes: Mapping[str, Shape]) -> str:
-    """Why a plan has no profile for inputs of these shapes: its ranges and, for frames, the command for others."""
+    """Why a plan has no profile for inputs of these shapes: its ranges and, for frames, the command for another."""
     ranges = ", or ".join(
         " with ".join(f"{name} {span.min} to {span.max}" for name, span in profile.items())
         for profile in record.profiles
     )
     why = f"it was compiled for {ranges}"
-    batch, *sides = next(iter(shapes.values()))
-    if len(sides) < 3:
+    frames = record.inputs[0].name
+    spans = [profile[frames] for profile in record.profiles if frames in profile]
+    if record.part or not spans:  # prompts are counted, and not asked for
         return why
+    asked = " ".join(("", str(_asked_for(record.asked, shapes[frames], spans))))
     return (
-        f"{why}; a plan that serves this is made with: edgevtx compile BUNDLE --target {record.target} --precision "
-        f"{record.precision} --batch {batch} --frame {sides[-2]}x{sides[-3]}"
+        f"{why}; a plan that serves this too is made with: edgevtx compile BUNDLE --target {record.target} --precision "
+        f"{record.precision}{asked}"
     )
+
+
+def _asked_for(before: PlanOptions, shape: Shape, spans: Sequence[ShapeRange]) -> PlanOptions:
+    """What to ask of a plan, beside what was asked before, so that it takes frames of this shape."""
+    fitting = [span for span in spans if all(map(_within, span.min[1:], shape[1:], span.max[1:]))]
+    if not fitting:
+        before = replace(before, frames=(*before.frames, (shape[-3], shape[-2])))
+    if all(shape[0] > span.max[0] for span in fitting or spans):
+        before = replace(before, batch=shape[0])
+    return before
+
+
+def _within(least: int, size: int, most: int) -> bool:
+    return least <= size <= most

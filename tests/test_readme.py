@@ -77,18 +77,9 @@ OTHERS = {"--force-reinstall", "--no-deps", "--upgrade", "--query-gpu", "--forma
 COMMAND = re.compile(r"(?:with|with:|by|run|`) ?edgevtx ([a-z]+(?: [^;,`()]*--[^;,`()]*| [a-z]+(?=[;,`)]|$))?)")
 
 
-VALUES = {"--batch NAME": "--batch 1", "NAMExNAME": "640x480"}  # of options that take no name
-
-
 def suggested() -> list[tuple[str, str]]:
     """(file, arguments) of every command that a message suggests: to the end of the clause where options follow."""
-    return sorted({(name, filled(found.strip())) for name, text in messages() for found in COMMAND.findall(text)})
-
-
-def filled(arguments: str) -> str:
-    for blank, value in VALUES.items():
-        arguments = arguments.replace(blank, value)
-    return arguments
+    return sorted({(name, found.strip()) for name, text in messages() for found in COMMAND.findall(text)})
 
 
 @pytest.mark.parametrize(("source", "arguments"), suggested())

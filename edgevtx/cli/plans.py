@@ -130,6 +130,7 @@ def facts(item: Made) -> dict[str, str]:
         "engine": f"{record.target} {record.target_version} for {record.gpu}, {common.size(record.size)}",
         "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
         "cache": "hit" if item.cache_hit else f"miss: compiled in {spent}",
+        "compiling took": _memory(record),
         "golden sample": f"not replayed here, but on the device with an {record.gpu} when it first loads the bundle",
         "warnings": "\n".join(record.warnings),
     }
@@ -184,15 +185,14 @@ def describe(record: PlanRecord) -> dict[str, Any]:
         "size": common.size(record.size),
         "asked of it": str(record.asked),
         "workspace": f"at most {record.workspace_mb} MiB" if record.workspace_mb else "",
-        "compiling took": (
-            f"{record.builder_host_mb} MiB of the host{_allowed(record)}, {record.builder_gpu_mb} MiB of the GPU"
-        ),
+        "compiling took": _memory(record),
         "warnings": "\n".join(record.warnings),
     }
 
 
-def _allowed(record: PlanRecord) -> str:
-    return f" ({record.memory_mb} allowed)" if record.memory_mb else ""
+def _memory(record: PlanRecord) -> str:
+    allowed = f" ({record.memory_mb} allowed)" if record.memory_mb else ""
+    return f"{record.builder_host_mb} MiB of the host{allowed}, {record.builder_gpu_mb} MiB of the GPU"
 
 
 def _shape(shape: Sequence[int]) -> str:

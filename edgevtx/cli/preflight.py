@@ -5,6 +5,7 @@ Its graphs of lower precision are rehearsed as well, with the golden sample's in
 
 from __future__ import annotations
 
+import importlib
 import math
 import shlex
 from dataclasses import asdict, dataclass
@@ -68,10 +69,8 @@ def preflight(path: str, target: str, precision: str | None, as_json: bool) -> N
     from edgevtx.cli.families import missing_export_extra
 
     try:
-        import onnxruntime as onnxruntime
-
-        from edgevtx.export import preflight as preflight
-        from edgevtx.export import rehearsal as rehearsal
+        for name in ("edgevtx.export.preflight", "edgevtx.export.rehearsal", "onnxruntime"):
+            importlib.import_module(name)
     except ImportError as error:
         raise missing_export_extra(error) from None
     bundle = Bundle.open(path)

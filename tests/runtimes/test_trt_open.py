@@ -178,6 +178,14 @@ def test_rtx_keeps_its_kernels_beside_the_plan(
     assert machine.left() == {} and not crashes(machine)
 
 
+def test_rtx_runs_each_profile_once_when_it_is_opened(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan(TENSORRT_RTX).new_runtime()
+    switched = [call for call in machine.calls if call.startswith("set_optimization_profile_async")]
+    assert switched == ["set_optimization_profile_async 1", "set_optimization_profile_async 0"]
+    assert machine.count("execute_async_v3") == 2
+    assert is_right(runtime, feeds(height=16, batch=2)) and is_right(runtime, feeds())
+
+
 def test_rtx_compiles_anew_what_its_cache_does_not_fit(
     machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
 ) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from edgevtx.cli.compile import command
 from edgevtx.geometry import resized_size
 from edgevtx.rules import LongestEdge, ShortestEdge, SizeRule
-from edgevtx.runtimes.base import PlanOptions
+from edgevtx.runtimes.base import PlanOptions, TensorSpec
 from edgevtx.runtimes.plan import Profile, ShapeRange
-from edgevtx.runtimes.trt_profiles import OpenInput, choose_profile, profiles
+from edgevtx.runtimes.trt_profiles import OpenInput, choose_profile, explain_lack, profiles
+from tests.runtimes.fake_gpu import make_record
 
 FRAMES = OpenInput("pixels", (1, None, None, 3), ("", "height", "width", ""))
 BATCHES = OpenInput("pixels", (None, None, None, 3), ("batch", "height", "width", ""))
@@ -110,3 +114,39 @@ def test_a_network_without_frames_has_one_profile_whatever_their_sizes() -> None
 def test_what_is_asked_reads_as_the_command_s_options() -> None:
     assert not PlanOptions() and str(PlanOptions()) == ""
     assert str(PlanOptions(4, ((1080, 1920),), 64)) == "--batch 4 --frame 1920x1080 --workspace-mb 64"
+
+
+@pytest.mark.parametrize(
+    ("before", "shape", "words"),
+    [
+        ({}, (9, 600, 600, 3), "fp16 --batch 9"),  # which alone is beyond the range
+        ({}, (1, 400, 1333, 3), "fp16 --frame 1333x400"),
+        ({"frames": ((480, 640),), "batch": 2}, (2, 400, 1333, 3), "fp16 --batch 2 --frame 640x480 --frame 1333x400"),
+        ({"frames": ((480, 640),), "batch": 2}, (3, 800, 1066, 3), "fp16 --batch 3 --frame 640x480"),
+        ({"workspace_mb": 64}, (9, 400, 1333, 3), "fp16 --batch 9 --frame 1333x400 --workspace-mb 64"),
+    ],
+)
+def test_what_no_profile_takes_is_told_with_the_ranges_and_the_command(
+    before: dict[str, Any], shape: tuple[int, ...], words: str
+) -> None:
+    options = PlanOptions(**before)
+    found = profiles([BATCHES], {"pixels": np.zeros((1, 800, 1066, 3))}, DETR, options)
+    inputs = (TensorSpec("pixels", (None, None, None, 3), "uint8"),)
+    record = make_record(inputs=inputs, profiles=found, asked=options)
+    assert choose_profile(found, {"pixels": shape}) is None
+    text = explain_lack(record, {"pixels": shape})
+    assert text.startswith(f"it was compiled for pixels {found[0]['pixels'].min} to {found[0]['pixels'].max}")
+    assert text.endswith(f"edgevtx compile BUNDLE --target tensorrt --precision {words}")
+    wider = profiles([BATCHES], {"pixels": np.zeros((1, 800, 1066, 3))}, DETR, _options(words))
+    assert choose_profile(wider, {"pixels": shape}) is not None  # what is advised helps
+
+
+def _options(words: str) -> PlanOptions:
+    """Options of the command as `edgevtx compile` reads them."""
+    with command.make_context("compile", ["fire.vtx", *words.split()[1:]]) as context:
+        return PlanOptions(context.params["batch"], context.params["frames"], context.params["workspace_mb"])
+
+
+def test_of_prompts_the_ranges_alone_are_told() -> None:
+    text = explain_lack(make_record(part="decoder"), {"pixels": (1, 99, 4, 3), "valid_size": (1, 2)})
+    assert text.startswith("it was compiled for") and "edgevtx compile" not in text
