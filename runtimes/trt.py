@@ -6,7 +6,6 @@ An engine is a plan with its record, see `edgevtx.runtimes.plan`; it is compiled
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,8 @@ class TensorRt:
         try:
             spare.append(Execution(loaded))
             # TensorRT-RTX compiles each profile's kernels when it is first used
-            for profile in _first_last(record.profiles if hasattr(trt, "IRuntimeCache") else record.profiles[:1]):
+            profiles = record.profiles if hasattr(trt, "IRuntimeCache") else record.profiles[:1]
+            for profile in reversed(profiles or ({},)):  # the first one last: it stays active
                 spare[0].run(dict(sample.inputs(graph, _usual(record, profile))))
             with device.current():
                 loaded.keep_cache()
@@ -179,11 +179,6 @@ def _ordinal(options: EngineOptions) -> int:
     if match is None:
         raise InputError(f"device must be GPU or GPU.NUMBER for TensorRT, but got {options.device!r}")
     return int(match[1] or 0)
-
-
-def _first_last(profiles: tuple[Profile, ...]) -> Iterator[Profile]:
-    """The profiles, the first one last, so that it stays active; one of no ranges where all shapes are static."""
-    return reversed(profiles or ({},))
 
 
 def _usual(record: PlanRecord, profile: Profile) -> tuple[TensorSpec, ...]:
