@@ -91,12 +91,12 @@ def free_mb() -> int:
 
 
 def process_mb(pid: int) -> int:
-    """What a process has of the memory and of the swap space, in MiB, but for files that it maps; 0 once it ended."""
+    """What a process has of the memory and of the swap space, in MiB; 0 once it ended."""
     try:
         text = (_PROCESSES / str(pid) / "status").read_text()
     except OSError:
         return 0
-    return sum(_field(text, name) for name in ("RssAnon", "RssShmem", "VmSwap")) // 1024
+    return sum(_field(text, name) for name in ("VmRSS", "VmSwap")) // 1024
 
 
 def peak_mb() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from edgevtx.geometry import Size, resized_size
 from edgevtx.rules import SizeRule
@@ -20,11 +21,18 @@ Shape = tuple[int, ...]
 WIDEST = 2.4
 """The aspect ratio, upright or lying, up to which every frame is taken: ultra-wide cameras have 21:9."""
 
+FAR = 2.0
+"""Sizes whose areas differ by more than this have profiles of their own. TensorRT-RTX stores a plan's kernels and
+weights once for each profile."""
+
 # the name of a dimension -> least and largest: what a predictor gives at once, see `edgevtx.prompt`
 COUNTS = {"batch": (1, 8), "prompts": (1, 64), "points": (0, 32)}
 
 # a dimension that nobody knows: a part and a multiple of the usual one, which is this many without an example
 _USUAL, _SPREAD = 64, 4
+
+Span = tuple[int, int, int]
+"""(min, opt, max) of a dimension."""
 
 
 @dataclass(frozen=True)
@@ -41,72 +49,96 @@ def profiles(
 ) -> tuple[Profile, ...]:
     """The ranges of every dynamic input, by name; none where all are static.
 
-    One profile for each size that `asked.frames` have in the network, or one for all sizes that are usual, and one for
-    the example where no other takes it: every engine replays it. `example` holds inputs as they usually are (the golden
-    sample's), `size` the rule that frames are resized by.
+    One profile for all sizes that are usual, or with `asked.frames` one for each group of sizes that are near each
+    other. The example is always within one of them, since every engine replays it: it holds inputs as they usually are
+    (the golden sample's). `size` is the rule that frames are resized by.
     """
     opened = [item for item in inputs if None in item.shape]
     if not opened:
         return ()
-    counts = {**COUNTS, **({"batch": (1, asked.batch)} if asked.batch else {})}
+    usual = _usual(opened, example)
+    counts = {name: _around(usual.get(name), *ends) for name, ends in COUNTS.items()}
+    if asked.batch:
+        counts["batch"] = min(1, usual.get("batch", 1)), asked.batch, max(asked.batch, usual.get("batch", 1))
     found: list[Profile] = []
-    for sides in _sides(size, asked.frames):
-        ranges = _profile(opened, example, {**counts, **sides}, asked.batch)
-        if ranges not in found:
+    for sides in _sides(size, asked.frames, usual):
+        ranges = {item.name: _ranges(item, example.get(item.name), {**counts, **sides}) for item in opened}
+        if ranges not in found:  # of a network without frames
             found.append(ranges)
-    own = {item.name: example[item.name].shape for item in opened if item.name in example}
-    if len(own) == len(opened) and choose_profile(found, own) is None:
-        found.append({name: ShapeRange(shape, shape, shape) for name, shape in own.items()})
     return tuple(found)
 
 
-def _profile(
-    opened: Sequence[OpenInput],
-    example: Mapping[str, Array],
-    known: Mapping[str, tuple[int, int]],
-    batch: int | None,
-) -> Profile:
-    found: Profile = {}
-    for item in opened:
-        usual = example[item.name].shape if item.name in example else (None,) * len(item.shape)
-        ranges = [
-            (fixed,) * 3 if fixed is not None else _range(name, axis, have, known, batch)
-            for axis, (fixed, name, have) in enumerate(zip(item.shape, item.names, usual, strict=True))
-        ]
-        least, opt, most = zip(*ranges, strict=True)
-        found[item.name] = ShapeRange(least, opt, most)
-    return found
+def _usual(opened: Sequence[OpenInput], example: Mapping[str, Array]) -> dict[str, int]:
+    """The sizes of dimensions in the example, by name."""
+    return {
+        _name(name, axis): size
+        for item in opened
+        if item.name in example
+        for axis, (name, size) in enumerate(zip(item.names, example[item.name].shape, strict=True))
+    }
 
 
-def _range(
-    name: str, axis: int, usual: int | None, known: Mapping[str, tuple[int, int]], batch: int | None
-) -> tuple[int, int, int]:
-    """(min, opt, max) of a dimension. Kernels are chosen for the batch that was asked for, else for what is usual."""
-    if name not in known and axis == 0:
-        name = "batch"
-    if name == "batch" and batch:
-        usual = batch
-    if name in known:
-        least, most = known[name]
-        opt = usual if usual is not None else least or most
-        return least, min(max(opt, least), most), most
-    opt = _USUAL if usual is None else usual
-    return max(1, opt // _SPREAD), opt, opt * _SPREAD
+def _name(name: str, axis: int) -> str:
+    return name if name in COUNTS or axis else "batch"
 
 
-def _sides(size: SizeRule | None, frames: Sequence[Size]) -> list[dict[str, tuple[int, int]]]:
-    """The least and the largest height and width in the network: of each of the frames, or of all that are usual.
+def _around(usual: int | None, least: int, most: int) -> Span:
+    """A range that has the usual size within, for which kernels are chosen."""
+    opt = usual if usual is not None else least or most
+    return min(least, opt), opt, max(most, opt)
+
+
+def _ranges(item: OpenInput, example: Array | None, known: Mapping[str, Span]) -> ShapeRange:
+    spans = []
+    for axis, (fixed, name) in enumerate(zip(item.shape, item.names, strict=True)):
+        opt = _USUAL if example is None else example.shape[axis]
+        spread = max(1, opt // _SPREAD), opt, opt * _SPREAD
+        spans.append(known.get(_name(name, axis), spread) if fixed is None else (fixed,) * 3)
+    least, opts, most = zip(*spans, strict=True)
+    return ShapeRange(least, opts, most)
+
+
+def _sides(size: SizeRule | None, frames: Sequence[Size], usual: Mapping[str, int]) -> list[dict[str, Span]]:
+    """The ranges of height and width in the network: of near sizes of the frames, or of all that are usual.
 
     Usual is a frame that is no wider, or higher, than `WIDEST`.
     """
     if size is None:
         return [{}]
-    if frames:
-        sizes = dict.fromkeys(resized_size(frame, size) for frame in frames)
-        return [{"height": (height, height), "width": (width, width)} for height, width in sizes]
-    usual = [(1000, 1000), (1000, int(1000 * WIDEST)), (int(1000 * WIDEST), 1000)]
-    heights, widths = zip(*(resized_size(frame, size) for frame in usual), strict=True)
-    return [{"height": (min(heights), max(heights)), "width": (min(widths), max(widths))}]
+    if not frames:
+        shapes = [(1000, 1000), (1000, int(1000 * WIDEST)), (int(1000 * WIDEST), 1000)]
+        heights, widths = zip(*(resized_size(frame, size) for frame in shapes), strict=True)
+        return [
+            {
+                "height": _around(usual.get("height"), min(heights), max(heights)),
+                "width": _around(usual.get("width"), min(widths), max(widths)),
+            }
+        ]
+    sizes = [resized_size(frame, size) for frame in frames]
+    if {"height", "width"} & usual.keys():
+        sizes.append((usual.get("height", sizes[0][0]), usual.get("width", sizes[0][1])))
+    found = []
+    for group in _grouped(sizes):
+        (height, width), (heights, widths) = group[0], zip(*group, strict=True)
+        found.append({"height": (min(heights), height, max(heights)), "width": (min(widths), width, max(widths))})
+    return found
+
+
+def _grouped(sizes: Sequence[Size]) -> list[list[Size]]:
+    """Sizes that are near each other, in the order of the first of each group, which kernels are chosen for."""
+    groups: list[list[Size]] = []
+    for size in sizes:
+        group = next((group for group in groups if all(_is_near(size, other) for other in group)), None)
+        if group is None:
+            groups.append([size])
+        else:
+            group.append(size)
+    return groups
+
+
+def _is_near(size: Size, other: Size) -> bool:
+    least, most = sorted((prod(size), prod(other)))
+    return most <= FAR * least
 
 
 # -- which profile takes what comes ----------------------------------------------------------------------------

@@ -56,7 +56,7 @@ PLANS = ("tensorrt", "tensorrt-rtx")
     metavar="WIDTHxHEIGHT",
     multiple=True,
     callback=common.parse_sizes,
-    help="tensorrt, tensorrt-rtx: serve frames of this size alone, with kernels of their own; may be repeated.",
+    help="tensorrt, tensorrt-rtx: serve frames of this size, and choose kernels for it; may be repeated.",
 )
 @click.option(
     "--workspace-mb",

@@ -52,12 +52,10 @@ def test_counts_are_what_a_predictor_gives_at_once() -> None:
     assert one(frames, (1, 32, 48, 3), None).max == (8, 32, 48, 3)
 
 
-def test_the_golden_sample_is_always_taken() -> None:
+def test_the_golden_sample_is_always_within() -> None:
     frames = OpenInput("pixels", (None, None, 48, 3), ("batch", "height", "", ""))
-    own = (12, 300, 48, 3)
-    first, second = profiles([frames], {"pixels": np.zeros(own)}, DETR, NOTHING)
-    assert first["pixels"] == ShapeRange((1, 555, 48, 3), (8, 555, 48, 3), (8, 1333, 48, 3))
-    assert second["pixels"] == ShapeRange(own, own, own)
+    found = one(frames, (12, 300, 48, 3), DETR)
+    assert found == ShapeRange((1, 300, 48, 3), (12, 300, 48, 3), (12, 1333, 48, 3))
 
 
 def test_a_dimension_that_nobody_knows_gets_room_around_the_usual_one() -> None:
@@ -86,23 +84,33 @@ def test_kernels_are_chosen_for_the_batch_that_is_asked_for() -> None:
     assert (found["pixels"].min[0], found["pixels"].opt[0], found["pixels"].max[0]) == (1, 16, 16)
 
 
-def test_each_size_of_frames_has_a_profile_and_so_has_the_golden_sample() -> None:
-    cameras = ((1080, 1920), (2160, 3840), (480, 640))  # the first two have one size in the network
-    found = asked((3, 800, 999, 3), frames=cameras, batch=2)
-    ranges = [item["pixels"] for item in found]
-    assert ranges == [
-        ShapeRange((1, 750, 1333, 3), (2, 750, 1333, 3), (2, 750, 1333, 3)),
-        ShapeRange((1, 800, 1066, 3), (2, 800, 1066, 3), (2, 800, 1066, 3)),
-        ShapeRange((3, 800, 999, 3), (3, 800, 999, 3), (3, 800, 999, 3)),
+def test_sizes_that_are_far_apart_have_profiles_of_their_own() -> None:
+    cameras = ((1080, 1920), (2160, 3840), (500, 4000))  # the first two have one size in the network
+    found = asked((3, 800, 999, 3), frames=cameras, batch=2)  # which the golden sample's is near
+    assert [item["pixels"] for item in found] == [
+        ShapeRange((1, 750, 999, 3), (2, 750, 1333, 3), (3, 800, 1333, 3)),
+        ShapeRange((1, 167, 1333, 3), (2, 167, 1333, 3), (3, 167, 1333, 3)),
     ]
-    for frame in cameras:
-        shape = (1, *resized_size(frame, DETR), 3)
+    for shape in [(1, *resized_size(frame, DETR), 3) for frame in cameras] + [(3, 800, 999, 3)]:
         assert choose_profile(found, {"pixels": shape}) is not None
-    assert choose_profile(found, {"pixels": (1, *resized_size((1000, 1000), DETR), 3)}) is None
+    assert choose_profile(found, {"pixels": (1, *resized_size((1000, 2400), DETR), 3)}) is None
 
 
-def test_a_golden_sample_of_a_camera_s_size_needs_no_profile_of_its_own() -> None:
-    assert len(asked((1, 750, 1333, 3), frames=((1080, 1920),))) == 1
+def test_a_golden_sample_that_is_far_from_the_frames_has_a_profile_of_its_own() -> None:
+    first, second = asked((1, 300, 400, 3), frames=((1080, 1920),))
+    assert first["pixels"] == ShapeRange((1, 750, 1333, 3), (1, 750, 1333, 3), (8, 750, 1333, 3))
+    assert second["pixels"] == ShapeRange((1, 300, 400, 3), (1, 300, 400, 3), (8, 300, 400, 3))
+
+
+def test_upright_and_lying_frames_share_a_profile_that_takes_a_batch_of_both() -> None:
+    (found,) = asked((1, 750, 1333, 3), frames=((1080, 1920), (1920, 1080)))
+    assert found["pixels"] == ShapeRange((1, 750, 750, 3), (1, 750, 1333, 3), (8, 1333, 1333, 3))
+
+
+def test_where_one_side_is_fixed_the_golden_sample_is_within_too() -> None:
+    frames = OpenInput("pixels", (1, None, 48, 3), ("", "height", "", ""))
+    found = profiles([frames], {"pixels": np.zeros((1, 790, 48, 3))}, DETR, PlanOptions(frames=((1080, 1920),)))
+    assert [item["pixels"].max for item in found] == [(1, 790, 48, 3)]
 
 
 def test_a_network_without_frames_has_one_profile_whatever_their_sizes() -> None:
