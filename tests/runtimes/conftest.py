@@ -44,42 +44,46 @@ def open_plan(tmp_path: Path) -> Callable[..., Engine]:
     return make
 
 
-@dataclass(frozen=True)
-class Made:
-    """A bundle for the fake GPU: its `path`, its golden `pixels` and answers, and what was `asked` of the compiler."""
+@dataclass
+class Whole:
+    """A bundle for a target whose plans answer as its golden sample does, and the options of those compiled so far."""
 
     path: Path
-    pixels: Any
-    wanted: dict[str, Any]
+    parts: Any
     asked: list[EngineOptions]
+    load: dict[str, Any]
 
 
 @pytest.fixture
-def tensorrt_bundle(
+def whole(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tiny_parts: Callable[..., Any], empty_cache: Path, tmp_path: Path
-) -> Callable[..., Made]:
-    """tensorrt_bundle(**of the manifest) -> a bundle whose compiled engine answers all with its golden outputs."""
+) -> Callable[..., Whole]:
+    """whole(target, **of the manifest) -> the bundle, and how it is loaded."""
     parts = tiny_parts()
-    wanted, asked = parts.graph.reference(parts.graph.pixels), []
+    wanted = parts.graph.reference(parts.graph.pixels)
+    asked: list[EngineOptions] = []
 
     def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         asked.append(options)
         ends = (parts.manifest.inputs, parts.manifest.outputs)
         inputs, outputs = (tuple(TensorSpec(item.name, item.shape, item.dtype) for item in end) for end in ends)
         answers = {name: (array.dtype.name, array.tolist()) for name, array in wanted.items()}
-        record = fake_gpu.make_record(profiles=(), inputs=inputs, outputs=outputs)
+        record = fake_gpu.make_record(target=package.replace("_", "-"), profiles=(), inputs=inputs, outputs=outputs)
         fake_gpu.write_plan(folder, record, answers=answers)
-        return BuildReport("tensorrt", "10.3.0", options.gpu, {"bf16": 1.0}, 1.0)
+        return BuildReport(record.target, record.target_version, options.gpu, {"bf16": 1.0}, 1.0)
 
-    def make(**changes: Any) -> Made:
+    monkeypatch.setattr(trt, "build_plan", build)
+
+    def make(target: str, **changes: Any) -> Whole:
         row = Graph(
-            file="graph.tensorrt.onnx", target="tensorrt", variant="", versions=">=10.3", precisions=("bf16",), opset=17
+            file=f"graph.{target}.onnx", target=target, variant="", versions=">=1", precisions=("bf16",), opset=17
         )
         (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
         rule = PyramidDecode(maps=("scores",), strides=(4,))
         facts = {"task": "embed", "decode": rule, "graphs": (*parts.manifest.graphs, row), **changes}
-        path = write_bundle(parts.folder, msgspec.structs.replace(parts.manifest, **facts), tmp_path / "tiny.vtx")
-        return Made(path, parts.graph.pixels, wanted, asked)
+        manifest = msgspec.structs.replace(parts.manifest, **facts)
+        path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
+        options = {"runtime": target, "device": "GPU", "precision": "bf16", "allow_unverified": True}
+        return Whole(path, parts, asked, options)
 
-    monkeypatch.setattr(trt, "build_plan", build)
     return make

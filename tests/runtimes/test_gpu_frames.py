@@ -6,6 +6,7 @@ These tests hold the order and the arguments of our calls. They show nothing of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ ON_GPU: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "all
 
 
 @pytest.fixture
-def made(tensorrt_bundle: Callable[..., Any]) -> Any:
-    return tensorrt_bundle()
+def made(whole: Callable[..., Any]) -> Any:
+    """A bundle, its golden pixels and what its engine answers."""
+    found = whole("tensorrt")
+    graph = found.parts.graph
+    return SimpleNamespace(path=found.path, pixels=graph.pixels, wanted=graph.reference(graph.pixels))
 
 
 @pytest.fixture
@@ -118,12 +122,12 @@ def test_an_engine_on_the_processor_says_to_copy(machine: Machine, made: Any) ->
 
 
 def test_a_bundle_whose_frames_are_the_host_s_is_refused_before_it_is_compiled(
-    machine: Machine, tensorrt_bundle: Callable[..., Any]
+    machine: Machine, whole: Callable[..., Any]
 ) -> None:
     rule = Preprocess(
         size=Exact(height=32, width=48), interpolation="nearest", scale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
     )
-    made = tensorrt_bundle(preprocess=rule)
+    made = whole("tensorrt", preprocess=rule)
     with pytest.raises(InputError, match="resizes with 'nearest', which is not done on the GPU"):
         edgevtx.load(made.path, resize="gpu", **ON_GPU)
     with pytest.raises(InputError, match='resize must be "host" or "gpu"'):

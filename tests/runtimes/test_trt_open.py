@@ -9,17 +9,22 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import edgevtx
+from edgevtx import selftest
+from edgevtx.adopt import adopt_plan
+from edgevtx.bundle import Bundle
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import cuda, trt_run
-from edgevtx.runtimes.base import Engine, EngineOptions
-from edgevtx.runtimes.plan import PLAN
+from edgevtx.runtimes import cuda, trt, trt_run
+from edgevtx.runtimes.base import Engine, EngineOptions, PlanOptions
+from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
 from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, crashes, feeds, is_right, make_record, write_plan
@@ -171,6 +176,14 @@ def test_rtx_keeps_its_kernels_beside_the_plan(
     assert machine.left() == {} and not crashes(machine)
 
 
+def test_rtx_runs_each_profile_once_when_it_is_opened(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan(TENSORRT_RTX).new_runtime()
+    switched = [call for call in machine.calls if call.startswith("set_optimization_profile_async")]
+    assert switched == ["set_optimization_profile_async 1", "set_optimization_profile_async 0"]
+    assert machine.count("execute_async_v3") == 2
+    assert is_right(runtime, feeds(height=16, batch=2)) and is_right(runtime, feeds())
+
+
 def test_rtx_compiles_anew_what_its_cache_does_not_fit(
     machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
 ) -> None:
@@ -287,21 +300,72 @@ def test_a_device_that_is_none_is_an_input_error(machine: Machine) -> None:
 
 
 def test_a_bundle_is_compiled_opened_proven_and_answers(
-    machine: Machine, tensorrt_bundle: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    machine: Machine, whole: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    made = tensorrt_bundle()
-    options: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
+    made = whole("tensorrt")
+    pixels = made.parts.graph.pixels
     for hit in (False, True):
-        with edgevtx.load(made.path, **options) as model:
+        with edgevtx.load(made.path, **made.load) as model:
             assert (model.info.cache_hit, model.info.runtime_version) == (hit, "10.3.0")
             assert model.info.verdict == "passed-here"  # the golden sample has passed
-            found = model.clone().infer(model.prepare(made.pixels[0]))
-            np.testing.assert_array_equal(found["scores"], made.wanted["scores"])
+            found = model.clone().infer(model.prepare(pixels[0]))
+            np.testing.assert_array_equal(found["scores"], made.parts.graph.reference(pixels)["scores"])
     assert [item.gpu for item in made.asked] == ["sm87"]
     assert "is compiled for tensorrt on sm87 in bf16" in caplog.text
     gc.collect()
     assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
+
+
+def test_a_plan_of_rtx_is_proven_again_on_another_gpu_or_driver_of_its_architecture(
+    machine: Machine, whole: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, proven = whole("tensorrt-rtx"), list[str]()
+    real = selftest.replay
+
+    def replay(*arguments: Any) -> Any:
+        proven.append(f"{machine.gpus[0]}, {trt.host.nvidia_driver()}")
+        return real(*arguments)
+
+    monkeypatch.setattr(selftest, "replay", replay)
+
+    def load() -> list[str]:
+        proven.clear()
+        with edgevtx.load(made.path, **made.load) as model:
+            assert model.info.verdict == "passed-here"
+        return list(proven)
+
+    monkeypatch.setattr(trt.host, "nvidia_driver", lambda: "driver 1")
+    assert load() == ["Fake Orin, driver 1"]
+    assert load() == []
+    monkeypatch.setattr(trt.host, "nvidia_driver", lambda: "driver 2")
+    assert load() == ["Fake Orin, driver 2"]
+    assert load() == []
+    machine.gpus = ("Another",)
+    assert load() == ["Another, driver 2"]
+    assert len(made.asked) == 1  # one plan serves all of them
+
+
+def test_a_plan_from_elsewhere_is_adopted_and_proven(machine: Machine, whole: Callable[..., Any]) -> None:
+    made = whole("tensorrt")
+    bundle = Bundle.open(made.path)
+    plan = made.path.parent / "shipped" / "tiny.plan"
+    plan.parent.mkdir()
+    folder = made.path.parent / "made"
+    folder.mkdir()
+    trt.build_plan("tensorrt", bundle.root / "graph.tensorrt.onnx", folder, EngineOptions("bf16", gpu="sm87"))
+    data = (folder / PLAN).read_bytes()
+    plan.write_bytes(data)
+    facts = {"bundle": bundle.digest, "precision": "bf16", "size": len(data), "sha256": sha256(data).hexdigest()}
+    record = msgspec.structs.replace(read_plan(folder / PLAN), asked=PlanOptions(batch=2), **facts)
+    record_path(plan).write_bytes(encode_record(record))
+
+    made.asked.clear()
+    adopted = adopt_plan(bundle, plan, "tensorrt", EngineOptions(device="GPU"))
+    assert adopted.record.asked == PlanOptions(batch=2)
+    with edgevtx.load(made.path, **made.load) as model:
+        assert (model.info.cache_hit, model.info.verdict) == (True, "passed-here")
+    assert made.asked == []
 
 
 # what is called of the package, by its class; the fakes have no more than this
