@@ -57,11 +57,13 @@ def choose_limits(
     `ranges` whose quantisation is off by the least sum of squares over all `feeds`.
 
     A few outliers, which transformers have, would otherwise make the steps too wide for all others. Nagel et al., "A
-    White Paper on Neural Network Quantization", 2021, sec. 3.1. A value that is always 0 or not always finite has none.
+    White Paper on Neural Network Quantization", 2021, sec. 3.1. A value that is always 0 or not always finite has none,
+    nor has one without a range.
     """
     probed = model.clone()
     graph = probed.graph
-    wanted = {name: ranges[name].largest for name in names if 0 < ranges[name].largest < math.inf}
+    known = {name: ranges[name].largest for name in names if name in ranges}
+    wanted = {name: largest for name, largest in known.items() if 0 < largest < math.inf}
     values = {str(value.name): value for value in _floats(graph)}
     errors = {
         name: [_squared_error(graph, values[name], largest * clip, str(step)) for step, clip in enumerate(CLIPS)]
