@@ -7,6 +7,7 @@ benchmark folder, and exported to a bundle once for each state of the exporter's
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,52 @@ def _attention_cnn(kind: str) -> Model:
     stages = {"attention_stages": [1, 2, 3, 4]} if kind in ("sasa", "local_relation") else {}
     config = {"model_type": f"{kind}_resnet", "image_size": 224, **stages, **_names(1000)}
     return Model(f"{kind}_r50_224", "attention_cnn", config, {"image_processor_type": "BitImageProcessor", **_RESNET})
+
+
+def _nonlocal_video() -> Model:
+    """The C2D ResNet-50 of Wang et al., 2018, table 1, with one space-time block in res4, our third stage."""
+    config = {
+        "model_type": "nonlocal_video_resnet",
+        "image_size": 224,
+        "num_frames": 32,
+        "frame_rate": 12.5,
+        **_names(400),
+    }
+    processor = {"image_processor_type": "BitImageProcessor", **_RESNET}
+    return Model("nonlocal_video_r50_32x224", "attention_cnn", config, processor)
+
+
+# of Arnab et al., 2021, sec. 3: ViT-B with tubelets of 16x16 px and 2 frames, in the order of the paper's models
+VIVITS = (
+    ("vivit_b_32x224", {}),
+    ("vivit_b_encoder_32x224", {"attention": "factorised_encoder", "num_temporal_layers": 4}),
+    ("vivit_b_self_attention_32x224", {"attention": "factorised_self_attention"}),
+    ("vivit_b_dot_product_32x224", {"attention": "factorised_dot_product"}),
+)
+
+
+def _vivit(name: str, changes: dict[str, Any]) -> Model:
+    config = {
+        "model_type": "vivit",
+        "architectures": ["VivitForVideoClassification"],
+        "num_frames": 32,
+        "tubelet_size": [2, 16, 16],
+        "frame_rate": 12.5,
+        **_vit(768, 12, 224),
+        **_names(400),
+        **changes,
+    }
+    processor = {
+        "image_processor_type": "VivitImageProcessor",
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "resample": 2,
+        "rescale_factor": 1 / 127.5,
+        "offset": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    return Model(name, "vivit", config, processor)
 
 
 MODELS = {
@@ -187,29 +234,7 @@ MODELS = {
             },
             {"image_processor_type": "ViTImageProcessor", "size": 256, "resample": 3, **IMAGENET},
         ),
-        Model(
-            "vivit_b_32x224",
-            "vivit",
-            {
-                "model_type": "vivit",
-                "architectures": ["VivitForVideoClassification"],
-                "num_frames": 32,
-                "tubelet_size": [2, 16, 16],
-                "frame_rate": 12.5,
-                **_vit(768, 12, 224),
-                **_names(400),
-            },
-            {
-                "image_processor_type": "VivitImageProcessor",
-                "size": {"shortest_edge": 256},
-                "crop_size": {"height": 224, "width": 224},
-                "resample": 2,
-                "rescale_factor": 1 / 127.5,
-                "offset": True,
-                "image_mean": [0.5] * 3,
-                "image_std": [0.5] * 3,
-            },
-        ),
+        *itertools.starmap(_vivit, VIVITS),
         Model(
             "sam_b_enc_1024",
             "sam",
@@ -261,6 +286,7 @@ MODELS = {
             {},
         ),
         *map(_attention_cnn, ("sagan", "nonlocal", "sasa", "local_relation")),
+        _nonlocal_video(),
     )
 }
 

@@ -148,7 +148,7 @@ def with_noise(facts: Facts, traceable: Traceable) -> Facts:
 def is_near(verdict: Verdict) -> bool:
     """Whether all that failed is fp32 values off by so little that rounding may be the reason.
 
-    Graphs are judged in fp32 under every precision.
+    A verdict of a lower precision has such checks too where its graph is the float32 one, as OpenVINO's for bf16 is.
     """
     wrong = [check for check in verdict.checks if not check.passed]
     return bool(wrong) and all(

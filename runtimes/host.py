@@ -13,10 +13,15 @@ from typing import Any
 from edgevtx.errors import RuntimeUnavailableError
 from edgevtx.runtimes.base import Probe
 
+TEGRA = Path("/etc/nv_tegra_release")
+"""A Jetson has this file: one line with its release of L4T."""
 
-def install_command(extra: str) -> str:
-    """The command that installs an extra of edgevtx."""
-    return f'pip install "edgevtx[{extra}]"'
+
+def install_command(extra: str, *, again: bool = False) -> str:
+    """The command that installs an extra of edgevtx. A Jetson's TensorRT is JetPack's: no package may hide it."""
+    if extra == "tensorrt" and TEGRA.is_file():
+        return "sudo apt install nvidia-jetpack, and python3 -m venv --system-site-packages for an environment with it"
+    return f'pip install "edgevtx[{extra}]"{" --force-reinstall" if again else ""}'
 
 
 def import_package(package: str, *, target: str, extra: str) -> Any:
@@ -31,7 +36,7 @@ def import_package(package: str, *, target: str, extra: str) -> Any:
     except (ImportError, OSError) as error:  # installed, and broken: a missing system library, a foreign build
         raise RuntimeUnavailableError(
             f"runtime {target} was asked for, but the package {package} does not load ({first_line(error)}); "
-            f"install it again with: {install_command(extra)} --force-reinstall"
+            f"install it again with: {install_command(extra, again=True)}"
         ) from None
     return module
 

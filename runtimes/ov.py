@@ -147,7 +147,7 @@ def _core(openvino: Any) -> Any:
         except RuntimeError as error:
             raise RuntimeUnavailableError(
                 f"OpenVINO cannot start ({host.first_line(error)}); install it again with: "
-                f"{host.install_command('openvino')} --force-reinstall"
+                f"{host.install_command('openvino', again=True)}"
             ) from error
     return _cores[pid]
 

@@ -73,7 +73,8 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 SOURCES = ("edgevtx", "edgevtx/export", "edgevtx/runtimes")  # the last two may be links
-OTHERS = {"--force-reinstall", "--no-deps", "--upgrade", "--query-gpu", "--format"}  # pip's, nvidia-smi's
+# pip's, nvidia-smi's, venv's
+OTHERS = {"--force-reinstall", "--no-deps", "--upgrade", "--query-gpu", "--format", "--system-site-packages"}
 COMMAND = re.compile(r"(?:with|with:|by|run|`) ?edgevtx ([a-z]+(?: [^;,`()]*--[^;,`()]*| [a-z]+(?=[;,`)]|$))?)")
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edgevtx.manifest import Verdict
+    from edgevtx.manifest import Graph, Verdict
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,6 +29,13 @@ STYLES = {
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 bundle_argument = click.argument("bundle", metavar="BUNDLE")
+runtime_option = click.option(
+    "--runtime",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto, openvino, onnxruntime, tensorrt or tensorrt-rtx.",
+)
 
 
 # -- options ---------------------------------------------------------------------------------------------------
@@ -68,9 +75,7 @@ def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -
 def engine_options(command: Command) -> Command:
     """The options that choose an engine; `engine_arguments` makes `edgevtx.load`'s arguments of them."""
     options = [
-        click.option(
-            "--runtime", metavar="NAME", default="auto", show_default=True, help="auto, openvino or onnxruntime."
-        ),
+        runtime_option,
         click.option(
             "--device",
             metavar="NAME",
@@ -79,7 +84,9 @@ def engine_options(command: Command) -> Command:
             help="The runtime's name: CPU, GPU, NPU, AUTO.",
         ),
         click.option(
-            "--precision", metavar="NAME", help="fp32 or bf16; default: what the bundle recommends for the runtime."
+            "--precision",
+            metavar="NAME",
+            help="One that the bundle has for the runtime, such as fp32 or fp16; default: what it recommends.",
         ),
         click.option(
             "--threads", metavar="N", type=click.IntRange(1), help="Processor threads; default: the runtime's choice."
@@ -164,6 +171,24 @@ def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
     for item in verdicts:
         if item.reason:
             out.print(Text(f"{item.target} {item.precision}: {item.reason}"), soft_wrap=True)
+
+
+def print_graph_notes(out: Console, graphs: Iterable[Graph]) -> None:
+    """What graphs are made to avoid of their compilers, what is left of it, and what keeps float32; each once."""
+    from edgevtx.runtimes import known_bad
+
+    notes: dict[str, None] = {}
+    for graph in graphs:
+        for row in known_bad.find(graph.target):
+            if row.id in graph.avoids:
+                notes[f"rewritten for {graph.target} {row.versions}: {row}"] = None
+            elif row.pattern in graph.patterns and set(row.precisions) & set(graph.precisions):
+                gpus = f" on {', '.join(row.gpus)}" if row.gpus else ""
+                notes[f"may be wrong in {graph.target} {row.versions}{gpus}: {row}; {row.advice}"] = None
+        if graph.kept_fp32:
+            notes[f"{graph.file}: keeps fp32 in {', '.join(graph.kept_fp32)}"] = None
+    for note in notes:
+        out.print(note, soft_wrap=True, markup=False)
 
 
 def shares(precision_share: Mapping[str, float]) -> str:

@@ -115,6 +115,7 @@ def command(
 
     A plan for a GPU that is not here replays nothing: its device does, when it first loads the bundle.
     """
+    from edgevtx.bundle import Bundle
     from edgevtx.cli import plans
     from edgevtx.cli.preflight import preflight as look
     from edgevtx.predictor import load
@@ -177,6 +178,10 @@ def command(
         console.print(common.facts_table(facts(info)))
     for item in made if info is None else ():
         console.print(common.facts_table(plans.facts(item)), end="\n\n")
+    if made:
+        compiled = {item.record.graph for item in made}
+        graphs = Bundle.open(bundle).manifest.graphs
+        common.print_graph_notes(console, (graph for graph in graphs if graph.file in compiled))
     for path in written:
         console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)
 

@@ -24,6 +24,7 @@ Level = Literal["ok", "unusable", "broken", "note"]
 _STYLES = {"ok": "green", "unusable": "yellow", "broken": "bold red", "note": ""}
 BASE = ("numpy", "pillow", "msgspec", "platformdirs", "click", "rich")
 EXPORT = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "scipy")
+NVCC = Path("/usr/local/cuda/bin/nvcc")
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,11 @@ def _runtimes() -> list[Finding]:
 
 def _nvidia() -> list[Finding]:
     """JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
+    from edgevtx.runtimes import host
+
     rows = []
-    release = Path("/etc/nv_tegra_release")
-    if release.is_file():
-        rows.append(Finding("nvidia", "L4T", "note", release.read_text(errors="replace").strip().splitlines()[0]))
+    if host.TEGRA.is_file():
+        rows.append(Finding("nvidia", "L4T", "note", host.TEGRA.read_text(errors="replace").partition("\n")[0].strip()))
     if jetpack := _output(["dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"]):
         rows.append(Finding("nvidia", "JetPack", "note", jetpack))
     if driver := _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]):
@@ -187,12 +189,21 @@ def _nvidia() -> list[Finding]:
     # "NV Power Mode: MAXN" and its number on a line of its own
     if power := _output(["nvpmodel", "-q"]):
         rows.append(Finding("nvidia", "power mode", "note", " ".join(power.split())))
+    if rows and (toolkit := _cuda_toolkit()):
+        rows.append(Finding("nvidia", "CUDA", "note", toolkit))
     if rows and importlib.util.find_spec("pycuda") is None:
         help_ = "PATH=/usr/local/cuda/bin:$PATH pip install pycuda; it is compiled with the system's nvcc"
         rows.append(Finding("nvidia", "pycuda", "unusable", "not installed; TensorRT's engines run through it", help_))
     elif rows:
         rows.append(_package("nvidia", "pycuda", "pycuda.driver", required=False, extra=""))
     return rows
+
+
+def _cuda_toolkit() -> str:
+    """The CUDA toolkit's version and its compiler, with which pycuda is built; JetPack's is not on the path."""
+    compiler = shutil.which("nvcc") or str(NVCC)
+    found = re.search(r"release ([\d.]+)", _output([compiler, "--version"]))
+    return f"{found[1]}, {compiler}" if found else ""
 
 
 def _output(command_line: list[str]) -> str:

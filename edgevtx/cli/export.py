@@ -200,6 +200,7 @@ def _facts(report: ExportReport) -> dict[str, Any]:
     return {
         "bundle": None if report.bundle is None else str(report.bundle),
         "verdicts": msgspec.to_builtins(report.manifest.verdicts),
+        "graphs": msgspec.to_builtins(report.manifest.graphs),
         "recommended": report.manifest.recommended,
         "refused": [f"{item.target} {item.precision}" for item in report.refused],
         "skipped": list(report.skipped),
@@ -210,6 +211,7 @@ def _facts(report: ExportReport) -> dict[str, Any]:
 def _print(report: ExportReport) -> None:
     out = common.console()
     common.print_verdicts(out, report.manifest.verdicts)
+    common.print_graph_notes(out, report.manifest.graphs)
     for pair in report.skipped:
         out.print(f"{pair}: that target has no such precision, so nothing was exported for it", soft_wrap=True)
     spent = common.seconds(sum(report.seconds.values()))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The smaller, the more the nearest images count.",
 )
-@click.option("--runtime", metavar="NAME", default="auto", show_default=True, help="auto, openvino or onnxruntime.")
+@common.runtime_option
 @click.option("--device", metavar="NAME", default="CPU", show_default=True, help="The runtime's name for it.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is no bundle.")
 @common.json_option

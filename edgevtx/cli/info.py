@@ -52,6 +52,7 @@ def command(bundle: str, of: str | None, as_json: bool) -> None:
     common.print_verdicts(out, opened.manifest.verdicts)
     out.print()
     out.print(_graphs(opened))
+    common.print_graph_notes(out, opened.manifest.graphs)
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:

@@ -7,6 +7,11 @@ product and a value whose use needs its digits (`_EXACT_USES`): attention scores
 box before its logarithm, an output. A box that moves by one part in 2048, which is what half precision keeps of it,
 moves by a third of a pixel in 640.
 
+What adds up must not overflow on the way either. Reductions are float32. In which type a product of half precision adds
+up is the compiler's choice: TensorRT picks it by speed, and promises no more range than the inputs have (NVIDIA,
+"Precision Control", of matrix multiplications). So a product keeps float32 where the magnitudes that an element adds up
+come near the limit, though they may cancel in the end.
+
 Micikevicius et al., "Mixed Precision Training", 2018, sec. 3: products in half precision, reductions in single.
 """
 
@@ -16,14 +21,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgevtx.export.ranges import Range
-from edgevtx.export.rewrite.edit import nodes, tensor_of
+from edgevtx.export.ranges import PRODUCTS, Range
+from edgevtx.export.rewrite.edit import ints, nodes, tensor_of
 
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """Precision -> the type that its tensors have."""
@@ -33,8 +39,6 @@ LARGEST = {"fp16": 65504.0, "bf16": 3.3895314e38}
 
 MARGIN = 4.0
 """What was measured on a few images may be exceeded on others by so much before it overflows."""
-
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 
 MOVES = frozenset(
     {
@@ -50,10 +54,13 @@ FOLLOWERS = MOVES | {
 }  # fmt: skip
 """Operators that run low where one of their inputs is low."""
 
-# elementwise too, and never low
+# elementwise too, or a choice among elements, and never low
 _EXACT_ELEMENTWISE = frozenset(
-    {"Ceil", "Div", "Elu", "Exp", "Floor", "Log", "Mod", "Pow", "Reciprocal", "Round", "Softplus", "Sqrt"}
-)
+    {
+        "Ceil", "Div", "Elu", "Exp", "Floor", "Log", "Mod", "Pow", "Reciprocal", "ReduceMax", "ReduceMin", "Round",
+        "Softplus", "Sqrt",
+    }
+)  # fmt: skip
 
 # operator -> its inputs whose every digit counts
 _EXACT_USES = {
@@ -92,11 +99,11 @@ GiveTypes = Callable[[ir.Model, Sequence[str]], dict[str, Typed]]
 def lower_precision(model: ir.Model, precision: str, ranges: Mapping[str, Range], keep: Iterable[str] = ()) -> int:
     """Type a float32 graph in place as "fp16" or "bf16"; returns how many operators run low.
 
-    `ranges` are the measured ones, by value (see `edgevtx.export.ranges`): an operator that reads or gives more than
-    the type's largest value over `MARGIN` keeps float32; without a range nothing is known against it. So do the nodes
-    whose names, which begin with their module's path, match one of the regular expressions `keep`. The graph's inputs
-    and outputs keep their types; weights stay float32 and are cast in the graph (compilers fold that), so that graphs
-    of all precisions share them.
+    `ranges` are the measured ones, by value (see `edgevtx.export.ranges`): an operator that reads, sums up or gives
+    more than the type's largest value over `MARGIN` keeps float32; without a range nothing is known against it. So do
+    the nodes whose names, which begin with their module's path, match one of the regular expressions `keep`. The
+    graph's inputs and outputs keep their types; weights stay float32 and are cast in the graph (compilers fold that),
+    so that graphs of all precisions share them.
     """
     opset = _opset_for(model, precision)
     low = _choose(model, precision, opset, ranges, [re.compile(pattern) for pattern in keep])
@@ -135,6 +142,7 @@ def _choose(
             and _allows(node, precision, opset)
             and all(_is_float(value) for value in (*node.outputs, *read) if value is not None)
             and all(_size(value, ranges) <= limit for value in (*node.outputs, *read))
+            and _summed(node, ranges) <= limit
             and not any(pattern.search(node.name or "") for pattern in keep)
         ):
             low[node] = None
@@ -186,6 +194,14 @@ def _size(value: ir.Value | None, ranges: Mapping[str, Range]) -> float:
         return float(np.abs(tensor.numpy()).max(initial=0.0))
     measured = ranges.get(value.name or "")
     return measured.largest if measured else 0.0
+
+
+def _summed(node: ir.Node, ranges: Mapping[str, Range]) -> float:
+    """The most that a node comes to while it adds up: of a product as measured, of pooling a window of the largest."""
+    if node.op_type == "AveragePool":
+        return prod(ints(node, "kernel_shape", ())) * _size(node.inputs[0], ranges)
+    measured = ranges.get(node.outputs[0].name or "")
+    return measured.summed if measured else 0.0
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -63,8 +63,10 @@ def make_bundle(
     spoil: float = 0.0,
     status: str = "passed-here",
     targets: tuple[str, ...] = TARGETS,
+    avoids: tuple[str, ...] = (),
 ) -> Path:
-    """Write the bundle; `spoil` is added to the golden sample's scores, `status` is what the manifest claims."""
+    """Write the bundle; `spoil` is added to the golden sample's scores, `status` and `avoids` is what the manifest
+    claims."""
     import onnxruntime
 
     from edgevtx import manifest as m
@@ -77,7 +79,8 @@ def make_bundle(
     for target in targets:
         file = f"graph.{target}.onnx"
         colour_graph(folder / file)
-        graphs.append(m.Graph(file=file, target=target, variant="", versions=">=1", precisions=("fp32",), opset=17))
+        facts = {"file": file, "target": target, "variant": "", "versions": ">=1", "precisions": ("fp32",), "opset": 17}
+        graphs.append(m.Graph(**facts, avoids=avoids))
         verdicts.append(m.Verdict(target=target, precision="fp32", status=status, graph=file, sensitivity=1e4))
     preprocess = r.Preprocess(
         size=r.Exact(height=SIZE[0], width=SIZE[1]), interpolation="bilinear", scale=1.0, mean=(0, 0, 0), std=(1, 1, 1)
@@ -136,9 +139,10 @@ def wrong_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rtx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle, with a graph for TensorRT-RTX alone."""
+    """The bundle, with a graph for TensorRT-RTX alone, which claims to avoid something."""
     folder = tmp_path_factory.mktemp("rtx")
-    return make_bundle(folder / "colours.vtx", folder / "files", status="graph-only", targets=("tensorrt-rtx",))
+    made = {"targets": ("tensorrt-rtx",), "avoids": ("attention-fp32-rtx",)}
+    return make_bundle(folder / "colours.vtx", folder / "files", status="graph-only", **made)
 
 
 @pytest.fixture(scope="session")

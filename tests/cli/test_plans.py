@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def test_plans_for_gpus_that_are_not_here(plans: tuple[Path, Any], rtx_bundle: P
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert "not replayed here, but on the device with an sm86" in found.stdout
     assert "f32 100%" in found.stdout and "miss: compiled in" in found.stdout
+    assert found.stdout.count("rewritten for tensorrt-rtx >=1.3: Attention as one operator") == 1
+    assert "NVIDIA/TensorRT-RTX#26" in found.stdout
     again = json.loads(edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm120", "--json").stdout)
     assert [(plan["gpu"], plan["cache_hit"]) for plan in again["plans"]] == [("sm120", True)]
 
@@ -82,6 +86,9 @@ def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, ed
     path.write_bytes(path.read_bytes()[:-1])
     found = edgevtx_cli("info", path)
     assert found.exit_code == 1 and "it was damaged or replaced; compile the bundle again" in found.stderr
+    path.with_suffix(".json").write_text('{"schema": "1.0"')
+    found = edgevtx_cli("info", path)
+    assert found.exit_code == 1 and "is no record of a plan" in found.stderr
     path.with_suffix(".json").unlink()
     found = edgevtx_cli("info", path)
     assert found.exit_code == 2 and "keep the two together" in found.stderr
@@ -216,3 +223,38 @@ def test_a_folder_that_is_a_file(rtx_bundle: Path, tmp_path: Path, edgevtx_cli: 
     (tmp_path / "plans").write_text("in the way")
     found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", tmp_path / "plans")
     assert found.exit_code == 1 and "cannot write" in found.stderr
+
+
+@pytest.mark.parametrize("gpu", ["sm_86", "8.6", "SM86", "rtx4090", "sm999"])
+def test_an_architecture_by_another_name_is_refused_with_the_names_there_are(
+    gpu: str, rtx_bundle: Path, edgevtx_cli: Any
+) -> None:
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", gpu)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert f"compiles for sm75, sm80, sm86, sm89, sm120, sm121, but {gpu} was asked for; choose one" in found.stderr
+
+
+def nothing_was_made(folder: Path) -> bool:
+    """Whether neither `folder`/plans nor the cache, `folder`/cache, holds a plan."""
+    from edgevtx import cache
+
+    return not list((folder / "plans").iterdir()) and not [item for item in cache.entries() if item.kind == "engines"]
+
+
+def test_ctrl_c_ends_the_compiler_too(
+    rtx_bundle: Path, edgevtx_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    process = edgevtx_process("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", tmp_path / "plans")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (workers := children.read_text().split()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and output == b""
+    assert errors.decode().strip().endswith("edgevtx: stopped") and b"Traceback" not in errors
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert nothing_was_made(tmp_path)

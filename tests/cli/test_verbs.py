@@ -155,6 +155,28 @@ def test_info(edgevtx_cli: Any, bundle: Path) -> None:
     assert facts["labels"] == ["blue", "green", "red"] and len(facts["digest"]) == 64
 
 
+def test_what_was_done_to_graphs_for_their_compilers_is_said_once() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from edgevtx.cli.common import print_graph_notes
+    from edgevtx.manifest import Graph
+
+    facts: dict[str, Any] = {"target": "tensorrt", "variant": "", "versions": ">=10.3", "opset": 18}
+    facts |= {"avoids": ("grid-sample-deformable",), "patterns": ("parallel-products",)}
+    graphs = [
+        Graph(file="graph.tensorrt.onnx", precisions=("fp32",), **facts),
+        Graph(file="graph.tensorrt.fp16.onnx", precisions=("fp16",), kept_fp32=("decoder.1", "head"), **facts),
+    ]
+    out = StringIO()
+    print_graph_notes(Console(file=out, width=80), graphs)
+    avoided, left, kept = out.getvalue().splitlines()
+    assert avoided.startswith("rewritten for tensorrt >=10.14: GridSample") and "NVIDIA/TensorRT#4813" in avoided
+    assert left.startswith("may be wrong in tensorrt ==10.13.* on sm110: ") and left.endswith("golden sample fails")
+    assert kept == "graph.tensorrt.fp16.onnx: keeps fp32 in decoder.1, head"
+
+
 def test_verify_replays_the_golden_sample_on_every_runtime(edgevtx_cli: Any, bundle: Path) -> None:
     found = edgevtx_cli("verify", bundle)
     assert found.exit_code == 0, found.stderr
@@ -477,13 +499,28 @@ def test_doctor_on_a_jetson(edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch, t
     """Programs that answer as a Jetson's do: no claim about a real one."""
     import sys
 
-    answers = {"dpkg-query": "6.2+b77", "nvpmodel": "NV Power Mode: 15W\n0"}
+    from edgevtx.runtimes import host
+
+    answers = {
+        "dpkg-query": "6.2+b77",
+        "nvpmodel": "NV Power Mode: 15W\n0",
+        "nvcc": "Cuda compilation tools, release 12.6, V12.6.68\nBuild cuda_12.6",
+    }
     for name, answer in answers.items():
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setitem(sys.modules, "pycuda", None)
-    rows = {row["name"]: row for row in json.loads(edgevtx_cli("doctor", "--json").stdout) if row["area"] == "nvidia"}
+    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
+    monkeypatch.setattr(host, "TEGRA", tmp_path / "release")
+    for package in ("pycuda", "tensorrt"):
+        monkeypatch.setitem(sys.modules, package, None)
+    found = json.loads(edgevtx_cli("doctor", "--json").stdout)
+    rows = {row["name"]: row for row in found if row["area"] in ("nvidia", "runtimes")}
+    assert rows["L4T"]["value"] == "# R36 (release), REVISION: 4.3"
+    assert rows["CUDA"]["value"] == f"12.6, {tmp_path / 'nvcc'}"
+    # JetPack's TensorRT, and no wheel that would hide it
+    assert rows["tensorrt"]["level"] == "unusable" and "nvidia-jetpack" in rows["tensorrt"]["help"]
+    assert "pip install" not in rows["tensorrt"]["help"]
     assert rows["JetPack"]["value"] == "6.2+b77"
     assert rows["power mode"]["value"] == "NV Power Mode: 15W 0"
     assert rows["pycuda"]["level"] == "unusable" and "nvcc" in rows["pycuda"]["help"]

@@ -18,12 +18,18 @@ from edgevtx.decode import decode, takes  # noqa: E402
 from edgevtx.errors import InputError  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.onnx_file import OnnxFile  # noqa: E402
+from edgevtx.export.pack import write_graphs  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
+from edgevtx.export.rewrite import lower  # noqa: E402
 from edgevtx.export.samples import move_over  # noqa: E402
+from edgevtx.export.trace import trace_all  # noqa: E402
 from edgevtx.prepared import collate  # noqa: E402
 from edgevtx.preprocess import prepare_item, state_valid  # noqa: E402
 from edgevtx.rules import EmbedDecode  # noqa: E402
+from edgevtx.runtimes.base import EngineOptions  # noqa: E402
+from edgevtx.runtimes.plan import PLAN, read_plan  # noqa: E402
+from edgevtx.runtimes.trt_build import build_plan  # noqa: E402
 from tests.export.onnx_files import SIZE, STYLES, Written, network  # noqa: E402
 
 # a family's further tasks stand behind the type, as in "swin embed"
@@ -301,3 +307,27 @@ def test_the_registry_names_what_it_reads():
         assert all(kind.startswith(config["model_type"]) for kind, config in recipe.tiny_config().items())
     with pytest.raises(InputError, match=r"choose one of: vit, dino, detr, "):
         get_recipe("yolo")
+
+
+# the first type of each family is compiled in every precision, for two generations of GPUs, in test_typed_graphs;
+# these are all whose graphs have other operators than those
+FURTHER = [
+    ("vit", "vit_hybrid"),
+    ("dino", "dinov2_with_registers"),
+    ("swin", "swinv2"),
+    ("rtdetr", "rt_detr_v2"),
+    *(("vivit", kind) for kind in get_recipe("vivit").tiny_config() if kind != "vivit"),
+    *(("attention_cnn", kind) for kind in ("nonlocal_video_resnet", *WINDOWED)),
+    ("onnx", "yolov5-raw"),
+    ("onnx", "yolov8"),
+]
+
+
+@each(FURTHER)
+def test_further_types_compile_with_tensorrt_rtx_in_half_precision(family, kind, build, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
+    networks = trace_all(build(family, kind))
+    lowered = {part: lower(model, "tensorrt-rtx", ("fp16",)) for part, model in networks.items()}
+    for graph in write_graphs(lowered, tmp_path):
+        build_plan("tensorrt_rtx", tmp_path / graph.file, tmp_path, EngineOptions("fp16", gpu="sm89"))
+        assert read_plan(tmp_path / PLAN).precision_share["f16"] > 0.5

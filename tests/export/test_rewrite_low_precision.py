@@ -81,6 +81,19 @@ def test_what_is_measured_to_come_near_an_overflow_keeps_fp32(size, low, name, g
     )
 
 
+@pytest.mark.parametrize(("largest", "kind"), [(LARGEST["fp16"] / MARGIN / 49, "fp16"), (400, "fp32")])
+def test_a_pooled_window_of_the_largest_value_must_fit(largest, kind, graph):
+    """Pooling adds up its window before it divides."""
+    model = graph(
+        """(float[1,3,14,14] x) => (float[1,3,2,2] y)
+        { a = Conv(x, k) p = AveragePool <kernel_shape = [7, 7], strides = [7, 7]>(a)
+          c = Conv(p, k) y = Softmax(c) }""",
+        k=np.ones((3, 3, 1, 1), np.float32),
+    )
+    lower_precision(model, "fp16", {"a": Range(largest)})
+    assert kinds(model) == {"a": "fp16", "p": kind, "c": "fp16", "y": "fp32"}
+
+
 def test_weights_that_half_precision_cannot_hold_keep_their_product_in_fp32(graph):
     text = "(float[2,8] x) => (float[2,8] y) { a = MatMul(x, w) y = Softmax(a) }"
     assert lower_precision(graph(text, w=W * 1e5), "fp16", {}) == 0
@@ -108,6 +121,20 @@ def test_a_box_keeps_its_digits_from_the_last_product_to_its_logarithm_and_to_th
     found = kinds(model)
     assert {name for name, kind in found.items() if kind == "fp16"} == {"d1", "d2"}
     check(model)
+
+
+def test_scores_keep_their_digits_through_the_best_of_their_classes(graph):
+    """RT-DETR chooses its queries by the best class of each place."""
+    model = graph(
+        """(float[1,9,8] x) => (int64[1,4] y)
+        { a = MatMul(x, w) b = Add(a, v) best = ReduceMax <keepdims = 0>(b, last) s, y = TopK(best, four) }""",
+        w=W,
+        v=W[0],
+        last=np.int64([-1]),
+        four=np.int64([4]),
+    )
+    assert lower_precision(model, "fp16", {}) == 1
+    assert kinds(model)["a"] == "fp16" and kinds(model)["b"] == "fp32"
 
 
 def test_places_to_sample_and_indices_keep_their_digits(graph):

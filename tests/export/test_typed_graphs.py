@@ -44,9 +44,9 @@ CONFIGURED = sorted(family for family in FAMILIES if get_recipe(family).tiny_con
 # trained: detectors of random weights answer another set of boxes for the least difference
 FIRE = Path(__file__).parents[2] / "samples" / "forest_fire" / "checkpoint"
 
+NORMS = ("LayerNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "Softmax")
 # operators that need float32 inputs and outputs wherever they are
-EXACT = ("LayerNormalization", "Softmax", "GridSample", "Log", "TopK", "ArgMax", "Sin", "Cos", "Exp", "Sqrt", "Div",
-         "ReduceMean", "ReduceSum", "InstanceNormalization")  # fmt: skip
+EXACT = (*NORMS, "GridSample", "Log", "TopK", "ArgMax", "Sin", "Cos", "Exp", "Sqrt", "Div")
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +163,21 @@ def fp16(traced):
     return make
 
 
+PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+HALVES = {"FLOAT16", "BFLOAT16"}
+# operator -> its input whose every digit counts: a logit, a place, an index, a phase
+USES = {"ArgMax": 0, "Cos": 0, "Floor": 0, "GridSample": 1, "Log": 0, "Sin": 0, "Softmax": 0, "TopK": 0}
+
+
 def before(values):
-    """Every node that leads to the values from the last products (or casts, or inputs) on."""
+    """Every node that leads to the values from the last products (or norms, softmax, sums, integers, inputs) on."""
     found, waiting = {}, list(values)
     while waiting:
         value = waiting.pop()
         node = value.producer() if value is not None else None
-        if node is None or node in found or node.op_type in ("Cast", "Conv", "Gemm", "MatMul"):
+        # casts between floats are passed: what is behind them may be low
+        ends = node is not None and node.op_type == "Cast" and node.inputs[0].dtype.name not in {"FLOAT", *HALVES}
+        if node is None or node in found or ends or node.op_type in (*PRODUCTS, *NORMS):
             continue
         found[node] = None
         waiting += node.inputs
@@ -177,11 +185,20 @@ def before(values):
 
 
 def halves(found):
-    return [node.name for node in found if "FLOAT16" in {value.dtype.name for value in node.outputs if value.dtype}]
+    """The nodes that compute in half precision; a cast does not."""
+    low = (node for node in found if HALVES & {value.dtype.name for value in node.outputs if value.dtype})
+    return [node.name for node in low if node.op_type != "Cast"]
 
 
 def reads(model, op_type, index=0):
     return [node.inputs[index] for node in model.graph if node.op_type == op_type]
+
+
+def test_what_counts_to_the_last_digit_is_float32_from_its_last_product_on(network):
+    """Of every family: attention scores with their biases and masks, boxes, places to sample, phases of positions."""
+    for part, precision, _, model in each(network):
+        uses = [node.inputs[USES[node.op_type]] for node in model.graph if node.op_type in USES]
+        assert not halves(before([*uses, *model.graph.outputs])), (part, precision)
 
 
 @pytest.mark.parametrize("family", ["vit", "detr", "rtdetr"])
@@ -199,6 +216,22 @@ def test_boxes_are_float32_from_their_last_product_on(family, fp16):
     found = before([value for value in model.graph.outputs if value.name in ("boxes", "scores")])
     assert {"Sigmoid", "Softmax"} & {node.op_type for node in found}
     assert not halves(found)
+
+
+@pytest.mark.parametrize("family", ["swin", "sam"])
+def test_position_terms_are_added_to_scores_in_float32(family, fp16):
+    """Swin's bias table, the relative positions of SAM's encoder."""
+    model = fp16(family)
+    scores = [node.inputs[0] for node in model.graph if node.op_type == "Softmax" and "ttention" in node.name]
+    added = [[node for node in before([value]) if node.op_type == "Add"] for value in scores]
+    assert added and all(added)
+    assert not halves(node for found in added for node in found)
+
+
+def test_detrs_sine_positions_are_float32(fp16):
+    model = fp16("detr")
+    waves = [node for node in model.graph if node.op_type in ("Sin", "Cos")]
+    assert waves and not halves([*waves, *before(value for node in waves for value in node.inputs)])
 
 
 def test_rtdetr_refines_and_samples_in_float32(fp16):

@@ -212,6 +212,14 @@ def test_progress_is_told_and_warnings_are_kept(
     assert "[TRT]" not in printed.out + printed.err and "TensorRT" not in printed.out + printed.err
 
 
+def test_what_is_told_leaves_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's threads tell at once: a line and its end apart would be two halves of other lines."""
+    pieces: list[str] = []
+    monkeypatch.setattr(trt_worker.sys, "stdout", SimpleNamespace(write=pieces.append, flush=lambda: None))
+    trt_worker._tell("log", "a line\nor two")
+    assert pieces == ['{"log": "a line\\nor two"}\n']
+
+
 def test_ctrl_c_while_compiling_stops_it_at_once(
     tiny_graph: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
