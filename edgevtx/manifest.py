@@ -63,7 +63,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     `versions` is the range of the target that it serves, as a PEP 440 specifier. `avoids` are ids, and `patterns`
     patterns, of `edgevtx.runtimes.known_bad`: faults of compilers that were rewritten, and what is in the graph.
     `kept_fp32` are the modules of a graph of lower precision that keep float32 as a whole, since in that precision
-    they did not pass.
+    they did not pass, `unquantised` those of an int8 graph that are in half precision for that reason.
     """
 
     file: str
@@ -77,6 +77,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     avoids: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     kept_fp32: tuple[str, ...] = ()
+    unquantised: tuple[str, ...] = ()
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):

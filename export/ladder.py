@@ -1,23 +1,25 @@
 """A graph of lower precision that passes: measured, typed, rehearsed, and where it fails, typed anew with less of it.
 
-Each rung keeps the blocks in float32 where the one before it overflowed or began to diverge. What is left after the
-last one is judged like any other graph.
+Each rung keeps the blocks in float32 where the one before it overflowed or began to diverge; of an int8 graph, which is
+a graph of half precision that quantises, it keeps them in half precision. What is left after the last one is judged
+like any other graph.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import onnx_ir as ir
 
 from edgevtx.compare import compare
-from edgevtx.export.ranges import Range, measure_ranges
+from edgevtx.export.ranges import choose_limits, measure_ranges
 from edgevtx.export.rehearsal import Rehearsal, rehearse
 from edgevtx.export.rewrite.low_precision import GiveTypes, Typed, lower_precision
+from edgevtx.export.rewrite.quantize import activations, quantize
 from edgevtx.golden import Exchange
 from edgevtx.rules import Decode
 
@@ -46,25 +48,52 @@ def from_evidence(evidence: Evidence) -> GiveTypes:
 
 
 def _give_types(evidence: Evidence, exact: ir.Model, precisions: Sequence[str]) -> dict[str, Typed]:
-    ranges = measure_ranges(exact, [exchange.inputs for exchange in evidence.exchanges])
-    return {precision: _climb(evidence, exact, precision, ranges) for precision in precisions}
+    feeds = [exchange.inputs for exchange in evidence.exchanges]
+    ranges = measure_ranges(exact, feeds)
+
+    def lower_to(precision: str) -> Typed:
+        def give(model: ir.Model, kept: Sequence[str]) -> None:
+            lower_precision(model, precision, ranges, [*evidence.keep, *kept])
+
+        return Typed(*_climb(evidence, exact, give, precision, otherwise="fp32"))
+
+    found = {precision: lower_to(precision) for precision in precisions if precision != "int8"}
+    if "int8" in precisions:
+        kept_fp32 = (found.get("fp16") or lower_to("fp16")).kept_fp32
+        keep = [*evidence.keep, *map(_inside, kept_fp32)]
+        limits = choose_limits(exact, feeds, ranges, activations(exact))
+
+        def give(model: ir.Model, kept: Sequence[str]) -> None:
+            quantize(model, ranges, limits, keep, kept)
+
+        model, unquantised = _climb(evidence, exact, give, "int8", otherwise="fp16")
+        found["int8"] = Typed(model, kept_fp32, unquantised)
+    return found
 
 
-def _climb(evidence: Evidence, exact: ir.Model, precision: str, ranges: dict[str, Range]) -> Typed:
+def _climb(
+    evidence: Evidence,
+    exact: ir.Model,
+    give: Callable[[ir.Model, Sequence[str]], object],
+    precision: str,
+    *,
+    otherwise: str,
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """The graph as `give` types it but for the nodes that match some patterns, and the blocks that these are of."""
     exchanges = evidence.exchanges[:REHEARSED]
     kept: tuple[str, ...] = ()
     for left in reversed(range(RUNGS)):
         model = exact.clone()
-        lower_precision(model, precision, ranges, [*evidence.keep, *map(_inside, kept)])
+        give(model, [*map(_inside, kept)])
         if not left:
             break
         found = rehearse(exact, model, [exchange.inputs for exchange in exchanges])
         worse = tuple(block for block in found.diverging if block not in kept)
         if not worse or _passes(evidence, exchanges, found):
             break
-        log.info("in %s the graph diverges in %s, which is kept in fp32", precision, ", ".join(worse))
+        log.info("in %s the graph diverges in %s, which is kept in %s", precision, ", ".join(worse), otherwise)
         kept += worse
-    return Typed(model, kept)
+    return model, kept
 
 
 def _passes(evidence: Evidence, exchanges: Sequence[Exchange], found: Rehearsal) -> bool:

@@ -100,6 +100,7 @@ def _write(item: LoweredGraph, part: str, folder: Path, weights: _Weights) -> Gr
         avoids=item.avoids,
         patterns=item.patterns,
         kept_fp32=item.kept_fp32,
+        unquantised=item.unquantised,
     )
 
 

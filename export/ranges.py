@@ -1,15 +1,23 @@
-"""How large the values of a graph grow on real inputs: what decides where a lower precision would overflow."""
+"""How large the values of a graph grow on real inputs: what decides where a lower precision would overflow, and what
+int8 has to stand for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgevtx.export.evaluate import open_model
 from edgevtx.runtimes.base import Arrays
+
+LARGEST_INT8 = 127
+"""The largest magnitude of int8 that has both signs."""
+
+CLIPS = tuple(0.8**step for step in range(10))
+"""The shares of a tensor's largest magnitude that are tried as what int8 reaches to."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ def measure_ranges(model: ir.Model, feeds: Sequence[Arrays]) -> dict[str, Range]
     probed = model.clone()
     sums = _add_sums(probed)
     graph = probed.graph
-    values = [value for value in (*graph.inputs, *_outputs(graph)) if value.dtype == ir.DataType.FLOAT]
+    values = _floats(graph)
     ends = [(_reduce(graph, "ReduceMin", value), _reduce(graph, "ReduceMax", value)) for value in values]
     graph.outputs.clear()
     graph.outputs.extend(end for pair in ends for end in pair)
@@ -46,20 +54,79 @@ def measure_ranges(model: ir.Model, feeds: Sequence[Arrays]) -> dict[str, Range]
     return {name: Range(size, summed.get(name, 0.0)) for name, size in largest.items()}
 
 
-def _outputs(graph: ir.Graph) -> list[ir.Value]:
-    return [value for node in graph for value in node.outputs]
+def choose_limits(
+    model: ir.Model, feeds: Sequence[Arrays], ranges: Mapping[str, Range], names: Iterable[str]
+) -> dict[str, float]:
+    """How far int8 should reach for each of the values `names`: the share in `CLIPS` of its largest magnitude in
+    `ranges` whose quantisation is off by the least sum of squares over all `feeds`.
+
+    A few outliers, which transformers have, would otherwise make the steps too wide for all others. Nagel et al., "A
+    White Paper on Neural Network Quantization", 2021, sec. 3.1. A value that is always 0 or not always finite has none,
+    nor has one without a range.
+    """
+    probed = model.clone()
+    graph = probed.graph
+    known = {name: ranges[name].largest for name in names if name in ranges}
+    wanted = {name: largest for name, largest in known.items() if 0 < largest < math.inf}
+    values = {str(value.name): value for value in _floats(graph)}
+    errors = {
+        name: [_squared_error(graph, values[name], largest * clip, str(step)) for step, clip in enumerate(CLIPS)]
+        for name, largest in wanted.items()
+    }
+    graph.outputs.clear()
+    graph.outputs.extend(error for found in errors.values() for error in found)
+    if not errors:
+        return {}
+    run = open_model(probed)
+    total = {name: np.zeros(len(CLIPS)) for name in wanted}
+    for feed in feeds:
+        found = run(feed)
+        for name in wanted:
+            total[name] += [float(found[str(error.name)]) for error in errors[name]]
+    return {name: largest * CLIPS[int(total[name].argmin())] for name, largest in wanted.items()}
+
+
+def _floats(graph: ir.Graph) -> list[ir.Value]:
+    """The float32 inputs and computed values."""
+    made = [value for node in graph for value in node.outputs]
+    return [value for value in (*graph.inputs, *made) if value.dtype == ir.DataType.FLOAT]
+
+
+def _squared_error(graph: ir.Graph, value: ir.Value, limit: float, suffix: str) -> ir.Value:
+    """The sum of squares that quantising the value is off by, computed as soon as the value is there."""
+    name = f"{value.name}/limit_{suffix}"
+    scale, zero = (
+        ir.Value(name=f"{name}/{kind}", type=ir.TensorType(tensor.dtype), shape=ir.Shape([]), const_value=tensor)
+        for kind, tensor in (("scale", ir.tensor(np.float32(limit / LARGEST_INT8))), ("zero", ir.tensor(np.int8(0))))
+    )
+    for constant in (scale, zero):
+        graph.register_initializer(constant)
+    whole = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/quantised")
+    back = ir.node("DequantizeLinear", [*whole.outputs, scale, zero], name=f"{name}/dequantised")
+    off = ir.node("Sub", [value, *back.outputs], name=f"{name}/off")
+    total = ir.node("ReduceSumSquare", off.outputs, {"keepdims": 0}, name=name)
+    chain = [whole, back, off, total]
+    for node in chain:
+        node.outputs[0].name = node.name
+    return _append(graph, value, chain)
 
 
 def _reduce(graph: ir.Graph, op_type: str, value: ir.Value) -> ir.Value:
     """The value's smallest or largest element, computed as soon as the value is there."""
     node = ir.node(op_type, [value], {"keepdims": 0}, name=f"{value.name}/{op_type}")
-    end = node.outputs[0]
-    end.name, end.type, end.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    node.outputs[0].name = node.name
+    return _append(graph, value, [node])
+
+
+def _append(graph: ir.Graph, value: ir.Value, chain: Sequence[ir.Node]) -> ir.Value:
+    """Put nodes behind the one that makes the value; returns the last one's scalar."""
+    end = chain[-1].outputs[0]
+    end.type, end.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     producer = value.producer()
     if producer is None:
-        graph.insert_before(graph[0], node)
+        graph.insert_before(graph[0], chain)
     else:
-        graph.insert_after(producer, node)
+        graph.insert_after(producer, chain)
     return end
 
 

@@ -2,7 +2,8 @@
 
 No device is needed to see where a lower precision overflows or loses too much: a graph of float32 that rounds each
 tensor to the lower type, and back, has the values that a device would have which multiplies in that type and adds up in
-float32. The graph of half precision itself shows nothing here: ONNX Runtime and OpenVINO compute it in float32.
+float32. What is quantised to int8 is so here as well. The graph of half precision itself shows nothing here: ONNX
+Runtime and OpenVINO compute it in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from edgevtx.compare.tolerance import TOLERANCES, error_of
 from edgevtx.export.evaluate import Evaluate, open_model
 from edgevtx.export.rewrite.attention import spelled_out
-from edgevtx.export.rewrite.edit import constant, insert, nodes, replace
+from edgevtx.export.rewrite.edit import constant, insert, made_by, nodes, remove, replace
 from edgevtx.export.rewrite.low_precision import MOVES, TYPES
 from edgevtx.runtimes.base import Arrays
 
@@ -48,7 +49,9 @@ class Rehearsal:
 
 
 def precision_of(model: ir.Model) -> str:
-    """The lower precision that the graph's casts ask for, "fp32" where none does."""
+    """The lower precision of a graph: "int8" where it quantises, else what its casts ask for, or "fp32"."""
+    if nodes(model, "QuantizeLinear"):
+        return "int8"
     kinds = {node.outputs[0].dtype for node in nodes(model, "Cast")}
     return next((precision for kind, precision in _PRECISIONS.items() if kind in kinds), "fp32")
 
@@ -61,7 +64,7 @@ def block_of(name: str) -> str:
 
 
 def widen(model: ir.Model) -> ir.Model:
-    """The typed graph in float32 throughout."""
+    """The typed graph in float32 throughout; nothing is quantised."""
     return _in_float32(model, rounded=False)
 
 
@@ -80,6 +83,7 @@ def rehearse(exact: ir.Model, typed: ir.Model, feeds: Sequence[Arrays]) -> Rehea
     trial = simulate(typed)
     sums = _add_sums(trial)
     rounding = {node.meta[_BLOCK] for node in sums}
+    rounding |= {block_of(node.name or "") for node in nodes(trial, "QuantizeLinear")}
     handed = {name: block for name, block in _handed_on(exact).items() if block in rounding}
     answers = [str(value.name) for value in exact.graph.outputs]
     run_exact, run_trial = _open(exact, handed), _open(trial, [*answers, *handed, *sums.values()])
@@ -150,6 +154,12 @@ def _in_float32(model: ir.Model, *, rounded: bool) -> ir.Model:
     model = model.clone()
     if rounded:
         _spell_out(model)
+    else:
+        _drop_pairs(model)
+    for value in model.graph.initializers.values():  # scales
+        if value.dtype in _PRECISIONS and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in list(model.graph):
         for value in node.outputs:
             kind = value.dtype
@@ -161,6 +171,16 @@ def _in_float32(model: ir.Model, *, rounded: bool) -> ir.Model:
             if rounded and node.op_type not in MOVES:
                 _round(model.graph, node, value, kind)
     return model
+
+
+def _drop_pairs(model: ir.Model) -> None:
+    for node in nodes(model, "DequantizeLinear"):
+        made = made_by(node.inputs[0], "QuantizeLinear")
+        if made is not None and made.inputs[0] is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], made.inputs[0])
+            remove(node)
+            if not made.outputs[0].uses():
+                remove(made)
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -> None:

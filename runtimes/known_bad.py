@@ -14,7 +14,7 @@ from edgevtx.versions import in_range
 REFUSE = "refuse"
 WARN = "warn"
 
-EVERY = ("fp32", "fp16", "bf16", "int8")
+EVERY = ("fp32", "fp16", "bf16", "int8")  # what an int8 graph does not quantise is in half precision
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ TABLE = (
         issue="NVIDIA/TensorRT#4837",
         what="attention fused around a softmax in half precision is wrong on consumer Blackwell GPUs",
         remedy="softmax-in-fp32",
-        precisions=("fp16", "bf16"),
+        precisions=("fp16", "bf16", "int8"),
         gpus=("sm120",),
     ),
     KnownBad(
@@ -149,7 +149,7 @@ TABLE = (
         issue="NVIDIA/TensorRT#3657",
         what="a layer norm in single operators, as opsets below 17 have it, overflows in half precision",
         remedy="fuse-layer-norm",
-        precisions=("fp16",),
+        precisions=("fp16", "int8"),
     ),
     KnownBad(
         id="layer-norm-decomposed-rtx",
@@ -159,7 +159,7 @@ TABLE = (
         issue="NVIDIA/TensorRT#3657",
         what="a layer norm in single operators, as opsets below 17 have it, overflows in half precision",
         remedy="fuse-layer-norm",
-        precisions=("fp16",),
+        precisions=("fp16", "int8"),
     ),
     KnownBad(
         id="conv-transpose-bf16",

@@ -13,7 +13,7 @@ from edgevtx.errors import CompileError
 Shape = Sequence[int]
 
 # precision -> the types of multiplicands that fulfil it
-TYPES = {"fp32": ("f32",), "bf16": ("bf16",), "fp16": ("f16",)}
+TYPES = {"fp32": ("f32",), "bf16": ("bf16",), "fp16": ("f16",), "int8": ("i8",)}
 
 REQUIRED_SHARE = 0.9
 

@@ -31,7 +31,7 @@ class TensorRt:
     target: str
     package: str
     graphs: bool = True
-    PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8")
 
     def probe(self) -> Probe:
         """Whether it can run here; without a GPU the version still says that its compiler is installed."""

@@ -61,15 +61,18 @@ def shares(found: tuple[PlanLayer, ...]) -> dict[str, float]:
 
 
 def _computed_in(layer: Any, makers: dict[str, Any]) -> str:
-    """The type of what a layer takes; of a product of dequantised tensors, the type that they were stored in."""
+    """The type of what a layer takes; of a product of dequantised tensors, the type that both were stored in."""
     first = layer.get_input(0)
-    if layer.type.name in (*_CONVOLUTIONS, *_PRODUCTS) and (stored := _dequantised(first, makers)):
-        return stored
+    if layer.type.name in (*_CONVOLUTIONS, *_PRODUCTS) and layer.num_inputs > 1:
+        stored = {_dequantised(layer.get_input(index), makers) for index in (0, 1)}
+        if len(stored) == 1 and "" not in stored:
+            return stored.pop()
     return TYPES[first.dtype.name][0]
 
 
 def _dequantised(tensor: Any, makers: dict[str, Any]) -> str:
-    maker = makers.get(tensor.name)
+    """The type that a tensor had before it was dequantised, "" where it was not."""
+    maker = None if tensor is None else makers.get(tensor.name)
     while maker is not None and maker.type.name in ("SHUFFLE", "IDENTITY"):
         maker = makers.get(maker.get_input(0).name)
     if maker is None or maker.type.name != "DEQUANTIZE":

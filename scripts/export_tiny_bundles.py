@@ -53,7 +53,7 @@ def _export(
     checkpoint = Checkpoint.open(path, seed=0)
     options = ExportOptions(build=build, overwrite=True)
     if targets:
-        options = replace(options, targets=targets, precisions=("fp32", "fp16", "bf16"), keep_failed=True)
+        options = replace(options, targets=targets, precisions=("fp32", "fp16", "bf16", "int8"), keep_failed=True)
     report = export(family, checkpoint, folder / f"{family}-{name}.vtx", options)
     words = [f"{item.target} {item.precision} {item.status}" for item in report.manifest.verdicts]
     print(f"{family} {name}: {', '.join(words)}")

@@ -37,7 +37,7 @@ PLANS = ("tensorrt", "tensorrt-rtx")
     callback=common.parse_names,
     help="tensorrt-rtx: compile for these architectures, such as sm86,sm89, which need not be here.",
 )
-@click.option("--precision", metavar="NAME", help="fp32, bf16 or fp16; default: what the bundle recommends.")
+@click.option("--precision", metavar="NAME", help="fp32, bf16, fp16 or int8; default: what the bundle recommends.")
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1), help="Processor threads; default: the runtime's choice."
 )

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     callback=common.parse_names,
     default="fp32",
     show_default=True,
-    help="Precisions to verify, preferred one first: fp32, fp16, bf16.",
+    help="Precisions to verify, preferred one first: fp32, fp16, bf16, int8.",
 )
 @click.option(
     "--batch", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Frames that the graph takes."

@@ -43,7 +43,8 @@ class LoweredGraph:
 
     `rewrites` names the rewrites that found something to change; `avoids` the compiler faults that they avoid, and
     `patterns` what the graph has of which some compiler is known to fail (see `edgevtx.runtimes.known_bad`);
-    `kept_fp32` the modules of a graph of lower precision that keep float32 as a whole.
+    `kept_fp32` the modules of a graph of lower precision that keep float32 as a whole, `unquantised` those of an int8
+    graph that are not quantised.
     """
 
     target: str
@@ -55,6 +56,7 @@ class LoweredGraph:
     avoids: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
     kept_fp32: tuple[str, ...] = ()
+    unquantised: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Variant:
     """How graphs of a target are made: rewrites in order, by name, and what the result serves.
 
     `precisions` are those of the float32 graph itself, which a compiler may be told to compute in another one; for each
-    of `typed` there is a graph more, with that precision's casts.
+    of `typed` there is a graph more, with that precision's casts, or its quantisation.
     """
 
     name: str
@@ -103,7 +105,7 @@ NVIDIA: dict[str, dict[str, Rewrite]] = {
     }
     for target in ("tensorrt", "tensorrt-rtx")
 }
-TYPED = ("fp16", "bf16")  # bf16 wants Ampere or newer
+TYPED = ("fp16", "bf16", "int8")  # bf16 wants Ampere or newer
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "onnxruntime": (
         Variant(
@@ -160,8 +162,10 @@ def _apply(
     for precision, typed in (give_types(model, wanted) if wanted else {}).items():
         name = ".".join(word for word in (variant.name, precision) if word)
         raised = [name for name, rewrite in typed_remedies(target, precision).items() if rewrite(typed.model)]
-        graph = LoweredGraph(target, name, variant.versions, (precision,), typed.model, kept_fp32=typed.kept_fp32)
-        yield _describe(graph, known, [*changed, "lower-precision", *raised])
+        kept = {"kept_fp32": typed.kept_fp32, "unquantised": typed.unquantised}
+        graph = LoweredGraph(target, name, variant.versions, (precision,), typed.model, **kept)
+        typing = "quantize" if precision == "int8" else "lower-precision"
+        yield _describe(graph, known, [*changed, typing, *raised])
 
 
 def _describe(graph: LoweredGraph, known: Sequence[KnownBad], rewrites: Sequence[str]) -> LoweredGraph:

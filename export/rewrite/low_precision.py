@@ -84,10 +84,12 @@ BFLOAT16_OPSET = 22  # the first whose Conv, MaxPool and HardSwish know bfloat16
 
 @dataclass(frozen=True)
 class Typed:
-    """A graph in a lower precision. `kept_fp32` are the modules that had to keep float32 as a whole."""
+    """A graph in a lower precision. `kept_fp32` are the modules that had to keep float32 as a whole, `unquantised`
+    those of an int8 graph that had to keep half precision."""
 
     model: ir.Model
     kept_fp32: tuple[str, ...] = ()
+    unquantised: tuple[str, ...] = ()
 
 
 GiveTypes = Callable[[ir.Model, Sequence[str]], dict[str, Typed]]
@@ -112,8 +114,11 @@ def lower_precision(model: ir.Model, precision: str, ranges: Mapping[str, Range]
 
 
 def by_operators(exact: ir.Model, precisions: Sequence[str]) -> dict[str, Typed]:
-    """The graph in each of the precisions, by its operators alone: nothing is measured, and nothing tried."""
-    found = {precision: Typed(exact.clone()) for precision in precisions}
+    """The graph in each of the precisions, by its operators alone: nothing is measured, and nothing tried.
+
+    Without "int8", whose scales are measured.
+    """
+    found = {precision: Typed(exact.clone()) for precision in precisions if precision in TYPES}
     for precision, typed in found.items():
         lower_precision(typed.model, precision, {})
     return found
@@ -146,16 +151,25 @@ def _choose(
 
 def _exact_nodes(model: ir.Model) -> set[ir.Node]:
     """The elementwise nodes between the uses that need every digit and the products before them."""
-    graph = model.graph
     phases = [node.inputs[0] for node in nodes(model, *_PHASES)]
-    found = _walk_back(phases, PRODUCTS)
+    return walk_back(phases, ends=PRODUCTS) | walk_back(exact_uses(model))
+
+
+def exact_uses(model: ir.Model) -> list[ir.Value | None]:
+    """The values of a float32 graph that are used for their every digit; its outputs are among them."""
     uses = [node.inputs[index] for node in nodes(model, *_EXACT_USES) for index in _EXACT_USES[node.op_type]]
     uses += [node.inputs[0] for node in nodes(model, "Cast") if not _is_float(node.outputs[0])]
-    return found | _walk_back([*uses, *graph.outputs], frozenset())
+    return [*uses, *model.graph.outputs]
 
 
-def _walk_back(values: Sequence[ir.Value | None], ends: frozenset[str]) -> set[ir.Node]:
-    """Every node that leads to the values through elementwise operators, and those of the types `ends` before them."""
+def walk_back(
+    values: Sequence[ir.Value | None],
+    *,
+    ends: frozenset[str] = frozenset(),
+    through: Callable[[ir.Node], bool] = lambda node: False,
+) -> set[ir.Node]:
+    """Every node that leads to the values through elementwise operators and those that `through` accepts, and the nodes
+    of the types `ends` before them."""
     found: set[ir.Node] = set()
     waiting = list(values)
     while waiting:
@@ -163,7 +177,7 @@ def _walk_back(values: Sequence[ir.Value | None], ends: frozenset[str]) -> set[i
         node = value.producer() if value is not None and _is_float(value) else None
         if node is None or node in found or node.domain != "":
             continue
-        if node.op_type in FOLLOWERS or node.op_type in _EXACT_ELEMENTWISE:
+        if node.op_type in FOLLOWERS or node.op_type in _EXACT_ELEMENTWISE or through(node):
             found.add(node)
             waiting += node.inputs
         elif node.op_type in ends:

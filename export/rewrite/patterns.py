@@ -69,10 +69,18 @@ def _parallel_products(model: ir.Model) -> list[ir.Node]:
     readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in nodes(model, "MatMul", "Gemm"):
         value, weight = node.inputs[:2]
-        cast = made_by(weight, "Cast")  # as a typed graph has its weights
-        if value is not None and tensor_of(weight if cast is None else cast.inputs[0]) is not None:
+        if value is not None and _is_weight(weight):
             readers[value].append(node)
     return [node for found in readers.values() if len(found) > 1 for node in found]
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a constant, or one that a typed graph casts or quantises."""
+    while value is not None and tensor_of(value) is None:
+        made = value.producer()
+        typing = made is not None and made.op_type in ("Cast", "QuantizeLinear", "DequantizeLinear")
+        value = made.inputs[0] if made is not None and typing else None
+    return value is not None
 
 
 def _wide_top_ks(model: ir.Model) -> list[ir.Node]:

@@ -300,6 +300,7 @@ def test_bf16_is_proven_on_openvino_and_not_offered_on_onnx_runtime(seeded, tmp_
             ExportOptions(precisions=("fp32", "fp16")),
             "'fp16' .* choose of .*openvino at fp32, bf16",
         ),
+        (ExportOptions(precisions=("int8",)), "'openvino' fits none of .* tensorrt-rtx at fp32, fp16, bf16, int8"),
         (ExportOptions(targets=("onnxruntime", "null")), "null"),
     ],
 )
@@ -308,6 +309,12 @@ def test_what_cannot_be_exported_is_refused_before_the_work(options, words, seed
     with pytest.raises(InputError, match=words):
         export("vit", seeded("vit"), tmp_path / "no.vtx", options)
     assert not list(tmp_path.glob("*.vtx"))
+
+
+def test_int8_is_nvidias_alone():
+    pairs, skipped = pipeline._pairs(("openvino", "tensorrt"), ("int8", "fp32"))
+    assert pairs == [("openvino", "fp32"), ("tensorrt", "int8"), ("tensorrt", "fp32")]
+    assert skipped == ("openvino int8",)
 
 
 def test_one_image_is_not_enough(seeded, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from edgevtx.export import ladder  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.evaluate import open_model  # noqa: E402
 from edgevtx.export.ladder import Evidence, from_evidence  # noqa: E402
+from edgevtx.export.ranges import measure_ranges  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.rehearsal import block_of, precision_of, rehearse, simulate, widen  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
@@ -211,3 +214,71 @@ def test_wide_again_a_typed_graph_is_the_graph_it_was_made_of(precision, vit):
     expected, found = (open_model(model)(feeds) for model in (exact, widen(typed(exact, precision))))
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-5)
+
+
+# -- int8 ------------------------------------------------------------------------------------------------------
+
+OUTLIER = 3000.0
+
+
+@pytest.fixture(scope="module")
+def outlier(config_folder):
+    """The ViT whose second layer's values have one channel `OUTLIER` times as large, which its output projection takes
+    back: (traceable, block, float32 graph, its exchanges). What it computes is the same; half precision bears it."""
+    built = get_recipe("vit").build(Checkpoint.open(config_folder("vit"), seed=0), BuildOptions())
+    modules = dict(built.module.named_modules())
+    value = next(name for name in modules if name.endswith("1.attention.v_proj"))
+    with torch.no_grad():
+        modules[value].weight[0] *= OUTLIER
+        modules[value].bias[0] *= OUTLIER
+        modules[value.replace("v_proj", "o_proj")].weight[:, 0] /= OUTLIER
+    (exact,) = (graph.model for graph in lower(trace(built), "tensorrt", ["fp32"]))
+    samples = list(make_samples(built, load_photos(None)))
+    return built, block_of(value), exact, [exchange for sample in samples for exchange in sample.exchanges("")]
+
+
+def quantised(model):
+    """How many products of each block read int8."""
+    pairs = [node for node in model.graph if node.op_type in ("Gemm", "MatMul") and _read_int8(node)]
+    return Counter(block_of(node.name) for node in pairs)
+
+
+def _read_int8(node):
+    return all(
+        value.producer() is not None and value.producer().op_type == "DequantizeLinear" for value in node.inputs[:2]
+    )
+
+
+def test_the_ladder_leaves_the_block_of_an_outlier_unquantised(outlier):
+    built, block, exact, exchanges = outlier
+    found = from_evidence(Evidence(exchanges, built.decode))(exact, ["int8"])["int8"]
+    assert (found.kept_fp32, found.unquantised) == ((), (block,))
+    assert block not in quantised(found.model) and quantised(found.model)[block.replace("1", "0")] == 6
+    assert "FLOAT16" in inside(found.model, block)
+    assert not rehearse(exact, found.model, [exchanges[0].inputs]).diverging
+
+
+def test_an_outlier_that_nothing_saves_names_its_block(outlier, monkeypatch):
+    built, block, exact, exchanges = outlier
+    monkeypatch.setattr(ladder, "RUNGS", 1)
+    model = from_evidence(Evidence(exchanges, built.decode))(exact, ["int8"])["int8"].model
+    assert quantised(model)[block] == 6
+    assert rehearse(exact, model, [exchanges[0].inputs]).diverging == (block,)
+
+
+def test_int8_keeps_in_float32_what_half_precision_had_to(vit, monkeypatch):
+    built, block, exact, exchanges = vit
+    monkeypatch.setattr(ladder, "measure_ranges", hide_sizes(block))
+    found = from_evidence(Evidence(exchanges, built.decode))(exact, ["int8"])["int8"]
+    assert found.kept_fp32 == (block,)
+    assert inside(found.model, block) == {"FLOAT"}
+    assert block not in quantised(found.model)
+
+
+def hide_sizes(block):
+    """Measuring that misses what is large in a block."""
+
+    def measure(model, feeds):
+        return {name: item for name, item in measure_ranges(model, feeds).items() if block_of(name) != block}
+
+    return measure

@@ -14,6 +14,8 @@ from edgevtx.export.checkpoint import Checkpoint
 from edgevtx.export.pack import write_graphs
 from edgevtx.export.recipe import BuildOptions, get_recipe
 from edgevtx.export.rewrite import lower
+from edgevtx.export.rewrite.low_precision import Typed, by_operators
+from edgevtx.export.rewrite.quantize import activations, quantize
 from edgevtx.export.trace import trace
 from edgevtx.runtimes.base import EngineOptions
 from edgevtx.runtimes.plan import PLAN, read_plan
@@ -43,21 +45,40 @@ RTDETR_R18 = {
 }
 
 
+def compiled(family, config, precision, give_types, folder):
+    """The record of a model's plan, and the bytes of its weights in float32."""
+    (folder / "config.json").write_text(json.dumps(config))
+    traceable = get_recipe(family).build(Checkpoint.open(folder / "config.json", seed=0), BuildOptions())
+    (row,) = write_graphs({"": lower(trace(traceable), "tensorrt-rtx", (precision,), give_types)}, folder)
+    (folder / "plan").mkdir()
+    build_plan("tensorrt_rtx", folder / row.file, folder / "plan", EngineOptions(precision, gpu="sm89"))
+    weights = sum(value.nbytes for value in traceable.module.state_dict().values())
+    return read_plan(folder / "plan" / PLAN), weights
+
+
 @pytest.mark.parametrize(
     ("family", "config", "size", "billions"),
     [("vit", VIT_B, 224, 17), ("rtdetr", RTDETR_R18, 640, 30), ("sam", SAM_B, 1024, 486)],
     ids=["ViT-B", "RT-DETR-R18", "SAM-B encoder"],
 )
 def test_a_full_size_model_compiles_in_half_precision(family, config, size, billions, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    traceable = get_recipe(family).build(Checkpoint.open(tmp_path / "config.json", seed=0), BuildOptions())
-    (row,) = write_graphs({"": lower(trace(traceable), "tensorrt-rtx", ("fp16",))}, tmp_path)
-    (tmp_path / "plan").mkdir()
-    build_plan("tensorrt_rtx", tmp_path / row.file, tmp_path / "plan", EngineOptions("fp16", gpu="sm89"))
-    record = read_plan(tmp_path / "plan" / PLAN)
+    record, weights = compiled(family, config, "fp16", by_operators, tmp_path)
     assert record.inputs[0].shape == (1, size, size, 3)
     assert record.precision_share["f16"] > 0.99
     # multiply-adds in 10^9: of ViT-B and RT-DETR-R18 as published, of SAM's encoder counted by hand from its sizes
     assert sum(layer.work for layer in record.layers) / 1e9 == pytest.approx(billions, rel=0.1)
-    weights = sum(value.nbytes for value in traceable.module.state_dict().values())
     assert record.size < 0.7 * weights  # casts of float32 weights are folded; SAM's positions are tables of their own
+
+
+def test_a_full_size_model_compiles_in_int8_of_a_quarter_of_its_size(tmp_path):
+    record, weights = compiled("vit", VIT_B, "int8", made_up, tmp_path)
+    # the rest is attention's own products
+    assert record.precision_share["i8"] > 0.95
+    assert record.size < 0.35 * weights
+
+
+def made_up(exact, precisions):
+    """int8 whose scales are not measured."""
+    model = exact.clone()
+    quantize(model, {}, dict.fromkeys(activations(exact), 4.0))
+    return {"int8": Typed(model)}

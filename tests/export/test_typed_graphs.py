@@ -4,8 +4,9 @@ accepted by TensorRT-RTX's parser and builder, which need no GPU."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.pack import write_graphs  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
+from edgevtx.export.ranges import choose_limits, measure_ranges  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
-from edgevtx.export.rewrite.low_precision import TYPES, by_operators  # noqa: E402
+from edgevtx.export.rewrite.edit import made_by  # noqa: E402
+from edgevtx.export.rewrite.low_precision import TYPES, Typed, by_operators  # noqa: E402
+from edgevtx.export.rewrite.quantize import activations, quantize  # noqa: E402
 from edgevtx.export.samples import load_clips, load_photos  # noqa: E402
 from edgevtx.export.trace import trace_all  # noqa: E402
 from edgevtx.export.verify import make_samples  # noqa: E402
@@ -32,7 +36,8 @@ from edgevtx.runtimes.base import EngineOptions, Probe  # noqa: E402
 from edgevtx.runtimes.plan import PLAN, read_plan  # noqa: E402
 from edgevtx.runtimes.trt_build import build_plan  # noqa: E402
 
-LOW = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # precision -> the type of most products in a plan's record
+# precision -> the type of most products in a plan's record
+LOW = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "i8"}
 
 CONFIGURED = sorted(family for family in FAMILIES if get_recipe(family).tiny_config())
 
@@ -61,14 +66,23 @@ def network(request, traced, tmp_path_factory):
     """A family's tiny networks in all precisions: (family, {part: {precision: model}}, folder, its graphs, {part:
     inputs})."""
     built, networks = traced(request.param)
-    lowered = {part: lower(model, "tensorrt-rtx") for part, model in networks.items()}
+    clip = built.preprocess.clip
+    sample = next(make_samples(built, load_photos(None) if clip is None else load_clips(None, clip)))
+    feeds = {part: sample.exchanges(part)[0].inputs for part in networks}
+    lowered = {
+        part: lower(model, "tensorrt-rtx", give_types=partial(typed, [feeds[part]])) for part, model in networks.items()
+    }
     folder = tmp_path_factory.mktemp(request.param)
     graphs = write_graphs(lowered, folder)
     models = {part: {graph.precisions[0]: graph.model for graph in found} for part, found in lowered.items()}
-    clip = built.preprocess.clip
-    sample = next(make_samples(built, load_photos(None) if clip is None else load_clips(None, clip)))
-    feeds = {part: sample.exchanges(part)[0].inputs for part in lowered}
     return request.param, models, folder, graphs, feeds
+
+
+def typed(feeds, exact, precisions):
+    """Half precision by operators, and int8 by what one input shows; nothing is tried."""
+    model, ranges = exact.clone(), measure_ranges(exact, feeds)
+    quantize(model, ranges, choose_limits(exact, feeds, ranges, activations(exact)))
+    return {**by_operators(exact, precisions), "int8": Typed(model)}
 
 
 def each(network):
@@ -80,7 +94,7 @@ def each(network):
 def test_typed_graphs_are_valid_and_small(network):
     """`write_graphs` has ONNX's checker look at each; this looks at the types of all values as well."""
     _, _, folder, graphs, _ = network
-    assert {graph.precisions for graph in graphs} == {("fp32",), ("fp16",), ("bf16",)}
+    assert {graph.precisions for graph in graphs} == {("fp32",), ("fp16",), ("bf16",), ("int8",)}
     weights = (folder / "weights.bin").stat().st_size
     exact = sum(
         value.const_value.nbytes
@@ -106,8 +120,30 @@ def test_most_products_run_low_and_what_needs_its_digits_does_not(network):
                 assert not types & {"FLOAT16", "BFLOAT16"}, node.name
 
 
+# what gives boxes, classes, scores and places to sample
+HEADS = re.compile(r"bbox|class_embed|class_labels|sampling_offsets|enc_score|iou_prediction|query_pos_head")
+
+
+def test_int8_quantises_products_with_weights_and_neither_attention_nor_heads(network):
+    if network[0] in ("detr", "rtdetr"):
+        assert [
+            node.name for node in network[1][""]["int8"].graph if node.op_type == "MatMul" and HEADS.search(node.name)
+        ]
+    for part, found in network[1].items():
+        model = found["int8"]
+        products = [node for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+        reading = [node for node in products if made_by(node.inputs[0], "DequantizeLinear")]
+        assert len(reading) >= 0.3 * len(products), part
+        for node in reading:
+            weight = made_by(made_by(node.inputs[1], "DequantizeLinear").inputs[0], "QuantizeLinear").inputs[0]
+            assert made_by(weight, "Cast").inputs[0].name in model.graph.initializers
+        assert not [node.name for node in reading if HEADS.search(node.name)]
+        pairs = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+        assert all(use.node in reading for pair in pairs for use in pair.outputs[0].uses())
+
+
 def test_inputs_and_outputs_are_those_of_the_exact_graph(network):
-    for _, _, exact, model in each(network):
+    for exact, model in [(models["fp32"], model) for models in network[1].values() for model in models.values()]:
         for side in ("inputs", "outputs"):
             describe = [(item.name, item.dtype, str(item.shape)) for item in getattr(model.graph, side)]
             assert describe == [(item.name, item.dtype, str(item.shape)) for item in getattr(exact.graph, side)]
@@ -234,7 +270,8 @@ def test_tensorrt_rtx_compiles_every_graph_for_two_generations_of_gpus(network, 
         build_plan("tensorrt_rtx", folder / graph.file, out, EngineOptions(precision, gpu=gpu))
         record = read_plan(out / PLAN)
         low = LOW[precision]
-        assert {layer.type for layer in record.layers} <= {low, "f32", "i32", "i64", "bool"}
+        rest = {"f16"} if precision == "int8" else set()
+        assert {layer.type for layer in record.layers} <= {low, *rest, "f32", "i32", "i64", "bool"}
         assert record.precision_share[low] > 0.5
         return record.sha256
 

@@ -29,7 +29,7 @@ def test_there_are_bundles_to_test() -> None:
     assert len(BUNDLES) >= 8
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.stem)
 def test_an_engine_agrees_with_the_reference(bundle: Path, target: str, precision: str) -> None:
     manifest = Bundle.open(bundle).manifest

@@ -144,25 +144,41 @@ def test_another_precision_than_the_graph_s_is_refused(tmp_path: Path, folder: P
     assert not any(folder.iterdir())
 
 
-def test_a_product_of_dequantised_tensors_is_int8(tmp_path: Path) -> None:
+def quantised_graph(path: Path, *, weight: str = "wd", zero: int = 0) -> Path:
+    """A product of dequantised tensors, or with `weight` "w" of one and a plain one."""
     nodes = [
-        make("QuantizeLinear", ["x", "s"], ["xq"]),
-        make("DequantizeLinear", ["xq", "s"], ["xd"]),
-        make("QuantizeLinear", ["w", "s"], ["wq"]),
-        make("DequantizeLinear", ["wq", "s"], ["wd"]),
-        make("MatMul", ["xd", "wd"], ["y"], name="head/MatMul"),
+        make("QuantizeLinear", ["x", "s", "zero"], ["xq"], name="head/QuantizeLinear"),
+        make("DequantizeLinear", ["xq", "s", "zero"], ["xd"]),
+        make("QuantizeLinear", ["w", "s", "zero"], ["wq"]),
+        make("DequantizeLinear", ["wq", "s", "zero"], ["wd"]),
+        make("MatMul", ["xd", weight], ["y"], name="head/MatMul"),
     ]
-    weights = {"s": np.float32(0.1), "w": np.eye(32, dtype=np.float32)}
     # opset 10 and later quantise to uint8 unless there is a zero point
-    for node in nodes[:4]:
-        node.input.append("zero")
-    path = write_graph(
-        tmp_path / "q.onnx", nodes, {"x": (FLOAT, [1, 32])}, {"y": (FLOAT, [1, 32])}, zero=np.int8(0), **weights
-    )
+    constants = {"s": np.float32(0.1), "w": np.eye(32, dtype=np.float32), "zero": np.int8(zero)}
+    return write_graph(path, nodes, {"x": (FLOAT, [1, 32])}, {"y": (FLOAT, [1, 32])}, **constants)
+
+
+@pytest.mark.parametrize(("weight", "kind"), [("wd", "i8"), ("w", "f32")])
+def test_a_product_of_dequantised_tensors_is_int8(weight: str, kind: str, tmp_path: Path) -> None:
+    path = quantised_graph(tmp_path / "q.onnx", weight=weight)
     logger = make_logger(trt, Messages(), lambda text: None)
     network = trt.Builder(logger).create_network(trt_worker._flags(trt))
     assert trt.OnnxParser(network, logger).parse_from_file(str(path))
-    assert trt_layers.shares(trt_layers.layers(trt, network)) == {"i8": 1.0}
+    assert trt_layers.shares(trt_layers.layers(trt, network)) == {kind: 1.0}
+
+
+def test_an_int8_plan_is_compiled_and_one_of_float_products_is_none(tmp_path: Path, folder: Path) -> None:
+    report = build_plan("tensorrt_rtx", quantised_graph(tmp_path / "q.onnx"), folder, EngineOptions("int8", gpu="sm89"))
+    assert report.precision_share == {"i8": 1.0}
+    half = quantised_graph(tmp_path / "half.onnx", weight="w")
+    with pytest.raises(CompileError, match=r"int8 was asked of tensorrt-rtx on sm89, but .* computes 100% f32"):
+        build_plan("tensorrt_rtx", half, folder, EngineOptions("int8", gpu="sm89"))
+
+
+def test_the_compiler_refuses_another_zero_point_as_the_preflight_says(tmp_path: Path, folder: Path) -> None:
+    path = quantised_graph(tmp_path / "q.onnx", zero=3)
+    with pytest.raises(CompileError, match=r"zero"):
+        build_plan("tensorrt_rtx", path, folder, EngineOptions("int8", gpu="sm89"))
 
 
 def test_dynamic_shapes_get_a_profile_around_the_golden_sample(tiny_graph: Callable[..., Any], folder: Path) -> None:

@@ -1,0 +1,141 @@
+"""Symmetric int8: a pair of QuantizeLinear and DequantizeLinear on both sides of the products with weights.
+
+TensorRT and TensorRT-RTX multiply in int8 where both operands of a product come from such pairs, and fold those of the
+weights. Scales are one a tensor for activations and one an output channel for weights, zero points are 0:
+Wu et al., "Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation", 2020, sec. 3.
+
+Quantised are the projections of attention, the MLPs and the convolutions. Attention's own two products stay as they
+are: no weights are saved there, one scale for all probabilities loses the small ones, the scores go through an
+exponential, and TensorRT has fused attention in int8 for few tokens alone (NVIDIA/TensorRT#3724). So do the heads: the
+last products before a value that needs its digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from edgevtx.export.ranges import LARGEST_INT8, Range
+from edgevtx.export.rewrite.edit import Array, constant, insert, nodes, tensor_of
+from edgevtx.export.rewrite.low_precision import exact_uses, lower_precision, walk_back
+
+NARROW = 4
+"""Products that sum over no more channels than this are not quantised: an image's colours, a box's coordinates, a
+channel of its own (depthwise). There is little to gain, and what the first layer loses of an image is lost to all."""
+
+HALF_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear know float16
+
+
+def quantize(
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    limits: Mapping[str, float],
+    keep: Iterable[str] = (),
+    unquantised: Iterable[str] = (),
+) -> int:
+    """Quantise a float32 graph in place; returns how many products read int8.
+
+    What is not quantised runs in fp16 as `lower_precision` has it, with the same `ranges` and `keep`, or in float32
+    where the graph's opset has no scales of half precision. `limits` are the largest magnitudes that int8 stands for,
+    by the name of the activation (see `edgevtx.export.ranges.choose_limits`); what has none is left alone, and so are
+    nodes whose names match one of the regular expressions `keep` and `unquantised`. Weights stay float32 and are
+    quantised in the graph (compilers fold that), so that graphs of all precisions share them.
+    """
+    keep = tuple(keep)
+    patterns = [re.compile(pattern) for pattern in (*keep, *unquantised)]
+    chosen = {  # their operands' magnitudes, before anything is cast
+        node: (np.float64(limits[name]), _largest(node))
+        for node, name in _quantisable(model).items()
+        if name in limits and not any(pattern.search(node.name or "") for pattern in patterns)
+    }
+    if model.opset_imports[""] >= HALF_OPSET:
+        lower_precision(model, "fp16", ranges, keep)
+    pairs: dict[tuple[ir.Value, int | None], ir.Value] = {}
+    for node, magnitudes in chosen.items():
+        for index, (largest, axis) in enumerate(zip(magnitudes, (None, _output_axis(node)), strict=True)):
+            value = node.inputs[index]
+            assert value is not None  # a product has both operands
+            if (value, axis) not in pairs:
+                pairs[value, axis] = _pair(node, value, largest, axis)
+            node.replace_input_with(index, pairs[value, axis])
+    return len(chosen)
+
+
+def activations(model: ir.Model) -> list[str]:
+    """The names of the values in a float32 graph that `quantize` may want a limit of."""
+    return list(dict.fromkeys(_quantisable(model).values()))
+
+
+# -- which products --------------------------------------------------------------------------------------------
+
+
+def _quantisable(model: ir.Model) -> dict[ir.Node, str]:
+    """The products of a float32 graph that can be quantised, with the names of their activations."""
+    heads = walk_back(exact_uses(model), ends=frozenset({"Conv"}), through=_is_layer)
+    return {
+        node: str(node.inputs[0].name)
+        for node in nodes(model, "Conv", "Gemm", "MatMul")
+        if node.inputs[0] is not None and _is_wide(node) and node not in heads
+    }
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node is a layer of a perceptron: a product of activations and weights."""
+    return node.op_type in ("Gemm", "MatMul") and _has_weight(node)
+
+
+def _has_weight(node: ir.Node) -> bool:
+    weight = tensor_of(node.inputs[1])
+    return (
+        weight is not None
+        and weight.dtype == ir.DataType.FLOAT
+        and tensor_of(node.inputs[0]) is None
+        and (node.op_type == "Conv" or len(weight.shape) == 2)
+    )
+
+
+def _is_wide(node: ir.Node) -> bool:
+    if not _has_weight(node):
+        return False
+    shape = _weight(node).shape.numpy()
+    return shape[1 if node.op_type == "Conv" else 1 - _output_axis(node)] > NARROW
+
+
+def _weight(node: ir.Node) -> ir.TensorProtocol:
+    weight = tensor_of(node.inputs[1])
+    assert weight is not None  # `_has_weight` was asked
+    return weight
+
+
+def _output_axis(node: ir.Node) -> int:
+    """The axis of the weights along which each output channel has a slice of its own."""
+    turned = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int()
+    return 0 if node.op_type == "Conv" or turned else 1
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------
+
+
+def _largest(node: ir.Node) -> Array:
+    """The largest magnitude of the weights of each output channel."""
+    weight, axis = _weight(node).numpy(), _output_axis(node)
+    return np.asarray(np.abs(weight).max(axis=tuple(other for other in range(weight.ndim) if other != axis)))
+
+
+def _pair(node: ir.Node, value: ir.Value, largest: Array | np.float64, axis: int | None) -> ir.Value:
+    """The value as int8 and back, ahead of the product `node` and in the type that it computes in."""
+    kind = node.outputs[0].dtype
+    assert kind is not None  # a rewrite's graph has been inferred
+    side = "activation" if axis is None else "weight"
+    # a channel of nothing but zeros has a scale too, and no kernel need know subnormal numbers
+    steps = np.maximum(largest / LARGEST_INT8, np.finfo(kind.numpy()).tiny).astype(kind.numpy())
+    scale = constant(node, f"{side}/scale", steps)
+    zero = constant(node, f"{side}/zero", np.zeros(steps.shape, np.int8))
+    along = {} if axis is None else {"axis": axis}
+    whole = insert(node, "QuantizeLinear", [value, scale, zero], f"{side}/quantised", dtype=ir.DataType.INT8, **along)
+    back = insert(node, "DequantizeLinear", [whole, scale, zero], f"{side}/dequantised", **along)
+    whole.shape = back.shape = value.shape
+    return back
