@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -15,28 +15,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edgevtx.bundle import Bundle
+from edgevtx.choose import choose_precision, choose_runtime
 from edgevtx.decode import check_finite, decode
 from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine
-from edgevtx.errors import InputError, RuntimeUnavailableError, VerificationError
-from edgevtx.manifest import REFUSED, Manifest, badness
+from edgevtx.errors import InputError
+from edgevtx.manifest import Manifest, badness
 from edgevtx.prepared import Prepared, collate
 from edgevtx.preprocess import prepare_item
 from edgevtx.results import Features, Result
 from edgevtx.rules import PromptDecode
-from edgevtx.runtimes import BACKENDS, get_backend, probe
 from edgevtx.runtimes.base import Array, Arrays, Engine, EngineOptions
 from edgevtx.selftest import accept, open_proven
-from edgevtx.versions import in_range
 from edgevtx.windows import run_in_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
-
-AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
-"""The order in which `runtime="auto"` looks for a runtime that is installed and that the bundle has a graph for."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +254,10 @@ def load(
 ) -> Predictor:
     """Open a bundle (a directory or its .vtx file) on this device.
 
-    `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `AUTO_ORDER` that can run the bundle here.
-    `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for; None takes the one it
-    recommends for the runtime. `providers`: ONNX Runtime's, in order. `compile`: "never" raises `CompileError`
-    instead of compiling on a cache miss, "force" compiles again.
+    `runtime`: "openvino", "onnxruntime", ..., or "auto", the first of `edgevtx.choose.AUTO_ORDER` that can run the
+    bundle here. `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for; None takes the
+    one it recommends for the runtime, or the next where the device does not have that. `providers`: ONNX Runtime's, in
+    order. `compile`: "never" raises `CompileError` instead of compiling on a cache miss, "force" compiles again.
 
     An engine that has not yet proven itself on this device replays the bundle's golden sample first. A further network
     that does not pass in this precision runs in fp32 where it passes there, and `info` names it. Raises
@@ -270,9 +266,10 @@ def load(
     """
     start = perf_counter()
     bundle = Bundle.open(path)
-    target = choose_runtime(bundle.manifest, runtime, precision, allow_unverified=allow_unverified)
-    precision = choose_precision(bundle.manifest, target, precision, allow_unverified=allow_unverified)
-    options = EngineOptions(precision=precision, device=device, threads=threads, providers=tuple(providers))
+    options = EngineOptions(device=device, threads=threads, providers=tuple(providers))
+    target = choose_runtime(bundle.manifest, runtime, precision, options, allow_unverified=allow_unverified)
+    precision = choose_precision(bundle.manifest, target, precision, options, allow_unverified=allow_unverified)
+    options = dataclasses.replace(options, precision=precision)
     prepared, engines, verdicts = [], {}, []
     with contextlib.ExitStack() as opened:
         for part in bundle.manifest.part_names:
@@ -300,85 +297,6 @@ def _class_for(manifest: Manifest) -> type[Predictor]:
 
         return ClipPredictor
     return Predictor
-
-
-def choose_runtime(
-    manifest: Manifest, asked: str, precision: str | None = None, *, allow_unverified: bool = False
-) -> str:
-    """The target to use: the one asked for, or the first of `AUTO_ORDER` that can run this bundle here.
-
-    That is one whose package is installed in a version that a graph serves, and whose verdict does not refuse it.
-    """
-    served = [target for target in AUTO_ORDER if any(graph.target == target for graph in manifest.graphs)]
-    if asked != "auto":
-        get_backend(asked)
-        if asked != "null" and asked not in served:
-            raise RuntimeUnavailableError(
-                f"this bundle has no graph for {asked}, only for {', '.join(served) or 'nothing'}; "
-                f"export it again with --targets {asked}"
-            )
-        return asked
-    reasons, usable = {}, []
-    for target in served:
-        if target not in BACKENDS:
-            continue
-        found = probe(target)
-        wanted = precision or _default_precision(manifest, target)
-        if not found.available:
-            reasons[target] = f"{found.reason} ({found.install})"
-        elif not any(graph.target == target and in_range(found.version, graph.versions) for graph in manifest.graphs):
-            reasons[target] = f"no graph serves version {found.version}"
-        else:
-            usable.append((target, manifest.verdict(target, wanted)))
-    for target, verdict in usable:
-        if allow_unverified or (verdict is not None and verdict.status not in REFUSED):
-            if reasons:
-                log.info("passed over: %s", _listed(reasons))
-            return target
-        reasons[target] = "never verified" if verdict is None else f"marked {verdict.status!r}: {verdict.reason}"
-    if usable:
-        return usable[0][0]  # `load` says why it refuses it
-    raise RuntimeUnavailableError(
-        f"none of this bundle's runtimes is usable here: {_listed(reasons) or 'it has no graphs'}"
-    )
-
-
-def choose_precision(manifest: Manifest, target: str, asked: str | None, *, allow_unverified: bool = False) -> str:
-    """The precision asked for, or the one that the bundle recommends for the target.
-
-    Raises `VerificationError` where the bundle has no verdict for it or one that refuses it, unless `allow_unverified`.
-    """
-    precision = asked or _default_precision(manifest, target)
-    verdict = manifest.verdict(target, precision)
-    if verdict is None or verdict.status in REFUSED:
-        _refuse_unverified(manifest, target, precision, allow_unverified)
-    return precision
-
-
-def _listed(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{target}: {reason}" for target, reason in reasons.items())
-
-
-def _default_precision(manifest: Manifest, target: str) -> str:
-    """The one recommended at export, or where none is, the first that has a verdict."""
-    known = (item.precision for item in manifest.verdicts if item.target == target)
-    return manifest.recommended.get(target) or next(known, "fp32")
-
-
-def _refuse_unverified(manifest: Manifest, target: str, precision: str, allowed: bool) -> None:
-    verdict = manifest.verdict(target, precision)
-    if allowed or target == "null":
-        return
-    if verdict is None:
-        known = ", ".join(f"{item.target} {item.precision}" for item in manifest.verdicts) or "none"
-        raise VerificationError(
-            f"{manifest.name} was never verified on {target} at {precision} (verified: {known}); export it with "
-            f"--precisions {precision}, or pass allow_unverified=True"
-        )
-    raise VerificationError(
-        f"{manifest.name} on {target} at {precision} is marked {verdict.status!r}: {verdict.reason}; "
-        "mend the export, or pass allow_unverified=True to run it anyway"
-    )
 
 
 def _info(

@@ -96,13 +96,38 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """What may be asked of a TensorRT plan; what is None or empty is left to the compiler.
+
+    `batch` is the largest batch, which kernels are then chosen for. `frames` are the sizes (height, width) in px of
+    the frames that the plan is to serve. `workspace_mb` is the most memory of the device, in MiB, that a layer may work
+    in.
+    """
+
+    batch: int | None = None
+    frames: tuple[tuple[int, int], ...] = ()
+    workspace_mb: int | None = None
+
+    def __bool__(self) -> bool:
+        return any((self.batch, self.frames, self.workspace_mb))
+
+    def __str__(self) -> str:
+        """As the options of `edgevtx compile`."""
+        words = [f"--batch {self.batch}"] if self.batch else []
+        words += [f"--frame {width}x{height}" for height, width in self.frames]
+        words += [f"--workspace-mb {self.workspace_mb}"] if self.workspace_mb else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """What a caller asks of an engine.
 
     `device` is the runtime's own name for it ("CPU", "GPU", "NPU", "AUTO"); `providers` is for ONNX Runtime
     alone and defaults to its CPU provider; `threads` None leaves the runtime's default. For TensorRT alone: `gpu` is
-    the architecture to compile for ("sm89"), "" the device's own, and `workspace_mb` the most memory of the device, in
-    MiB, that a layer may work in. `progress` is told what a compiler does; it is no part of what is asked.
+    the architecture to compile for ("sm89"), "" the device's own; `plan` is what is asked of the plan, and `memory_mb`
+    the most memory of the host, in MiB, that compiling may take, None what is free but a reserve. `progress` is told
+    what a compiler does; it is no part of what is asked.
     """
 
     precision: str = "fp32"
@@ -110,7 +135,8 @@ class EngineOptions:
     threads: int | None = None
     providers: tuple[str, ...] = ()
     gpu: str = ""
-    workspace_mb: int | None = None
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    memory_mb: int | None = None
     progress: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
 
@@ -166,6 +192,9 @@ class Backend(Protocol):
 
     def fingerprint(self, options: EngineOptions) -> dict[str, str]:
         """All that a built engine depends on beside the graph: versions, device, driver, CPU features, options."""
+
+    def place(self, options: EngineOptions) -> dict[str, str]:
+        """What an engine's proof depends on and its fingerprint does not have; empty where no device is here."""
 
     def build(self, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         """Compile `graph` (its weights file beside it) into files under the empty `folder`."""

@@ -73,6 +73,17 @@ TABLE = (
         what="GridSample in deformable attention gives boxes that are off by hundreds of pixels, in float32 too",
         remedy="gather-grid-sample",
     ),
+    # of TensorRT-RTX nobody has said so; but it is the same vendor's compiler, and nobody has said that it is right
+    KnownBad(
+        id="grid-sample-deformable-rtx",
+        target="tensorrt-rtx",
+        versions=">=1.7",
+        pattern="grid-sample",
+        issue="NVIDIA/TensorRT#4813",
+        what="GridSample in deformable attention is wrong in TensorRT of the same age",
+        remedy=WARN,
+        advice="export with this edgevtx, which samples by gathers where it interpolates between pixels",
+    ),
     KnownBad(
         id="parallel-products-thor",
         target="tensorrt",

@@ -68,6 +68,11 @@ def fingerprint(options: EngineOptions) -> dict[str, str]:
     return facts
 
 
+def place(options: EngineOptions) -> dict[str, str]:
+    """See `base.Backend`: the fingerprint says it all."""
+    return {}
+
+
 def build(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
     """Optimise `graph`, save it, and prove its precision by one profiled run; see `base.Backend`.
 

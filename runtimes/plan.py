@@ -16,7 +16,7 @@ import msgspec
 from edgevtx.archive import MANIFEST, digest_file
 from edgevtx.errors import CompileError, InputError
 from edgevtx.rules import SizeRule
-from edgevtx.runtimes.base import TensorSpec
+from edgevtx.runtimes.base import BuildReport, PlanOptions, TensorSpec
 
 PLAN = "engine.plan"
 """The name of a plan in an engine's folder; its record lies beside it, see `record_path`."""
@@ -52,7 +52,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     `gpu` is the architecture ("sm89"). `bundle` is the bundle's digest and `part` the network of it, both empty where
     the graph was of no bundle; `graph_sha256`, `sha256` and `size` (bytes) are those of the graph and of the plan.
     `layers` are those of the typed network, which the compiler fuses and may not retype.
-    `builder_host_mb` is the most memory of the host, in MiB, that the compiling process had, `builder_gpu_mb` of the
+    `asked` is what was asked of the plan, `workspace_mb` what came of it. `builder_host_mb` is the most memory of the
+    host, in MiB, that the compiling process had, `memory_mb` what it was allowed; `builder_gpu_mb` is the most of the
     device as the builder tells it.
     """
 
@@ -74,10 +75,24 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     sha256: str
     compile_seconds: float
+    asked: PlanOptions = msgspec.field(default_factory=PlanOptions)
     workspace_mb: int | None = None
+    memory_mb: int | None = None
     builder_host_mb: int = 0
     builder_gpu_mb: int = 0
     warnings: tuple[str, ...] = ()
+
+    def report(self) -> BuildReport:
+        """What the compiler made, as an engine's record has it."""
+        return BuildReport(
+            target=self.target,
+            target_version=self.target_version,
+            device=self.gpu,
+            precision_share=self.precision_share,
+            compile_seconds=self.compile_seconds,
+            options={"workspace_mb": str(self.workspace_mb or "")},
+            warnings=self.warnings,
+        )
 
 
 def record_path(plan: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from edgevtx.errors import InputError, RuntimeUnavailableError
 from edgevtx.runtimes import context, cuda, host, sample
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
-from edgevtx.runtimes.plan import PLAN, PlanRecord, check_plan, read_plan
+from edgevtx.runtimes.plan import PLAN, PlanRecord, Profile, check_plan, read_plan
 from edgevtx.runtimes.trt_build import architectures, build_plan, check_gpu
 from edgevtx.runtimes.trt_run import Execution, Loaded
 
@@ -61,14 +61,20 @@ class TensorRt:
     def fingerprint(self, options: EngineOptions) -> dict[str, str]:
         """Version, architecture, precision and, where it is for the GPU here, its name and driver.
 
-        How much memory the builder had is no part of it.
+        What was asked of the plan is no part of it: of plans that differ in that alone one is kept.
         """
         trt = self._package()
         options = self._settle(trt, options)
         facts = {self.target: str(trt.__version__), "gpu": options.gpu, "precision": options.precision}
         if options.gpu not in architectures(trt):  # compiled and measured on the device itself
-            facts |= {"device name": self._gpu(options).name, "driver": host.nvidia_driver()}
+            facts |= self.place(options)
         return facts
+
+    def place(self, options: EngineOptions) -> dict[str, str]:
+        """The GPU's name and driver; nothing where none is here that serves."""
+        if not self.probe().available:
+            return {}
+        return {"device name": self._gpu(options).name, "driver": host.nvidia_driver()}
 
     def build(self, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         """Compile `graph` into a plan and its record under `folder`; see `trt_build.build_plan`.
@@ -115,7 +121,10 @@ class TensorRt:
 
         try:
             spare.append(Execution(loaded))
-            spare[0].run(dict(sample.inputs(graph, _usual(record))))
+            # TensorRT-RTX compiles each profile's kernels when it is first used
+            profiles = record.profiles if hasattr(trt, "IRuntimeCache") else record.profiles[:1]
+            for profile in reversed(profiles or ({},)):  # the first one last: it stays active
+                spare[0].run(dict(sample.inputs(graph, _usual(record, profile))))
             with device.current():
                 loaded.keep_cache()
         except BaseException:
@@ -172,7 +181,8 @@ def _ordinal(options: EngineOptions) -> int:
     return int(match[1] or 0)
 
 
-def _usual(record: PlanRecord) -> tuple[TensorSpec, ...]:
-    """The inputs in the shapes that their kernels were chosen for."""
-    first = record.profiles[0] if record.profiles else {}
-    return tuple(replace(spec, shape=first[spec.name].opt) if spec.name in first else spec for spec in record.inputs)
+def _usual(record: PlanRecord, profile: Profile) -> tuple[TensorSpec, ...]:
+    """The inputs in the shapes that a profile's kernels were chosen for."""
+    return tuple(
+        replace(spec, shape=profile[spec.name].opt) if spec.name in profile else spec for spec in record.inputs
+    )

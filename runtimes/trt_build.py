@@ -13,12 +13,13 @@ import logging
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgevtx import errors
 from edgevtx.errors import CompileError, RuntimeUnavailableError
-from edgevtx.runtimes import host
+from edgevtx.runtimes import host, trt_memory
 from edgevtx.runtimes.base import BuildReport, EngineOptions
 from edgevtx.runtimes.plan import PLAN, read_plan
 
@@ -36,29 +37,28 @@ def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions) 
 
     `package` is "tensorrt" or "tensorrt_rtx"; `options.gpu` the architecture, which for `tensorrt` must be that of the
     device. Raises `RuntimeUnavailableError` for a missing package and an architecture that it does not compile for,
-    `CompileError` with the graph's node and module where the graph is refused, where the compiler crashes and where
-    another precision came out, and `OutputError` where the folder cannot be written.
+    `CompileError` with the graph's node and module where the graph is refused, where the compiler crashes or takes more
+    than `options.memory_mb`, and where another precision came out, and `OutputError` where the folder cannot be
+    written.
     """
     target = package.replace("_", "-")
     trt = host.import_package(package, target=target, extra=target)
     check_gpu(trt, target, options)
-    asked = {"precision": options.precision, "gpu": options.gpu, "workspace_mb": options.workspace_mb}
+    limit = trt_memory.host_limit(options.memory_mb)
+    asked = {
+        "precision": options.precision,
+        "gpu": options.gpu,
+        "plan": asdict(options.plan),
+        "memory_mb": limit.most,
+    }
     request = {"package": package, "graph": str(graph), "folder": str(folder), "options": asked}
-    _work(f"{target} {trt.__version__}", request, options)
+    _work(f"{target} {trt.__version__}", request, options, limit)
     record = read_plan(folder / PLAN)
     log.info(
-        "%s %s: %d warnings; compiling took %d MiB of the host and %d MiB of the GPU",
-        target, graph.name, len(record.warnings), record.builder_host_mb, record.builder_gpu_mb,
+        "%s %s: %d warnings; compiling took %d of %d MiB of the host and %d MiB of the GPU",
+        target, graph.name, len(record.warnings), record.builder_host_mb, record.memory_mb, record.builder_gpu_mb,
     )  # fmt: skip
-    return BuildReport(
-        target=target,
-        target_version=record.target_version,
-        device=record.gpu,
-        precision_share=record.precision_share,
-        compile_seconds=record.compile_seconds,
-        options={"workspace_mb": str(record.workspace_mb or "")},
-        warnings=record.warnings,
-    )
+    return record.report()
 
 
 def architectures(trt: Any) -> tuple[str, ...]:
@@ -82,13 +82,16 @@ def check_gpu(trt: Any, target: str, options: EngineOptions) -> None:
         )
 
 
-def _work(compiler: str, request: dict[str, Any], options: EngineOptions) -> None:
+def _work(compiler: str, request: dict[str, Any], options: EngineOptions, limit: trt_memory.Limit) -> None:
     """Have the worker do what is asked, passing on what it tells; raises what it raised, or that it crashed."""
     code = _WORKER.format(path=[str(Path(entry).absolute()) for entry in sys.path])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     failure: errors.EdgevtxError | None = None
     place, last = "reading the graph", ""
-    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, errors="replace") as worker:  # type: ignore[call-overload]
+    with (
+        subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, errors="replace") as worker,  # type: ignore[call-overload]
+        trt_memory.watched(worker, limit) as watch,
+    ):
         try:
             with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
                 stdin.write(json.dumps(request))
@@ -108,6 +111,13 @@ def _work(compiler: str, request: dict[str, Any], options: EngineOptions) -> Non
             raise
     if failure is not None:
         raise failure
+    if watch.ended:
+        raise CompileError(
+            f"{_what(compiler, request)} was ended at: {place}. It had {watch.had} MiB of this machine's memory, of "
+            f"which it may have {limit.most}, and {watch.left} MiB were left to all others: close other programs, add "
+            "swap space, allow more with --memory-mb, or have the plan serve less, with --batch 1 and --frame "
+            "WIDTHxHEIGHT"
+        )
     if worker.returncode:
         raise CompileError(_crash(compiler, request, worker.returncode, place, last))
 
@@ -121,13 +131,17 @@ def _read(line: str) -> dict[str, Any]:
     return told if isinstance(told, dict) else {"print": line.strip()}
 
 
-def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: str) -> str:
+def _what(compiler: str, request: dict[str, Any]) -> str:
     options, graph = request["options"], Path(request["graph"]).name
-    what = f"{compiler}, compiling {graph} for {options['gpu']} in {options['precision']},"
+    return f"{compiler}, compiling {graph} for {options['gpu']} in {options['precision']},"
+
+
+def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: str) -> str:
+    what = _what(compiler, request)
     if code == -signal.SIGKILL:
         return (
             f"{what} was killed at: {place}. That happens where memory runs out: close other programs, allow less with "
-            "--workspace-mb, or add swap space"
+            "--memory-mb and --workspace-mb, or add swap space"
         )
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return (

@@ -25,7 +25,8 @@ from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavail
 from edgevtx.runtimes import host, trt_log
 from edgevtx.runtimes.base import Array, Arrays, DeviceArray, TensorSpec
 from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Graph, Stream
-from edgevtx.runtimes.plan import PlanRecord, Profile
+from edgevtx.runtimes.plan import PlanRecord
+from edgevtx.runtimes.trt_profiles import choose_profile, explain_lack
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class Execution:
         active = self._context.active_optimization_profile
         profile = choose_profile(self._record.profiles, named, active)
         if profile is None:
-            raise self._refused(named, f"it was compiled for {describe_profiles(self._record.profiles)}")
+            raise self._refused(named, explain_lack(self._record, named))
         if profile != active:
             if not self._context.set_optimization_profile_async(profile, self._stream.handle):
                 raise self._loaded.failed("set_optimization_profile_async")
@@ -341,30 +342,6 @@ class Execution:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-
-def choose_profile(profiles: Sequence[Profile], shapes: dict[str, Shape], active: int = 0) -> int | None:
-    """The index of a profile that takes these shapes, the active one if it does; None where none does.
-
-    A plan without profiles is of static shapes, and has the one with index 0.
-    """
-    fitting = [
-        index
-        for index, profile in enumerate(profiles or ({},))
-        if all(
-            len(shapes[name]) == len(span.min)
-            and all(low <= size <= high for low, size, high in zip(span.min, shapes[name], span.max, strict=True))
-            for name, span in profile.items()
-        )
-    ]
-    return active if active in fitting else min(fitting, default=None)
-
-
-def describe_profiles(profiles: Sequence[Profile]) -> str:
-    """The ranges of all profiles: "pixels (1, 32, 32, 3) to (1, 64, 64, 3), or ..."."""
-    return ", or ".join(
-        " with ".join(f"{name} {span.min} to {span.max}" for name, span in profile.items()) for profile in profiles
-    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -17,14 +16,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from edgevtx import cache, disk
 from edgevtx.archive import digest_file
 from edgevtx.errors import CompileError, EdgevtxError, OutputError
-from edgevtx.runtimes import host, precision, sample, trt_layers
-from edgevtx.runtimes.base import EngineOptions
+from edgevtx.runtimes import host, precision, sample, trt_layers, trt_memory
+from edgevtx.runtimes.base import EngineOptions, PlanOptions
 from edgevtx.runtimes.plan import PLAN, Origin, PlanRecord, Profile, encode_record, origin, record_path
 from edgevtx.runtimes.trt_log import Messages, make_logger, tidy
-from edgevtx.runtimes.trt_profiles import OpenInput, profile
+from edgevtx.runtimes.trt_profiles import OpenInput, profiles
 
 _SHOWN = 5  # errors in one message
 
@@ -34,16 +35,13 @@ _LEAST_SHARES = {"fp32": precision.REQUIRED_SHARE, "fp16": 0.5, "bf16": 0.5, "in
 
 _MIB = 1 << 20
 
-_TEGRA = Path("/etc/nv_tegra_release")
-_MEMORY = Path("/proc/meminfo")
-_STATUS = Path("/proc/self/status")
-
 
 def main() -> None:
     """Read a request from standard input, compile, and answer in lines of JSON: "log", "progress", "error"."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started this one stops it
     request = json.loads(sys.stdin.read())
-    options = EngineOptions(**request["options"])
+    asked = request["options"]
+    options = EngineOptions(**{**asked, "plan": msgspec.convert(asked["plan"], PlanOptions)})
     try:
         compile_plan(request["package"], Path(request["graph"]), Path(request["folder"]), options, _tell)
     except EdgevtxError as error:
@@ -85,7 +83,7 @@ def compile_plan(
     least = _LEAST_SHARES[options.precision]
     precision.require(options.precision, share, target=target, device=options.gpu, least=least)
     config = builder.create_builder_config()
-    profiles = _profiles(builder, config, network, graph, source)
+    ranges = _profiles(builder, config, network, graph, source, options.plan)
     workspace = _configure(trt, config, options)
     timing = _TimingCache(trt, target, config, options.gpu)
     monitor = _monitor(trt, lambda text: tell("progress", text))
@@ -108,13 +106,15 @@ def compile_plan(
         precision_share=share,
         inputs=trt_layers.specs(network.get_input(index) for index in range(network.num_inputs)),
         outputs=trt_layers.specs(network.get_output(index) for index in range(network.num_outputs)),
-        profiles=profiles,
+        profiles=ranges,
         layers=layers,
         size=data.nbytes,
         sha256=sha256(data).hexdigest(),
         compile_seconds=round(time.perf_counter() - started, 3),
+        asked=options.plan,
         workspace_mb=workspace,
-        builder_host_mb=_peak_mb(),
+        memory_mb=options.memory_mb,
+        builder_host_mb=trt_memory.peak_mb(),
         builder_gpu_mb=said.gpu_mb,
         warnings=tuple(said.warnings),
     )
@@ -149,7 +149,7 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> int | None:
     """Set precision, memory and architecture; returns the limit of the workspace in MiB, None for the builder's own."""
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector of other tools
-    limit = options.workspace_mb or _unified_memory_mb()
+    limit = options.plan.workspace_mb or trt_memory.unified_workspace_mb()
     if limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit * _MIB)
     if hasattr(trt, "ComputeCapability"):
@@ -158,37 +158,25 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> int | None:
     return limit
 
 
-def _unified_memory_mb() -> int | None:
-    """Half of a Jetson's free memory, which host and GPU share and the builder would take all of; None elsewhere."""
-    return _field(_MEMORY, "MemAvailable") // 2048 if _TEGRA.is_file() else None
-
-
-def _peak_mb() -> int:
-    """The most memory of the host that this process has had, in MiB."""
-    return _field(_STATUS, "VmHWM") // 1024
-
-
-def _field(path: Path, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
-
-
-def _profiles(builder: Any, config: Any, network: Any, graph: Path, source: Origin) -> tuple[Profile, ...]:
-    """Add the profile that a graph of dynamic shapes needs; none where all are static."""
+def _profiles(
+    builder: Any, config: Any, network: Any, graph: Path, source: Origin, asked: PlanOptions
+) -> tuple[Profile, ...]:
+    """Add the profiles that a graph of dynamic shapes needs; none where all are static."""
     opened = [
         OpenInput(spec.name, spec.shape, tuple(item.get_dimension_name(axis) for axis in range(len(spec.shape))))
         for item in (network.get_input(index) for index in range(network.num_inputs))
         for spec in trt_layers.specs([item])
     ]
-    ranges = profile(opened, sample.golden(graph, "input", source.part), source.size)
-    if not ranges:
-        return ()
-    made = builder.create_optimization_profile()
-    for name, shapes in ranges.items():
-        made.set_shape(name, shapes.min, shapes.opt, shapes.max)
-    if config.add_optimization_profile(made) < 0:
-        raise CompileError(f"the shapes {ranges} are no optimisation profile of {graph.name}; export the bundle again")
-    return (ranges,)
+    found = profiles(opened, sample.golden(graph, "input", source.part), source.size, asked)
+    for ranges in found:
+        made = builder.create_optimization_profile()
+        for name, shapes in ranges.items():
+            made.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        if config.add_optimization_profile(made) < 0:
+            raise CompileError(
+                f"the shapes {ranges} are no optimisation profile of {graph.name}; export the bundle again"
+            )
+    return found
 
 
 class _TimingCache:

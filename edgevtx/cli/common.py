@@ -51,6 +51,12 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return int(parts[1]), int(parts[0])
 
 
+def parse_sizes(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Several times WIDTHxHEIGHT in pixels as (height, width), without repeats."""
+    sizes = (parse_size(ctx, param, item) for item in value)
+    return tuple(dict.fromkeys(size for size in sizes if size))
+
+
 def parse_box(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """X0,Y0,X1,Y1 in pixels."""
     if value is None:

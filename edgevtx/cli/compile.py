@@ -45,10 +45,38 @@ PLANS = ("tensorrt", "tensorrt-rtx")
     "--providers", metavar="NAME,...", callback=common.parse_names, help="ONNX Runtime execution providers, in order."
 )
 @click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1),
+    help="tensorrt, tensorrt-rtx: the largest batch, which kernels are then chosen for.",
+)
+@click.option(
+    "--frame",
+    "frames",
+    metavar="WIDTHxHEIGHT",
+    multiple=True,
+    callback=common.parse_sizes,
+    help="tensorrt, tensorrt-rtx: serve frames of this size, and choose kernels for it; may be repeated.",
+)
+@click.option(
     "--workspace-mb",
     metavar="N",
     type=click.IntRange(1),
     help="tensorrt, tensorrt-rtx: the most device memory, in MiB, that a layer may work in.",
+)
+@click.option(
+    "--memory-mb",
+    metavar="N",
+    type=click.IntRange(1),
+    help="tensorrt, tensorrt-rtx: the most memory of this machine, in MiB, that compiling may take.",
+)
+@click.option(
+    "--adopt",
+    metavar="PLAN",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="tensorrt, tensorrt-rtx: take a plan that --out wrote on another machine, instead of compiling; may be "
+    "repeated.",
 )
 @click.option(
     "--preflight",
@@ -64,7 +92,11 @@ def command(
     bundle: str,
     target: str,
     gpus: tuple[str, ...],
+    batch: int | None,
+    frames: tuple[tuple[int, int], ...],
     workspace_mb: int | None,
+    memory_mb: int | None,
+    adopt: tuple[Path, ...],
     preflight: bool,
     force: bool,
     out: str | None,
@@ -79,6 +111,7 @@ def command(
       edgevtx compile fire.vtx --target openvino --precision bf16
       edgevtx compile fire.vtx --target openvino --out ir
       edgevtx compile fire.vtx --target tensorrt-rtx --gpu sm86,sm89 --out plans
+      edgevtx compile fire.vtx --adopt plans/fire.tensorrt-rtx.sm86.fp16.plan
 
     A plan for a GPU that is not here replays nothing: its device does, when it first loads the bundle.
     """
@@ -86,14 +119,27 @@ def command(
     from edgevtx.cli import plans
     from edgevtx.cli.preflight import preflight as look
     from edgevtx.predictor import load
+    from edgevtx.runtimes.base import EngineOptions, PlanOptions
+    from edgevtx.runtimes.plan import read_plan
     from edgevtx.stream.sinks import make_folder
 
     if out is not None and target not in ("openvino", "auto", *PLANS):
         raise InputError(
             f"--out writes OpenVINO IR and TensorRT plans, and --target is {target}; choose another target"
         )
-    if (gpus or workspace_mb) and target not in PLANS:
-        raise InputError(f"--gpu and --workspace-mb are for {' and '.join(PLANS)}, and --target is {target}")
+    if adopt and target == "auto":
+        target = read_plan(adopt[0]).target
+    asked = PlanOptions(batch, frames, workspace_mb)
+    if (gpus or asked or memory_mb or adopt) and target not in PLANS:
+        raise InputError(
+            f"--gpu, --batch, --frame, --workspace-mb, --memory-mb and --adopt are for {' and '.join(PLANS)}, and "
+            f"--target is {target}"
+        )
+    if adopt and (asked or memory_mb or force or preflight or out is not None or options["precision"]):
+        raise InputError(
+            "--adopt takes plans as they are and compiles nothing; of the other options only --target, --device and "
+            "--gpu go with it"
+        )
     if preflight:
         look(bundle, target, options["precision"], as_json)
         return
@@ -104,8 +150,12 @@ def command(
     info = None
     mode: CompileMode = "force" if force else "auto"
     with common.stages("open") as progress:
-        if target in PLANS:
-            made = plans.compile_plans(bundle, target, gpus, workspace_mb, mode, progress=progress, **options)
+        if adopt:
+            made = plans.adopt_plans(bundle, adopt, target, gpus, device=options["device"])
+            options["precision"] = next((item.record.precision for item in made if not item.record.part), None)
+        elif target in PLANS:
+            wanted = EngineOptions(plan=asked, memory_mb=memory_mb, progress=progress)
+            made = plans.compile_plans(bundle, target, gpus, wanted, mode, **options)
             mode = "auto"
         if not gpus:
             model = load(bundle, runtime=target, compile=mode, progress=progress, **options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevtx.cli import common
+from edgevtx.errors import InputError
 
 if TYPE_CHECKING:
     from edgevtx.bundle import Bundle
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Show what a bundle or a plan holds.")
 @common.bundle_argument
+@click.option("--bundle", "of", metavar="BUNDLE", help="Of a plan: also check that it was compiled from this bundle.")
 @common.json_option
-def command(bundle: str, as_json: bool) -> None:
+def command(bundle: str, of: str | None, as_json: bool) -> None:
     """Show what a bundle holds: the model, its input and outputs, where it was verified, its files.
 
     Given a TensorRT plan (NAME.plan, its NAME.json beside it), show what that is; this needs no GPU.
@@ -32,8 +34,10 @@ def command(bundle: str, as_json: bool) -> None:
     if Path(bundle).suffix == ".plan":
         from edgevtx.cli import plans
 
-        plans.show(Path(bundle), as_json)
+        plans.show(Path(bundle), of, as_json)
         return
+    if of is not None:
+        raise InputError(f"--bundle is for plans (NAME.plan), and {bundle} is none; leave it out")
     import msgspec
 
     from edgevtx.bundle import Bundle

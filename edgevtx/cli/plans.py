@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevtx import disk
+from edgevtx.adopt import adopt_plan
 from edgevtx.bundle import Bundle
+from edgevtx.choose import choose_precision, choose_runtime
 from edgevtx.cli import common
-from edgevtx.engines import CompileMode, prepare_engine
-from edgevtx.errors import OutputError
-from edgevtx.predictor import choose_precision, choose_runtime
-from edgevtx.runtimes.base import EngineOptions
-from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, read_plan, record_path
+from edgevtx.engines import CompileMode, PreparedEngine, prepare_engine
+from edgevtx.errors import InputError, OutputError
+from edgevtx.manifest import Manifest
+from edgevtx.runtimes.base import EngineOptions, PlanOptions
+from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, check_plan, read_plan, record_path
 from edgevtx.stream.sinks import claim
 
 if TYPE_CHECKING:
@@ -41,29 +43,61 @@ def compile_plans(
     path: str,
     target: str,
     gpus: Sequence[str],
-    workspace_mb: int | None,
+    wanted: EngineOptions,
     compile: CompileMode,  # noqa: A002 -- as `prepare_engine` names it
     *,
-    progress: Callable[[str], None],
     precision: str | None,
     allow_unverified: bool,
     **options: Any,
 ) -> list[Made]:
     """A plan of every network of a bundle for every architecture, into the cache; without `gpus` for the GPU here.
 
-    `options` are those of `edgevtx.load`. Raises as `edgevtx.load` does.
+    `wanted` is what only plans are asked, `options` are those of `edgevtx.load`. Raises as `edgevtx.load` does, and
+    `InputError` where the bundle's graphs leave open neither what `--batch` nor what `--frame` would fix.
     """
     bundle = Bundle.open(path)
-    choose_runtime(bundle.manifest, target)
-    precision = choose_precision(bundle.manifest, target, precision, allow_unverified=allow_unverified)
+    _check_open(bundle.manifest, wanted.plan)
     made = []
     for gpu in gpus or ("",):
-        wanted = EngineOptions(precision, gpu=gpu, workspace_mb=workspace_mb, **options)
+        here = replace(wanted, gpu=gpu, **options)
+        choose_runtime(bundle.manifest, target, precision, here)
+        chosen = choose_precision(bundle.manifest, target, precision, here, allow_unverified=allow_unverified)
         for part in bundle.manifest.part_names:
-            prepared = prepare_engine(bundle, target, wanted, part=part, compile=compile, progress=progress)
-            plan = prepared.folder / PLAN
-            made.append(Made(plan, read_plan(plan), prepared.cache_hit))
+            prepared = prepare_engine(
+                bundle, target, replace(here, precision=chosen), part=part, compile=compile, progress=wanted.progress
+            )
+            made.append(_made(prepared))
     return made
+
+
+def adopt_plans(path: str, plans: Sequence[Path], target: str, gpus: Sequence[str], *, device: str) -> list[Made]:
+    """Take plans that were written out elsewhere into the cache; see `edgevtx.adopt`."""
+    if len(gpus) > 1:
+        raise InputError(f"a plan is for one GPU, and --gpu names {len(gpus)}; adopt the plans of one at a time")
+    bundle = Bundle.open(path)
+    options = EngineOptions(device=device, gpu=gpus[0] if gpus else "")
+    return [_made(adopt_plan(bundle, plan, target, options)) for plan in plans]
+
+
+def _made(prepared: PreparedEngine) -> Made:
+    plan = prepared.folder / PLAN
+    return Made(plan, read_plan(plan), prepared.cache_hit)
+
+
+def _check_open(manifest: Manifest, asked: PlanOptions) -> None:
+    """Raise `InputError` where a plan is asked to serve what the bundle's graphs have fixed."""
+    batch, *shape, _ = manifest.image_input.shape
+    if asked.batch and batch is not None:
+        raise InputError(
+            f"{manifest.name} was exported for batches of {batch}, so --batch chooses nothing; leave it out, or export "
+            "with --dynamic-batch"
+        )
+    height, width = shape[-2:]
+    if asked.frames and height is not None and width is not None:
+        raise InputError(
+            f"{manifest.name} takes one size, {width}x{height}, so --frame chooses nothing when it is compiled; leave "
+            "it out"
+        )
 
 
 def write_plans(made: Sequence[Made], folder: Path, overwrite: bool) -> list[Path]:
@@ -92,9 +126,11 @@ def facts(item: Made) -> dict[str, str]:
     spent = common.seconds(record.compile_seconds)
     return {
         "plan": _name(record),
+        "asked of it": str(record.asked),
         "engine": f"{record.target} {record.target_version} for {record.gpu}, {common.size(record.size)}",
         "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
         "cache": "hit" if item.cache_hit else f"miss: compiled in {spent}",
+        "compiling took": _memory(record),
         "golden sample": f"not replayed here, but on the device with an {record.gpu} when it first loads the bundle",
         "warnings": "\n".join(record.warnings),
     }
@@ -103,10 +139,15 @@ def facts(item: Made) -> dict[str, str]:
 # -- edgevtx info PLAN -----------------------------------------------------------------------------------------
 
 
-def show(path: Path, as_json: bool) -> None:
-    """Print what a plan is, of its record alone; raises `CompileError` where the two do not belong together."""
+def show(path: Path, bundle: str | None, as_json: bool) -> None:
+    """Print what a plan is, of its record alone.
+
+    Raises `CompileError` where the two do not belong together, or the plan not to `bundle`, where that is given.
+    """
     record = read_plan(path)
     check_file(path, record)
+    if bundle is not None:
+        check_plan(record, record.target, record.target_version, record.gpu, Bundle.open(bundle).digest)
     if as_json:
         common.print_json(record_dict(record))
         return
@@ -142,10 +183,16 @@ def describe(record: PlanRecord) -> dict[str, Any]:
         "bundle": record.bundle[:16] or "none",
         "graph": f"{record.graph} {record.graph_sha256[:16]}",
         "size": common.size(record.size),
+        "asked of it": str(record.asked),
         "workspace": f"at most {record.workspace_mb} MiB" if record.workspace_mb else "",
-        "compiling took": f"{record.builder_host_mb} MiB of the host, {record.builder_gpu_mb} MiB of the GPU",
+        "compiling took": _memory(record),
         "warnings": "\n".join(record.warnings),
     }
+
+
+def _memory(record: PlanRecord) -> str:
+    allowed = f" ({record.memory_mb} allowed)" if record.memory_mb else ""
+    return f"{record.builder_host_mb} MiB of the host{allowed}, {record.builder_gpu_mb} MiB of the GPU"
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -74,17 +74,110 @@ def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, ed
     [
         ([*RTX, "--gpu", "sm87"], 1, "compiles for sm75, sm80"),
         ([*RTX, "--gpu", "sm86", "--precision", "fp16"], 3, "was never verified on tensorrt-rtx at fp16"),
-        (["--target", "openvino", "--gpu", "sm86"], 2, "--gpu and --workspace-mb are for tensorrt and tensorrt-rtx"),
-        (["--target", "onnxruntime", "--workspace-mb", "64"], 2, "--gpu and --workspace-mb are for"),
+        (["--target", "openvino", "--gpu", "sm86"], 2, "--memory-mb and --adopt are for tensorrt and tensorrt-rtx"),
+        (["--target", "onnxruntime", "--workspace-mb", "64"], 2, "--memory-mb and --adopt are for"),
+        (["--target", "openvino", "--frame", "64x48"], 2, "--memory-mb and --adopt are for"),
         (["--target", "tensorrt", "--gpu", "sm86"], 1, "no graph for tensorrt"),
+        ([*RTX, "--gpu", "sm86", "--batch", "4"], 2, "exported for batches of 1, so --batch chooses nothing"),
+        ([*RTX, "--gpu", "sm86", "--frame", "640x480"], 2, "takes one size, 48x32, so --frame chooses nothing"),
+        ([*RTX, "--gpu", "sm86", "--frame", "640"], 2, "write it as WIDTHxHEIGHT"),
     ],
-    ids=["gpu", "precision", "not for openvino", "not for onnxruntime", "no graph"],
+    ids=["gpu", "precision", "openvino", "onnxruntime", "frames", "no graph", "batch", "size", "no size"],
 )
 def test_what_cannot_be_compiled_is_said(
     arguments: list[str], code: int, words: str, rtx_bundle: Path, edgevtx_cli: Any
 ) -> None:
     found = edgevtx_cli("compile", rtx_bundle, *arguments)
     assert found.exit_code == code and words in found.stderr
+
+
+def test_what_is_asked_of_a_plan_is_in_its_record(
+    rtx_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edgevtx_cli: Any
+) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    command = ("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--json")
+    first, other, again = (
+        json.loads(edgevtx_cli(*command, *more).stdout)["plans"][0]
+        for more in ((), ("--workspace-mb", "64", "--memory-mb", "4000"), ())
+    )
+    assert [item["cache_hit"] for item in (first, other, again)] == [False, False, True]
+    assert again["asked"] == {"batch": None, "frames": [], "workspace_mb": 64}
+    assert (again["workspace_mb"], again["memory_mb"]) == (64, 4000)
+
+
+# -- from one machine to another -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(plans: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The plan for sm86 with its record, on a machine whose cache is empty."""
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    for source in plans[0].glob("*sm86*"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    return tmp_path / "colours.tensorrt-rtx.sm86.fp32.plan"
+
+
+def test_a_plan_from_another_machine_is_adopted(shipped: Path, rtx_bundle: Path, edgevtx_cli: Any) -> None:
+    found = edgevtx_cli("compile", rtx_bundle, "--adopt", shipped, "--gpu", "sm86")
+    assert found.exit_code == 0, found.stderr
+    assert "not replayed here, but on the device with an sm86" in found.stdout
+    (plan,) = json.loads(edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--json").stdout)["plans"]
+    assert plan["cache_hit"] and Path(plan["path"]).read_bytes() == shipped.read_bytes()
+
+
+def change(plan: Path, **facts: Any) -> None:
+    path = plan.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "gpu", "code", "words"),
+    [
+        (lambda plan: plan.write_bytes(plan.read_bytes()[:-1]), "sm86", 1, "it was damaged or replaced"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "sm86", 2, "keep the two together"),
+        (lambda plan: plan.with_suffix(".json").write_text("{"), "sm86", 1, "is no record of a plan"),
+        (lambda plan: None, "sm120", 1, "was compiled for sm86, and the GPU here is sm120; compile it for this one"),
+        (lambda plan: change(plan, target_version="1.6.0"), "sm86", 1, "compiled by tensorrt-rtx 1.6.0, and 1."),
+        (lambda plan: change(plan, bundle="ab" * 32), "sm86", 1, "from the bundle abababababab, and this one is"),
+        (lambda plan: change(plan, graph="graph.other.onnx"), "sm86", 1, "was compiled from graph.other.onnx"),
+        (lambda plan: change(plan, target="tensorrt"), "sm86", 1, "is for tensorrt, but tensorrt-rtx was to"),
+    ],
+    ids=["damaged", "no record", "half a record", "gpu", "version", "bundle", "graph", "target"],
+)
+def test_a_plan_that_does_not_belong_here_is_not_adopted(
+    harm: Any, gpu: str, code: int, words: str, shipped: Path, rtx_bundle: Path, edgevtx_cli: Any
+) -> None:
+    harm(shipped)
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--adopt", shipped, "--gpu", gpu)
+    assert found.exit_code == code and words in found.stderr
+    assert not list((shipped.parent / "cache").glob("engines/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch", "2"), "--adopt takes plans as they are and compiles nothing"),
+        (("--precision", "fp32"), "--adopt takes plans as they are and compiles nothing"),
+        (("--gpu", "sm86,sm120"), "a plan is for one GPU, and --gpu names 2"),
+        (("--target", "openvino"), "--adopt are for tensorrt and tensorrt-rtx, and --target is openvino"),
+    ],
+    ids=["batch", "precision", "gpus", "target"],
+)
+def test_what_does_not_go_with_adopting(
+    options: tuple[str, ...], words: str, shipped: Path, rtx_bundle: Path, edgevtx_cli: Any
+) -> None:
+    found = edgevtx_cli("compile", rtx_bundle, "--adopt", shipped, *options)
+    assert found.exit_code == 2 and words in found.stderr
+
+
+def test_info_says_whether_a_plan_is_of_a_bundle(
+    shipped: Path, rtx_bundle: Path, bundle: Path, edgevtx_cli: Any
+) -> None:
+    assert edgevtx_cli("info", shipped, "--bundle", rtx_bundle).exit_code == 0
+    found = edgevtx_cli("info", shipped, "--bundle", bundle)
+    assert found.exit_code == 1 and "the plan of colours was compiled from the bundle" in found.stderr
+    found = edgevtx_cli("info", rtx_bundle, "--bundle", bundle)
+    assert found.exit_code == 2 and "--bundle is for plans" in found.stderr
 
 
 def test_plans_are_not_overwritten_unasked(plans: tuple[Path, Any], rtx_bundle: Path, edgevtx_cli: Any) -> None:

@@ -25,6 +25,11 @@ def fingerprint(options: EngineOptions) -> dict[str, str]:
     return ort.fingerprint(replace(options, providers=PROVIDERS))
 
 
+def place(options: EngineOptions) -> dict[str, str]:
+    """See `edgevtx.runtimes.base.Backend`."""
+    return ort.place(options)
+
+
 def build(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
     """See `edgevtx.runtimes.base.Backend`."""
     return ort.build(graph, folder, replace(options, providers=PROVIDERS))

@@ -7,10 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,9 +20,11 @@ from edgevtx import cache
 from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.engines import prepare_engine
 from edgevtx.errors import CompileError, OutputError, RuntimeUnavailableError
+from edgevtx.rules import ShortestEdge
 from edgevtx.runtimes import get_backend, trt_build, trt_layers, trt_worker
-from edgevtx.runtimes.base import BuildReport, EngineOptions, TensorSpec
+from edgevtx.runtimes.base import BuildReport, EngineOptions, PlanOptions, TensorSpec
 from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, read_plan
+from edgevtx.runtimes.trt import TensorRt
 from edgevtx.runtimes.trt_build import build_plan
 from edgevtx.runtimes.trt_log import Messages, make_logger
 
@@ -201,7 +205,9 @@ def test_progress_is_told_and_warnings_are_kept(
     assert any("Building engine 1/" in text for text in told)
     assert report.warnings == read_plan(folder / PLAN).warnings
     assert "1 warnings; compiling took " in caplog.text
-    assert 20 < read_plan(folder / PLAN).builder_host_mb < 4000
+    record = read_plan(folder / PLAN)
+    assert 20 < record.builder_host_mb < 4000
+    assert record.memory_mb is not None and record.memory_mb > 100  # what was free, but a reserve
     printed = capfd.readouterr()
     assert "[TRT]" not in printed.out + printed.err and "TensorRT" not in printed.out + printed.err
 
@@ -234,8 +240,32 @@ def test_ctrl_c_while_compiling_stops_it_at_once(
 
 
 def test_the_workspace_is_limited_as_asked(tiny_graph: Callable[..., Any], folder: Path) -> None:
-    build_plan("tensorrt_rtx", tiny_graph().path, folder, EngineOptions(gpu="sm86", workspace_mb=64))
-    assert read_plan(folder / PLAN).workspace_mb == 64
+    asked = PlanOptions(workspace_mb=64)
+    build_plan("tensorrt_rtx", tiny_graph().path, folder, EngineOptions(gpu="sm86", plan=asked, memory_mb=3000))
+    record = read_plan(folder / PLAN)
+    assert (record.workspace_mb, record.memory_mb, record.asked) == (64, 3000, asked)
+
+
+def test_a_plan_serves_the_frames_and_the_batch_that_are_asked_for(
+    tiny_parts: Callable[..., Any], tmp_path: Path, folder: Path
+) -> None:
+    parts = tiny_parts(dynamic=True)
+    graph = parts.graph.path
+    proto = onnx.load(graph, load_external_data=False)
+    for axis, name in enumerate(("batch", "height", "width")):  # as exported graphs name them
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.save(proto, graph)
+    rule = msgspec.structs.replace(parts.manifest.preprocess, size=ShortestEdge(shortest=64))
+    bundle = write_bundle(parts.folder, msgspec.structs.replace(parts.manifest, preprocess=rule), tmp_path / "b")
+    asked = PlanOptions(batch=4, frames=((48, 64), (64, 48)))
+    build_plan("tensorrt_rtx", bundle / graph.name, folder, EngineOptions(gpu="sm86", plan=asked))
+    record = read_plan(folder / PLAN)
+    shapes = [profile["pixels"] for profile in record.profiles]
+    assert [(item.min, item.opt, item.max) for item in shapes] == [
+        ((1, 64, 64, 3), (4, 64, 85, 3), (4, 85, 85, 3)),
+        ((1, 32, 48, 3), (4, 32, 48, 3), (4, 32, 48, 3)),  # the golden sample's
+    ]
+    assert record.asked == asked
 
 
 # -- what is refused -------------------------------------------------------------------------------------------
@@ -401,23 +431,12 @@ def test_measurements_that_do_not_serve_are_made_anew(fault: str, empty_cache: P
     assert config.given == b""
 
 
-def test_on_a_jetson_the_workspace_is_half_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trt_worker._unified_memory_mb() is None
-    (tmp_path / "meminfo").write_text("MemTotal: 8000000 kB\nMemFree: 100 kB\nMemAvailable: 4096000 kB\n")
-    (tmp_path / "tegra").touch()
-    monkeypatch.setattr(trt_worker, "_TEGRA", tmp_path / "tegra")
-    monkeypatch.setattr(trt_worker, "_MEMORY", tmp_path / "meminfo")
-    assert trt_worker._unified_memory_mb() == 2000
-
-
 # -- in the cache ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def rtx_bundle(tiny_parts: Callable[..., Any], tmp_path: Path) -> Bundle:
     """The tiny bundle with a graph for TensorRT-RTX."""
-    import msgspec
-
     parts = tiny_parts()
     row = msgspec.structs.replace(parts.manifest.graphs[0], target="tensorrt-rtx", versions=">=1.0")
     manifest = msgspec.structs.replace(parts.manifest, graphs=(row,))
@@ -431,8 +450,38 @@ def test_plans_of_several_gpus_are_cached_side_by_side(rtx_bundle: Bundle, empty
     assert (record.name, record.bundle, record.graph) == ("tiny", rtx_bundle.digest, "graph.openvino.onnx")
     graph = (rtx_bundle.root / record.graph).read_bytes()
     assert record.graph_sha256 == hashlib.sha256(graph).hexdigest()
-    again = prepare_engine(rtx_bundle, "tensorrt-rtx", EngineOptions(gpu="sm86", workspace_mb=100))
+    again = prepare_engine(rtx_bundle, "tensorrt-rtx", EngineOptions(gpu="sm86", memory_mb=4000))
     assert again.cache_hit and again.folder == ampere.folder
+
+
+def test_what_is_asked_of_a_plan_replaces_it_and_then_stays(
+    rtx_bundle: Bundle, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+        (folder / PLAN).write_text(str(options.plan))
+        return BuildReport("tensorrt-rtx", trt.__version__, options.gpu, {}, 1.0)
+
+    monkeypatch.setattr("edgevtx.runtimes.trt.build_plan", build)
+    first = prepare_engine(rtx_bundle, "tensorrt-rtx", AMPERE)
+    small = replace(AMPERE, plan=PlanOptions(workspace_mb=100))
+    other = prepare_engine(rtx_bundle, "tensorrt-rtx", small)
+    assert not other.cache_hit and other.folder == first.folder
+    assert (other.folder / PLAN).read_text() == "--workspace-mb 100"
+    for options in (small, AMPERE):  # asked again, and not asked at all: it is what `load` opens
+        assert prepare_engine(rtx_bundle, "tensorrt-rtx", options).cache_hit
+    assert other.again is not None and other.again().record.asked == small.plan
+    with pytest.raises(CompileError, match="compile='never' was asked"):
+        prepare_engine(rtx_bundle, "tensorrt-rtx", replace(AMPERE, plan=PlanOptions(batch=2)), compile="never")
+
+    real = get_backend("tensorrt-rtx").fingerprint
+    monkeypatch.setattr(TensorRt, "fingerprint", lambda self, options: {**real(options), "driver": "a newer one"})
+    updated = prepare_engine(rtx_bundle, "tensorrt-rtx", AMPERE)
+    assert not updated.cache_hit and updated.folder != other.folder
+    assert updated.record.asked == small.plan  # as it was before the update
+    blackwell = prepare_engine(rtx_bundle, "tensorrt-rtx", BLACKWELL)
+    assert not blackwell.record.asked  # for another GPU nothing was asked yet
+    forced = prepare_engine(rtx_bundle, "tensorrt-rtx", AMPERE, compile="force")
+    assert not forced.record.asked
 
 
 def test_a_damaged_plan_in_the_cache_is_compiled_again(rtx_bundle: Bundle, empty_cache: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import numpy as np
 import pytest
 
 import edgevtx
-from edgevtx.bundle import write_bundle
+from edgevtx import selftest
+from edgevtx.adopt import adopt_plan
+from edgevtx.bundle import Bundle, write_bundle
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
 from edgevtx.manifest import Graph
 from edgevtx.rules import PyramidDecode
 from edgevtx.runtimes import cuda, trt, trt_run
-from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
-from edgevtx.runtimes.plan import PLAN
+from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, PlanOptions, TensorSpec
+from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
 from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, crashes, feeds, is_right, make_record, write_plan
@@ -174,6 +178,14 @@ def test_rtx_keeps_its_kernels_beside_the_plan(
     assert machine.left() == {} and not crashes(machine)
 
 
+def test_rtx_runs_each_profile_once_when_it_is_opened(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime = open_plan(TENSORRT_RTX).new_runtime()
+    switched = [call for call in machine.calls if call.startswith("set_optimization_profile_async")]
+    assert switched == ["set_optimization_profile_async 1", "set_optimization_profile_async 0"]
+    assert machine.count("execute_async_v3") == 2
+    assert is_right(runtime, feeds(height=16, batch=2)) and is_right(runtime, feeds())
+
+
 def test_rtx_compiles_anew_what_its_cache_does_not_fit(
     machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
 ) -> None:
@@ -289,9 +301,21 @@ def test_a_device_that_is_none_is_an_input_error(machine: Machine) -> None:
 # -- the whole way ---------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_is_compiled_opened_proven_and_answers(
+@dataclass
+class Whole:
+    """A bundle for a target whose plans answer as its golden sample does, and the options of those compiled so far."""
+
+    path: Path
+    parts: Any
+    asked: list[EngineOptions]
+    load: dict[str, Any]
+
+
+@pytest.fixture
+def whole(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tiny_parts: Callable[..., Any], empty_cache: Path, tmp_path: Path
-) -> None:
+) -> Callable[[str], Whole]:
+    """whole(target) -> the bundle, and how it is loaded."""
     parts = tiny_parts()
     wanted = parts.graph.reference(parts.graph.pixels)
     asked: list[EngineOptions] = []
@@ -301,54 +325,90 @@ def test_a_bundle_is_compiled_opened_proven_and_answers(
         ends = (parts.manifest.inputs, parts.manifest.outputs)
         inputs, outputs = (tuple(TensorSpec(item.name, item.shape, item.dtype) for item in end) for end in ends)
         answers = {name: (array.dtype.name, array.tolist()) for name, array in wanted.items()}
-        record = make_record(profiles=(), inputs=inputs, outputs=outputs)
+        record = make_record(target=package.replace("_", "-"), profiles=(), inputs=inputs, outputs=outputs)
         write_plan(folder, record, answers=answers)
-        return BuildReport("tensorrt", "10.3.0", options.gpu, {"bf16": 1.0}, 1.0)
+        return BuildReport(record.target, record.target_version, options.gpu, {"bf16": 1.0}, 1.0)
 
     monkeypatch.setattr(trt, "build_plan", build)
-    row = Graph(
-        file="graph.tensorrt.onnx", target="tensorrt", variant="", versions=">=10.3", precisions=("bf16",), opset=17
-    )
-    (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
-    manifest = msgspec.structs.replace(
-        parts.manifest,
-        task="embed",
-        decode=PyramidDecode(maps=("scores",), strides=(4,)),
-        graphs=(*parts.manifest.graphs, row),
-    )
-    path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
-    options: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
+
+    def make(target: str) -> Whole:
+        row = Graph(
+            file=f"graph.{target}.onnx", target=target, variant="", versions=">=1", precisions=("bf16",), opset=17
+        )
+        (parts.folder / row.file).write_bytes((parts.folder / "graph.openvino.onnx").read_bytes())
+        manifest = msgspec.structs.replace(
+            parts.manifest,
+            task="embed",
+            decode=PyramidDecode(maps=("scores",), strides=(4,)),
+            graphs=(*parts.manifest.graphs, row),
+        )
+        path = write_bundle(parts.folder, manifest, tmp_path / "tiny.vtx")
+        options = {"runtime": target, "device": "GPU", "precision": "bf16", "allow_unverified": True}
+        return Whole(path, parts, asked, options)
+
+    return make
+
+
+def test_a_bundle_is_compiled_opened_proven_and_answers(machine: Machine, whole: Callable[[str], Whole]) -> None:
+    made = whole("tensorrt")
+    pixels = made.parts.graph.pixels
     for hit in (False, True):
-        with edgevtx.load(path, **options) as model:
+        with edgevtx.load(made.path, **made.load) as model:
             assert (model.info.cache_hit, model.info.runtime_version) == (hit, "10.3.0")
             assert model.info.verdict == "passed-here"  # the golden sample has passed
-            found = model.clone().infer(model.prepare(parts.graph.pixels[0]))
-            np.testing.assert_array_equal(found["scores"], wanted["scores"])
-    assert [item.gpu for item in asked] == ["sm87"]
+            found = model.clone().infer(model.prepare(pixels[0]))
+            np.testing.assert_array_equal(found["scores"], made.parts.graph.reference(pixels)["scores"])
+    assert [item.gpu for item in made.asked] == ["sm87"]
     gc.collect()
     assert machine.left() == {} and machine.retained == 0 and not crashes(machine)
 
 
-# what is called of the package, by its class; the fakes have no more than this
-CALLED = {
-    "Runtime": ("deserialize_cuda_engine",),
-    "ICudaEngine": (
-        "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_location", "create_execution_context",
-        "create_runtime_config",
-    ),
-    "IExecutionContext": (
-        "active_optimization_profile", "set_optimization_profile_async", "set_input_shape", "infer_shapes",
-        "get_tensor_shape", "set_tensor_address", "execute_async_v3",
-    ),
-    "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy"),
-    "IRuntimeCache": ("serialize", "deserialize"),
-    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
-    "TensorIOMode": ("INPUT", "OUTPUT"),
-    "TensorLocation": ("DEVICE",),
-}  # fmt: skip
+def test_a_plan_of_rtx_is_proven_again_on_another_gpu_or_driver_of_its_architecture(
+    machine: Machine, whole: Callable[[str], Whole], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, proven = whole("tensorrt-rtx"), list[str]()
+    real = selftest.replay
+
+    def replay(*arguments: Any) -> Any:
+        proven.append(f"{machine.gpus[0]}, {trt.host.nvidia_driver()}")
+        return real(*arguments)
+
+    monkeypatch.setattr(selftest, "replay", replay)
+
+    def load() -> list[str]:
+        proven.clear()
+        with edgevtx.load(made.path, **made.load) as model:
+            assert model.info.verdict == "passed-here"
+        return list(proven)
+
+    monkeypatch.setattr(trt.host, "nvidia_driver", lambda: "driver 1")
+    assert load() == ["Fake Orin, driver 1"]
+    assert load() == []
+    monkeypatch.setattr(trt.host, "nvidia_driver", lambda: "driver 2")
+    assert load() == ["Fake Orin, driver 2"]
+    assert load() == []
+    machine.gpus = ("Another",)
+    assert load() == ["Another, driver 2"]
+    assert len(made.asked) == 1  # one plan serves all of them
 
 
-@pytest.mark.parametrize("kind", CALLED)
-def test_what_is_called_is_in_the_real_package(kind: str) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="the package has wheels for x86-64 Linux alone")
-    assert not [name for name in CALLED[kind] if not hasattr(getattr(trt, kind), name)]
+def test_a_plan_from_elsewhere_is_adopted_and_proven(machine: Machine, whole: Callable[[str], Whole]) -> None:
+    made = whole("tensorrt")
+    bundle = Bundle.open(made.path)
+    plan = made.path.parent / "shipped" / "tiny.plan"
+    plan.parent.mkdir()
+    folder = made.path.parent / "made"
+    folder.mkdir()
+    trt.build_plan("tensorrt", bundle.root / "graph.tensorrt.onnx", folder, EngineOptions("bf16", gpu="sm87"))
+    data = (folder / PLAN).read_bytes()
+    plan.write_bytes(data)
+    facts = {"bundle": bundle.digest, "precision": "bf16", "size": len(data), "sha256": sha256(data).hexdigest()}
+    record = msgspec.structs.replace(read_plan(folder / PLAN), asked=PlanOptions(batch=2), **facts)
+    record_path(plan).write_bytes(encode_record(record))
+
+    made.asked.clear()
+    adopted = adopt_plan(bundle, plan, "tensorrt", EngineOptions(device="GPU"))
+    assert adopted.record.asked == PlanOptions(batch=2)
+    with edgevtx.load(made.path, **made.load) as model:
+        assert (model.info.cache_hit, model.info.verdict) == (True, "passed-here")
+    assert made.asked == []

@@ -17,7 +17,7 @@ from edgevtx.errors import InputError
 from edgevtx.runtimes import cuda, trt_run
 from edgevtx.runtimes.base import Engine, TensorSpec
 from edgevtx.runtimes.trt import TensorRt
-from edgevtx.runtimes.trt_run import choose_profile
+from edgevtx.runtimes.trt_profiles import choose_profile
 from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, answer, crashes, feeds, is_right, make_record, spans
 
@@ -101,7 +101,8 @@ def test_a_shape_of_no_profile_is_an_input_error_and_the_next_run_is_right(
 ) -> None:
     runtime = open_plan().new_runtime()
     message = (
-        r"cannot run this engine on pixels \(1, 17, 4, 3\).*\(1, 1, 4, 3\) to \(2, 8, 4, 3\).*or pixels .*16, 4, 3"
+        r"cannot run this engine on pixels \(1, 17, 4, 3\).*\(1, 1, 4, 3\) to \(2, 8, 4, 3\).*or pixels .*16, 4, 3.*"
+        "made with: edgevtx compile BUNDLE --target tensorrt --precision fp16 --frame 4x17; give"
     )
     with pytest.raises(InputError, match=message):
         runtime.run(feeds(height=17))

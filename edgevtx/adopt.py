@@ -1,0 +1,42 @@
+"""Plans that were compiled elsewhere, taken into this device's cache: compiled on a workstation, shipped, run here."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from edgevtx.bundle import Bundle
+from edgevtx.engines import PreparedEngine, prepare_engine
+from edgevtx.errors import CompileError
+from edgevtx.runtimes import get_backend
+from edgevtx.runtimes.base import BuildReport, EngineOptions
+from edgevtx.runtimes.plan import PLAN, check_file, check_plan, read_plan, record_path
+
+
+def adopt_plan(bundle: Bundle, plan: Path, target: str, options: EngineOptions) -> PreparedEngine:
+    """Put a plan and its record into the cache, as if they had been compiled here.
+
+    `options` say the device, or its `gpu` where it is not here; the rest is the record's. Whoever then loads the bundle
+    replays its golden sample on it, as on any engine. Raises `InputError` where the record is missing, `CompileError`
+    where plan or record are damaged or of another target, version, GPU or bundle, `RuntimeUnavailableError` where
+    runtime or device are not here, and `OutputError` where the cache is full.
+    """
+    record = read_plan(plan)
+    check_file(plan, record)
+    backend = get_backend(target)
+    options = replace(options, precision=record.precision, plan=record.asked)
+    gpu = backend.fingerprint(options).get("gpu", "")
+    check_plan(record, target, backend.probe().version, gpu, bundle.digest)
+
+    def copy(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+        if graph.name != record.graph:
+            raise CompileError(
+                f"the plan {plan} was compiled from {record.graph}, and here {graph.name} would be: this edgevtx knows "
+                "of other faults of the compiler than the one that made the plan; compile the bundle again"
+            )
+        shutil.copyfile(plan, folder / PLAN)
+        shutil.copyfile(record_path(plan), record_path(folder / PLAN))
+        return record.report()
+
+    return prepare_engine(bundle, target, options, part=record.part, compile="force", made=copy)
