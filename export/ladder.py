@@ -34,12 +34,11 @@ REHEARSED = 2
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, how outputs are
-    compared, and the nodes that its recipe keeps in float32 (regular expressions over their names)."""
+    """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, and how outputs
+    are compared."""
 
     exchanges: Sequence[Exchange]
     decode: Decode | None
-    keep: tuple[str, ...] = ()
 
 
 def from_evidence(evidence: Evidence) -> GiveTypes:
@@ -53,14 +52,14 @@ def _give_types(evidence: Evidence, exact: ir.Model, precisions: Sequence[str]) 
 
     def lower_to(precision: str) -> Typed:
         def give(model: ir.Model, kept: Sequence[str]) -> None:
-            lower_precision(model, precision, ranges, [*evidence.keep, *kept])
+            lower_precision(model, precision, ranges, kept)
 
         return Typed(*_climb(evidence, exact, give, precision, otherwise="fp32"))
 
     found = {precision: lower_to(precision) for precision in precisions if precision != "int8"}
     if "int8" in precisions:
         kept_fp32 = (found.get("fp16") or lower_to("fp16")).kept_fp32
-        keep = [*evidence.keep, *map(_inside, kept_fp32)]
+        keep = [*map(_inside, kept_fp32)]
         limits = choose_limits(exact, feeds, ranges, activations(exact))
 
         def give(model: ir.Model, kept: Sequence[str]) -> None:

@@ -201,12 +201,6 @@ def test_what_was_measured_needs_no_ladder(vit):
     assert not rehearse(exact, found.model, [exchanges[0].inputs]).diverging
 
 
-def test_a_recipe_keeps_a_module_in_float32(vit):
-    built, block, exact, exchanges = vit
-    evidence = Evidence(exchanges, built.decode, keep=(rf"^{block}\.",))
-    assert inside(from_evidence(evidence)(exact, ["bf16"])["bf16"].model, block) == {"FLOAT"}
-
-
 @pytest.mark.parametrize("precision", TYPES)
 def test_wide_again_a_typed_graph_is_the_graph_it_was_made_of(precision, vit):
     _, _, exact, exchanges = vit
