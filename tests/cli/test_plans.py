@@ -209,6 +209,15 @@ def test_an_architecture_by_another_name_is_refused_with_the_names_there_are(
     assert f"compiles for sm75, sm80, sm86, sm89, sm120, sm121, but {gpu} was asked for; choose one" in found.stderr
 
 
+def test_of_several_architectures_none_is_compiled_where_one_is_unknown(
+    rtx_bundle: Path, tmp_path: Path, edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86,sm87", "--out", tmp_path / "plans")
+    assert found.exit_code == 1 and "sm87 was asked for" in found.stderr
+    assert nothing_was_made(tmp_path)
+
+
 def nothing_was_made(folder: Path) -> bool:
     """Whether neither `folder`/plans nor the cache, `folder`/cache, holds a plan."""
     from edgevtx import cache
