@@ -21,8 +21,10 @@ pytest.importorskip("transformers")
 
 from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
+from edgevtx.export.operators import versions  # noqa: E402
 from edgevtx.export.pack import write_graphs  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
+from edgevtx.export.preflight import preflight  # noqa: E402
 from edgevtx.export.ranges import choose_limits, measure_ranges  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
@@ -140,6 +142,8 @@ def test_int8_quantises_products_with_weights_and_neither_attention_nor_heads(ne
         assert not [node.name for node in reading if HEADS.search(node.name)]
         pairs = [node for node in model.graph if node.op_type == "DequantizeLinear"]
         assert all(use.node in reading for pair in pairs for use in pair.outputs[0].uses())
+        for version in versions("tensorrt-rtx"):
+            assert not [item for item in preflight(model, "tensorrt-rtx", version) if item.level == "error"]
 
 
 def test_inputs_and_outputs_are_those_of_the_exact_graph(network):
