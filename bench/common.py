@@ -179,21 +179,25 @@ class Report:
     def keep_others(self, names: Sequence[str], folder: Path) -> None:
         """Take over what an earlier run in `folder` found for others than `names`, if machine and versions are equal.
 
-        What a row, a demand, a note or raw times are about is their first word. The earlier come first.
+        What a row, a demand, a note or raw times are about is in their first words: names are one ("vit_b16_224") or
+        more of them ("vit_b16_224 openvino fp32"). The earlier come first.
         """
         file = folder / f"{self.name}.json"
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if earlier.get("machine") != machine() or earlier.get("versions") != versions():
             return
+
+        def other(text: str) -> bool:
+            return not any(re.match(rf"{re.escape(name)}(?![\w.-])", text) for name in names)
+
         for table, old in zip(self.tables, earlier["tables"], strict=True):
-            kept = [tuple(row) for row in old["rows"] if row[0] not in names]
-            table.rows = kept + table.rows
-        keep = [{**item} for item in earlier["demands"] if item["what"].split()[0] not in names]
+            table.rows = [tuple(row) for row in old["rows"] if other(" ".join(map(str, row)))] + table.rows
+        keep = [{**item} for item in earlier["demands"] if other(item["what"])]
         for item in keep:
             item.pop("verdict", None)
         self.demands = [Demand(**item) for item in keep] + self.demands
-        self.raw = {**{key: value for key, value in earlier["raw"].items() if key.split()[0] not in names}, **self.raw}
-        self.notes = [note for note in earlier["notes"] if note.split()[0].rstrip(":") not in names] + self.notes
+        self.raw = {**{key: value for key, value in earlier["raw"].items() if other(key)}, **self.raw}
+        self.notes = [note for note in earlier["notes"] if other(note)] + self.notes
         if keep:
             self.settings["date"] = f"some rows are of an earlier run, last {earlier['date']}"
 

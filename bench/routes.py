@@ -330,13 +330,13 @@ def main(
     report = Report("routes", "The bundle's engine against the usual export routes", settings)
     columns = ("model", "runtime", "precision", "rounds", *ROUTES, OURS, DYNAMIC, "fastest route", "ours / fastest")
     table = report.table("Medians in ms; ratio of pairs with its 95% interval", *columns)
-    report.keep_others(names, out or RESULTS)
+    pairs = [pair for pair in PAIRS if pair[0] in targets and pair[1] in precisions]
+    report.keep_others([" ".join((name, *pair)) for name in names for pair in pairs], out or RESULTS)
     for name in names:
-        for target, precision in PAIRS:
-            if target in targets and precision in precisions:
-                print(f"{name} {target} {precision} ...", flush=True)
-                measure(name, target, precision, report, table, rounds=rounds, warmup=warmup, seconds=seconds)
-                gc.collect()
+        for target, precision in pairs:
+            print(f"{name} {target} {precision} ...", flush=True)
+            measure(name, target, precision, report, table, rounds=rounds, warmup=warmup, seconds=seconds)
+            gc.collect()
         report.write(out or RESULTS)  # a large model that the machine cannot hold must not cost the others
     report.finish(out or RESULTS)
 

@@ -2,7 +2,8 @@
 # The runtime side's tests on ONNX Runtime in an arm64 Debian root under qemu's user emulation, so that no assumption
 # of x86 reaches a Jetson. The bundles of every family are exported by the main environment (argument 1: its python).
 # Needs root, an apt system, and 2 GB; takes about an hour, most of it emulation. It is no Jetson: no GPU, no TensorRT,
-# Debian's Python 3.11, and OpenVINO is left out, whose ARM plugin hangs under emulation.
+# Debian's Python 3.11, and OpenVINO is left out, whose ARM plugin hangs under emulation. One process runs the tests:
+# several of them hung as well.
 set -euo pipefail
 main=${1:?usage: test_aarch64.sh PYTHON_OF_MAIN_ENVIRONMENT [PYTEST_ARGUMENT...]}
 shift
@@ -33,7 +34,7 @@ if [ ! -e "$root/opt/.installed" ] || [ "$project/pyproject.toml" -nt "$root/opt
         --implementation cp --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
         --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64 --platform manylinux_2_31_aarch64 \
         "numpy<2" "opencv-python-headless<5" "onnxruntime==1.23.*" pillow msgspec click platformdirs rich \
-        pytest pytest-xdist hypothesis onnx
+        pytest hypothesis onnx
     touch "$root/opt/.installed"
 fi
 
@@ -51,5 +52,5 @@ mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys"
 chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/tmp LANG=C.UTF-8 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/opt/packages:/opt/edgevtx EDGEVTX_CACHE=/tmp/cache \
     EDGEVTX_TEST_BUNDLES=/opt/bundles EDGEVTX_TEST_RUNTIMES=onnxruntime \
-    /bin/sh -c 'cd /opt/edgevtx && exec python3 -m pytest -q -p no:cacheprovider --numprocesses auto --maxprocesses 8 \
-        --dist loadfile -m "not slow and not gpu" "$@"' pytest "$@"
+    /bin/sh -c 'cd /opt/edgevtx && exec python3 -m pytest -q -p no:cacheprovider -p no:xdist --durations 15 \
+        -m "not slow and not gpu" "$@"' pytest "$@"
