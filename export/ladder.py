@@ -1,8 +1,8 @@
 """A graph of lower precision that passes: measured, typed, rehearsed, and where it fails, typed anew with less of it.
 
 Each rung keeps the blocks in float32 where the one before it overflowed or began to diverge; of an int8 graph, which is
-a graph of half precision that quantises, it keeps them in half precision. What is left after the last one is judged
-like any other graph.
+a graph of half precision that quantises, it keeps those in half precision that quantising harms most. What is left
+after the last one is judged like any other graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from edgevtx.compare import compare
 from edgevtx.export.ranges import choose_limits, measure_ranges
-from edgevtx.export.rehearsal import Rehearsal, rehearse
+from edgevtx.export.rehearsal import Rehearsal, block_of, rehearse
+from edgevtx.export.rewrite.edit import nodes
 from edgevtx.export.rewrite.low_precision import GiveTypes, Typed, lower_precision
 from edgevtx.export.rewrite.quantize import activations, quantize
 from edgevtx.golden import Exchange
@@ -34,12 +35,11 @@ REHEARSED = 2
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, how outputs are
-    compared, and the nodes that its recipe keeps in float32 (regular expressions over their names)."""
+    """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, and how outputs
+    are compared."""
 
     exchanges: Sequence[Exchange]
     decode: Decode | None
-    keep: tuple[str, ...] = ()
 
 
 def from_evidence(evidence: Evidence) -> GiveTypes:
@@ -53,14 +53,14 @@ def _give_types(evidence: Evidence, exact: ir.Model, precisions: Sequence[str]) 
 
     def lower_to(precision: str) -> Typed:
         def give(model: ir.Model, kept: Sequence[str]) -> None:
-            lower_precision(model, precision, ranges, [*evidence.keep, *kept])
+            lower_precision(model, precision, ranges, kept)
 
         return Typed(*_climb(evidence, exact, give, precision, otherwise="fp32"))
 
     found = {precision: lower_to(precision) for precision in precisions if precision != "int8"}
     if "int8" in precisions:
         kept_fp32 = (found.get("fp16") or lower_to("fp16")).kept_fp32
-        keep = [*evidence.keep, *map(_inside, kept_fp32)]
+        keep = [*map(_inside, kept_fp32)]
         limits = choose_limits(exact, feeds, ranges, activations(exact))
 
         def give(model: ir.Model, kept: Sequence[str]) -> None:
@@ -88,12 +88,25 @@ def _climb(
         if not left:
             break
         found = rehearse(exact, model, [exchange.inputs for exchange in exchanges])
-        worse = tuple(block for block in found.diverging if block not in kept)
+        worse = tuple(block for block in _worst(found, model) if block not in kept)
         if not worse or _passes(evidence, exchanges, found):
             break
         log.info("in %s the graph diverges in %s, which is kept in %s", precision, ", ".join(worse), otherwise)
         kept += worse
     return model, kept
+
+
+def _worst(found: Rehearsal, model: ir.Model) -> tuple[str, ...]:
+    """The blocks where a graph goes wrong; of an int8 graph, whose error grows with every block that quantises, the one
+    of these before the first diverging that adds most to it."""
+    if found.precision != "int8" or not found.diverging:
+        return found.diverging
+    quantising = {block_of(node.name or "") for node in nodes(model, "QuantizeLinear")}
+    until = list(found.errors).index(found.diverging[0]) if found.diverging[0] in found.errors else len(found.errors)
+    errors = [(block, error) for block, error in list(found.errors.items())[: until + 1] if block in quantising]
+    before = [0.0, *(error for _, error in errors)]
+    added = {block: error - earlier for (block, error), earlier in zip(errors, before, strict=False)}
+    return (max(added, key=added.__getitem__),) if added else ()
 
 
 def _passes(evidence: Evidence, exchanges: Sequence[Exchange], found: Rehearsal) -> bool:

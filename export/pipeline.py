@@ -196,7 +196,7 @@ def _lower(
     network = traceable.parts[part] if part else traceable
     clear = [sample for sample in samples if sample.clear] or samples
     exchanges = [exchange for sample in clear for exchange in sample.exchanges(part)]
-    give_types = from_evidence(Evidence(exchanges, network.decode, network.keep_fp32))
+    give_types = from_evidence(Evidence(exchanges, network.decode))
     precisions = {*options.precisions, *([EXACT] if part else [])}
     return [graph for target in options.targets for graph in lower(model, target, precisions, give_types)]
 

@@ -93,8 +93,7 @@ class Traceable:
     decision was, the gap between the last kept and the first dropped score in standard deviations of the scores.
     `parts` are the family's further networks. `answer(outputs, geometry)`, for families whose answer takes more than
     decoding the outputs (SAM's prompts), is ours to compare with the reference's. `files`: further files of the
-    bundle, by their names in it. `keep_fp32`: regular expressions over the names of nodes, which begin with their
-    module's path, that run in float32 whatever the graph's precision.
+    bundle, by their names in it.
     """
 
     family: str
@@ -114,7 +113,6 @@ class Traceable:
     answer: Callable[[Arrays, Geometry], Result] | None = None
     files: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    keep_fp32: tuple[str, ...] = ()
 
 
 @dataclass
@@ -125,7 +123,7 @@ class TraceablePart:
     for `Traceable`. `examples(outputs)` makes inputs from the first network's outputs for one frame: the first of them
     is traced (its dynamic dimensions must be 2 or more), and all are verified. `decode` is None where the outputs are
     only another network's inputs. `reference(inputs)` is what the reference's own network answers to such inputs, for
-    those that it has one for. `keep_fp32` as for `Traceable`.
+    those that it has one for.
     """
 
     module: torch.nn.Module
@@ -135,7 +133,6 @@ class TraceablePart:
     examples: Callable[[Arrays], Sequence[Arrays]]
     decode: Decode | None = None
     reference: Callable[[Arrays], Arrays] | None = None
-    keep_fp32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_TEGRA = Path("/etc/nv_tegra_release")
+from edgevtx.runtimes import host
+
 _MEMORY = Path("/proc/meminfo")
 _SWAPS = Path("/proc/swaps")
 _PROCESSES = Path("/proc")
@@ -106,7 +107,7 @@ def peak_mb() -> int:
 
 def unified_workspace_mb() -> int | None:
     """Half of a Jetson's free memory, which host and GPU share and the builder would take all of; None elsewhere."""
-    return _field(_MEMORY.read_text(), "MemAvailable") // 2048 if _TEGRA.is_file() else None
+    return _field(_MEMORY.read_text(), "MemAvailable") // 2048 if host.TEGRA.is_file() else None
 
 
 def _field(text: str, name: str) -> int:

@@ -173,21 +173,24 @@ def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
             out.print(Text(f"{item.target} {item.precision}: {item.reason}"), soft_wrap=True)
 
 
-def print_graph_notes(out: Console, graphs: Iterable[Graph]) -> None:
-    """What graphs are made to avoid of their compilers, what is left of it, and what keeps float32; each once."""
+def graph_notes(graph: Graph, version: str | None = None, gpu: str | None = None) -> Iterator[str]:
+    """What a graph is made to avoid of its compiler, what is left of it, and what keeps float32; of every version and
+    GPU where none is named."""
     from edgevtx.runtimes import known_bad
 
-    notes: dict[str, None] = {}
-    for graph in graphs:
-        for row in known_bad.find(graph.target):
-            if row.id in graph.avoids:
-                notes[f"rewritten for {graph.target} {row.versions}: {row}"] = None
-            elif row.pattern in graph.patterns and set(row.precisions) & set(graph.precisions):
-                gpus = f" on {', '.join(row.gpus)}" if row.gpus else ""
-                notes[f"may be wrong in {graph.target} {row.versions}{gpus}: {row}; {row.advice}"] = None
-        if graph.kept_fp32:
-            notes[f"{graph.file}: keeps fp32 in {', '.join(graph.kept_fp32)}"] = None
-    for note in notes:
+    for row in known_bad.find(graph.target, version, gpu=gpu):
+        if row.id in graph.avoids:
+            yield f"rewritten for {graph.target} {row.versions}: {row}"
+        elif row.pattern in graph.patterns and set(row.precisions) & set(graph.precisions):
+            gpus = f" on {', '.join(row.gpus)}" if row.gpus else ""
+            yield f"may be wrong in {graph.target} {row.versions}{gpus}: {row}; {row.advice}"
+    if graph.kept_fp32:
+        yield f"{graph.file}: keeps fp32 in {', '.join(graph.kept_fp32)}"
+
+
+def print_notes(out: Console, notes: Iterable[str]) -> None:
+    """Each note once, on a line of its own."""
+    for note in dict.fromkeys(notes):
         out.print(note, soft_wrap=True, markup=False)
 
 

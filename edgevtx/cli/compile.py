@@ -178,10 +178,9 @@ def command(
         console.print(common.facts_table(facts(info)))
     for item in made if info is None else ():
         console.print(common.facts_table(plans.facts(item)), end="\n\n")
-    if made:
-        compiled = {item.record.graph for item in made}
-        graphs = Bundle.open(bundle).manifest.graphs
-        common.print_graph_notes(console, (graph for graph in graphs if graph.file in compiled))
+    graphs = {graph.file: graph for graph in Bundle.open(bundle).manifest.graphs} if made else {}
+    for record in (item.record for item in made):
+        common.print_notes(console, common.graph_notes(graphs[record.graph], record.target_version, record.gpu))
     for path in written:
         console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)
 

@@ -211,7 +211,7 @@ def _facts(report: ExportReport) -> dict[str, Any]:
 def _print(report: ExportReport) -> None:
     out = common.console()
     common.print_verdicts(out, report.manifest.verdicts)
-    common.print_graph_notes(out, report.manifest.graphs)
+    common.print_notes(out, (note for graph in report.manifest.graphs for note in common.graph_notes(graph)))
     for pair in report.skipped:
         out.print(f"{pair}: that target has no such precision, so nothing was exported for it", soft_wrap=True)
     spent = common.seconds(sum(report.seconds.values()))

@@ -52,7 +52,7 @@ def command(bundle: str, of: str | None, as_json: bool) -> None:
     common.print_verdicts(out, opened.manifest.verdicts)
     out.print()
     out.print(_graphs(opened))
-    common.print_graph_notes(out, opened.manifest.graphs)
+    common.print_notes(out, (note for graph in opened.manifest.graphs for note in common.graph_notes(graph)))
 
 
 def facts(bundle: Bundle) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from edgevtx.cli import common
 from edgevtx.engines import CompileMode, PreparedEngine, prepare_engine
 from edgevtx.errors import InputError, OutputError
 from edgevtx.manifest import Manifest
+from edgevtx.runtimes import get_backend
 from edgevtx.runtimes.base import EngineOptions, PlanOptions
 from edgevtx.runtimes.plan import PLAN, PlanRecord, check_file, check_plan, read_plan, record_path
 from edgevtx.runtimes.trt_inspect import Executed, count, executed_path, read_executed
@@ -58,17 +59,19 @@ def compile_plans(
     """
     bundle = Bundle.open(path)
     _check_open(bundle.manifest, wanted.plan)
-    made = []
+    every = []
     for gpu in gpus or ("",):
         here = replace(wanted, gpu=gpu, **options)
         choose_runtime(bundle.manifest, target, precision, here)
         chosen = choose_precision(bundle.manifest, target, precision, here, allow_unverified=allow_unverified)
-        for part in bundle.manifest.part_names:
-            prepared = prepare_engine(
-                bundle, target, replace(here, precision=chosen), part=part, compile=compile, progress=wanted.progress
-            )
-            made.append(_made(prepared))
-    return made
+        every.append(replace(here, precision=chosen))
+    for here in every:  # what cannot be had is said before the first takes minutes
+        get_backend(target).fingerprint(here)
+    return [
+        _made(prepare_engine(bundle, target, here, part=part, compile=compile, progress=wanted.progress))
+        for here in every
+        for part in bundle.manifest.part_names
+    ]
 
 
 def adopt_plans(path: str, plans: Sequence[Path], target: str, gpus: Sequence[str], *, device: str) -> list[Made]:

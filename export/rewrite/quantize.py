@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -74,7 +75,7 @@ def activations(model: ir.Model) -> list[str]:
 
 def _quantisable(model: ir.Model) -> dict[ir.Node, str]:
     """The products of a float32 graph that can be quantised, with the names of their activations."""
-    heads = walk_back(exact_uses(model), ends=frozenset({"Conv"}), through=_is_layer)
+    heads = walk_back(exact_uses(model), ends=frozenset({"Conv"}), through=_is_in_head)
     return {
         node: str(node.inputs[0].name)
         for node in nodes(model, "Conv", "Gemm", "MatMul")
@@ -82,9 +83,9 @@ def _quantisable(model: ir.Model) -> dict[ir.Node, str]:
     }
 
 
-def _is_layer(node: ir.Node) -> bool:
-    """Whether a node is a layer of a perceptron: a product of activations and weights."""
-    return node.op_type in ("Gemm", "MatMul") and _has_weight(node)
+def _is_in_head(node: ir.Node) -> bool:
+    """Whether a node before a head's end is part of it: a layer of a perceptron, or the best of the classes' scores."""
+    return node.op_type == "ReduceMax" or (node.op_type in ("Gemm", "MatMul") and _has_weight(node))
 
 
 def _has_weight(node: ir.Node) -> bool:
@@ -134,7 +135,7 @@ def _pair(node: ir.Node, value: ir.Value, largest: Array | np.float64, axis: int
     steps = np.maximum(largest / LARGEST_INT8, np.finfo(kind.numpy()).tiny).astype(kind.numpy())
     scale = constant(node, f"{side}/scale", steps)
     zero = constant(node, f"{side}/zero", np.zeros(steps.shape, np.int8))
-    along = {} if axis is None else {"axis": axis}
+    along: dict[str, Any] = {} if axis is None else {"axis": axis}
     whole = insert(node, "QuantizeLinear", [value, scale, zero], f"{side}/quantised", dtype=ir.DataType.INT8, **along)
     back = insert(node, "DequantizeLinear", [whole, scale, zero], f"{side}/dequantised", **along)
     whole.shape = back.shape = value.shape

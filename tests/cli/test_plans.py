@@ -41,7 +41,7 @@ def test_plans_for_gpus_that_are_not_here(plans: tuple[Path, Any], rtx_bundle: P
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert "not replayed here, but on the device with an sm86" in found.stdout
     assert "f32 100%" in found.stdout and "miss: compiled in" in found.stdout
-    assert found.stdout.count("rewritten for tensorrt-rtx >=1.3: Attention as one operator") == 1
+    assert found.stdout.count("rewritten for tensorrt-rtx >=1.3: Attention as one operator") == 2  # one a plan
     assert "NVIDIA/TensorRT-RTX#26" in found.stdout
     again = json.loads(edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm120", "--json").stdout)
     assert [(plan["gpu"], plan["cache_hit"]) for plan in again["plans"]] == [("sm120", True)]
@@ -232,6 +232,15 @@ def test_an_architecture_by_another_name_is_refused_with_the_names_there_are(
     found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", gpu)
     assert (found.exit_code, found.stdout) == (1, "")
     assert f"compiles for sm75, sm80, sm86, sm89, sm120, sm121, but {gpu} was asked for; choose one" in found.stderr
+
+
+def test_of_several_architectures_none_is_compiled_where_one_is_unknown(
+    rtx_bundle: Path, tmp_path: Path, edgevtx_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", str(tmp_path / "cache"))
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86,sm87", "--out", tmp_path / "plans")
+    assert found.exit_code == 1 and "sm87 was asked for" in found.stderr
+    assert nothing_was_made(tmp_path)
 
 
 def nothing_was_made(folder: Path) -> bool:

@@ -160,7 +160,7 @@ def test_what_was_done_to_graphs_for_their_compilers_is_said_once() -> None:
 
     from rich.console import Console
 
-    from edgevtx.cli.common import print_graph_notes
+    from edgevtx.cli.common import graph_notes, print_notes
     from edgevtx.manifest import Graph
 
     facts: dict[str, Any] = {"target": "tensorrt", "variant": "", "versions": ">=10.3", "opset": 18}
@@ -170,11 +170,13 @@ def test_what_was_done_to_graphs_for_their_compilers_is_said_once() -> None:
         Graph(file="graph.tensorrt.fp16.onnx", precisions=("fp16",), kept_fp32=("decoder.1", "head"), **facts),
     ]
     out = StringIO()
-    print_graph_notes(Console(file=out, width=80), graphs)
+    print_notes(Console(file=out, width=80), (note for graph in graphs for note in graph_notes(graph)))
     avoided, left, kept = out.getvalue().splitlines()
     assert avoided.startswith("rewritten for tensorrt >=10.14: GridSample") and "NVIDIA/TensorRT#4813" in avoided
     assert left.startswith("may be wrong in tensorrt ==10.13.* on sm110: ") and left.endswith("golden sample fails")
     assert kept == "graph.tensorrt.fp16.onnx: keeps fp32 in decoder.1, head"
+    assert [*graph_notes(graphs[0], "10.14", "sm110")] == [avoided]
+    assert [*graph_notes(graphs[0], "10.13", "sm110")] == [left] and not [*graph_notes(graphs[0], "10.13", "sm87")]
 
 
 def test_verify_replays_the_golden_sample_on_every_runtime(edgevtx_cli: Any, bundle: Path) -> None:
@@ -597,6 +599,7 @@ def test_an_export_that_is_refused_is_exit_code_3(
     report = json.loads(kept.stdout)
     assert report["bundle"] == str(tmp_path / "vit.vtx")
     assert report["refused"] == ["onnxruntime fp32"] and report["seconds"]
+    assert [graph["file"] for graph in report["graphs"]] == ["graph.onnxruntime.onnx"]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from edgevtx.export.evaluate import open_model  # noqa: E402
 from edgevtx.export.ladder import Evidence, from_evidence  # noqa: E402
 from edgevtx.export.ranges import measure_ranges  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
-from edgevtx.export.rehearsal import block_of, precision_of, rehearse, simulate, widen  # noqa: E402
+from edgevtx.export.rehearsal import Rehearsal, block_of, precision_of, rehearse, simulate, widen  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
 from edgevtx.export.rewrite.low_precision import TYPES, lower_precision  # noqa: E402
 from edgevtx.export.samples import load_photos  # noqa: E402
@@ -201,12 +201,6 @@ def test_what_was_measured_needs_no_ladder(vit):
     assert not rehearse(exact, found.model, [exchanges[0].inputs]).diverging
 
 
-def test_a_recipe_keeps_a_module_in_float32(vit):
-    built, block, exact, exchanges = vit
-    evidence = Evidence(exchanges, built.decode, keep=(rf"^{block}\.",))
-    assert inside(from_evidence(evidence)(exact, ["bf16"])["bf16"].model, block) == {"FLOAT"}
-
-
 @pytest.mark.parametrize("precision", TYPES)
 def test_wide_again_a_typed_graph_is_the_graph_it_was_made_of(precision, vit):
     _, _, exact, exchanges = vit
@@ -264,6 +258,23 @@ def test_an_outlier_that_nothing_saves_names_its_block(outlier, monkeypatch):
     model = from_evidence(Evidence(exchanges, built.decode))(exact, ["int8"])["int8"].model
     assert quantised(model)[block] == 6
     assert rehearse(exact, model, [exchanges[0].inputs]).diverging == (block,)
+
+
+@pytest.mark.parametrize(("errors", "left_out"), [
+    ({"m.0": 0.02, "m.1": 0.17, "m.2": 0.3, "m.3": 0.9}, ("m.1",)),  # m.2 only hands on what it was given
+    ({"m.0": 0.02, "m.1": 0.1, "m.2": 0.1, "m.3": 0.3}, ("m.3",)), ({"m.0": 0.1, "m.1": 0.15}, ()),
+    ({"m.2": 0.3}, ()),
+])  # fmt: skip
+def test_of_what_quantises_the_block_that_adds_most_is_left_out(errors, left_out, graph):
+    pair = "QuantizeLinear(x, s)"
+    model = graph(
+        f"""(float[2] x) => (uint8[2] a, uint8[2] b, float[2] c, uint8[2] d)
+        {{ ["m.0/q"] a = {pair} ["m.1/q"] b = {pair} ["m.2/r"] c = Relu(x) ["m.3/q"] d = {pair} }}""",
+        s=np.float32(1),
+    )
+    assert ladder._worst(Rehearsal("int8", errors, {}, ()), model) == left_out
+    first = tuple(block for block, error in errors.items() if error > TOLERANCES["fp16"].values)[:1]
+    assert ladder._worst(Rehearsal("fp16", errors, {}, ()), model) == first
 
 
 def test_int8_keeps_in_float32_what_half_precision_had_to(vit, monkeypatch):

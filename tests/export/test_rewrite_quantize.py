@@ -176,6 +176,18 @@ def test_heads_keep_half_precision_whole(graph):
     assert {found[name] for name in ("box1", "box2", "class1", "relu")} == {"fp16"}
 
 
+def test_the_scores_that_select_queries_keep_half_precision(graph):
+    """The best class of each place, as RT-DETR selects."""
+    model = graph(
+        """(float[1,9,8] x) => (float[1,2] best, int64[1,2] index)
+        { [mix] m = MatMul(x, w) [norm] n = LayerNormalization(m, s, b) [score] p = MatMul(n, w)
+          [most] q = ReduceMax <keepdims = 0>(p, last) [top] best, index = TopK(q, two) }""",
+        w=S, last=np.int64([-1]), two=np.int64([2]), **NORM,
+    )  # fmt: skip
+    found = quantised(model, x=RANDOM.standard_normal((1, 9, 8)).astype(np.float32))
+    assert (found["mix"], found["score"]) == ("int8", "fp16")
+
+
 def test_places_to_sample_keep_half_precision(graph):
     model = graph(
         """(float[1,8,4,4] image, float[1,5,8] q) => (float[1,8,5,1] y)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgevtx.errors import CompileError
-from edgevtx.runtimes import trt_build, trt_memory
+from edgevtx.runtimes import host, trt_build, trt_memory
 from edgevtx.runtimes.base import EngineOptions
 from edgevtx.runtimes.trt_memory import Limit, free_mb, host_limit, process_mb, watched
 
@@ -64,7 +64,7 @@ def test_on_a_jetson_the_workspace_is_half_of_what_is_free(
     machine(8000, 4000)
     assert trt_memory.unified_workspace_mb() is None
     (tmp_path / "tegra").touch()
-    monkeypatch.setattr(trt_memory, "_TEGRA", tmp_path / "tegra")
+    monkeypatch.setattr(host, "TEGRA", tmp_path / "tegra")
     assert trt_memory.unified_workspace_mb() == 2000
 
 
