@@ -252,6 +252,14 @@ def test_the_ladder_leaves_the_block_of_an_outlier_unquantised(outlier):
     assert not rehearse(exact, found.model, [exchanges[0].inputs]).diverging
 
 
+def test_verification_sees_inputs_that_no_scale_was_chosen_on(outlier, monkeypatch):
+    built, _, exact, exchanges = outlier
+    seen = []
+    monkeypatch.setattr(ladder, "choose_limits", lambda model, feeds, *more: seen.extend(feeds) or {})
+    from_evidence(Evidence(exchanges[:3], built.decode))(exact, ["int8"])
+    assert [id(item) for item in seen] == [id(exchanges[index].inputs) for index in (0, 2)]
+
+
 def test_an_outlier_that_nothing_saves_names_its_block(outlier, monkeypatch):
     built, block, exact, exchanges = outlier
     monkeypatch.setattr(ladder, "RUNGS", 1)
