@@ -7,6 +7,7 @@ every frame as Pillow does (see `edgevtx.runtimes.resample`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +97,7 @@ def _pixels(
     batch, first, rule = manifest.image_input.shape[0], given[0], manifest.preprocess
     as_it_is = len(given) == 1 and batch in (None, 1) and color == "bgr" and _is_input(first, geometries[0])
     if isinstance(first, DeviceArray) and as_it_is:
-        return DeviceArray(first.pointer, (1, *first.shape), first.dtype, first.stream)
+        return replace(first, shape=(1, *first.shape))
     if resize != "gpu":
         height, width = geometries[0].input_size
         raise InputError(

@@ -114,7 +114,7 @@ class Predictor:
         """Answer one frame (H,W,3) uint8, of the host, or where the engine runs on a GPU also of its memory.
 
         A frame on the GPU offers `__cuda_array_interface__` (torch, CuPy) and is as large as the network's input,
-        unless the GPU resizes (see `load`).
+        unless the GPU resizes (see `load`). Between `prepare` and `infer` it is kept, and must not be written to.
         `threshold`: detections must score above it; `top_k`: at most so many items, no more than the graph was
         exported with; `roi`: x0, y0, x1, y1 in px, the only part looked at; `rotation`: degrees clockwise (0, 90,
         180, 270) that make the frame upright. Results are in pixels of the frame as given. Raises `InputError`.
@@ -268,8 +268,8 @@ def load(
     bundle here. `device`: the runtime's name for it. `precision`: one that the bundle has a verdict for; None takes the
     one it recommends for the runtime, or the next where the device does not have that. `providers`: ONNX Runtime's, in
     order. `compile`: "never" raises `CompileError` instead of compiling on a cache miss, "force" compiles again.
-    `resize`: "gpu" has TensorRT's GPU resize frames, as Pillow would; frames of the host must then stay as they are
-    until they are answered.
+    `resize`: "gpu" has TensorRT's GPU resize frames, as Pillow would; frames must then stay as they are until they are
+    answered.
 
     An engine that has not yet proven itself on this device replays the bundle's golden sample first. A further network
     that does not pass in this precision runs in fp32 where it passes there, and `info` names it. Raises

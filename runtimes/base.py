@@ -25,13 +25,15 @@ Arrays = dict[str, Array]
 class DeviceArray:
     """An array in a GPU's memory, C-contiguous: its address, shape and dtype, and the stream that still writes it.
 
-    `stream` is the driver's handle, None where nothing writes it any more, `ANY_STREAM` where that is unknown.
+    `stream` is the driver's handle, None where nothing writes it any more, `ANY_STREAM` where that is unknown. `owner`
+    has the memory, which is not freed as long as this is there.
     """
 
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     stream: int | None = None
+    owner: Any = field(default=None, compare=False, repr=False)
     ANY_STREAM: ClassVar[int] = 0  # no handle: the protocol of device arrays forbids it
 
     @property
@@ -56,7 +58,7 @@ class Frames:
 
     Each is (H,W,3), or (H,W) or (H,W,1) grey, uint8, of the host or of the GPU. It goes where its geometry, of rotation
     0, says, resized with `interpolation` as Pillow does; what it leaves free is `fill`. `rgb`: its channels come in
-    that order. A frame of the host must stay as it is until the input has been used.
+    that order. A frame must stay as it is until the input has been used.
     """
 
     frames: tuple[Array | DeviceArray, ...]

@@ -92,7 +92,7 @@ def adopt(value: Any) -> Any:
         )
     # before version 3 nothing says which stream writes it
     stream = facts.get("stream") if facts.get("version", 0) >= 3 else DeviceArray.ANY_STREAM
-    return DeviceArray(int(facts["data"][0] or 0), shape, dtype, stream)
+    return DeviceArray(int(facts["data"][0] or 0), shape, dtype, stream, owner=value)
 
 
 class Device:

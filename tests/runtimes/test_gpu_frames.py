@@ -5,6 +5,8 @@ These tests hold the order and the arguments of our calls. They show nothing of 
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +60,24 @@ def test_a_frame_of_the_network_s_size_goes_in_as_it_is(machine: Machine, made: 
     machine.calls.clear()
     answer(model, made.pixels[0])  # and the staging buffer is bound again
     assert "cuMemcpyHtoDAsync 4608" in machine.calls and not crashes(machine)
+
+
+class OnGpu(SimpleNamespace):
+    """A tensor, to which there can be weak references."""
+
+
+def test_a_frame_lives_until_it_has_been_answered(machine: Machine, made: Any, model: Any, resizing: Any) -> None:
+    for opened in (model, resizing):
+        given = OnGpu(**vars(pointer_of(machine, made.pixels[0])))
+        kept = weakref.ref(given)
+        prepared = opened.prepare(given)
+        del given
+        gc.collect()
+        assert kept() is not None  # the allocator would give its memory to the next tensor
+        opened.infer(prepared)
+        del prepared
+        gc.collect()
+        assert kept() is None
 
 
 @pytest.mark.parametrize(
