@@ -26,8 +26,13 @@ def adopt_plan(bundle: Bundle, plan: Path, target: str, options: EngineOptions) 
     check_file(plan, record)
     backend = get_backend(target)
     options = replace(options, precision=record.precision, plan=record.asked)
-    gpu = backend.fingerprint(options).get("gpu", "")
-    check_plan(record, target, backend.probe().version, gpu, bundle.digest)
+    facts = backend.fingerprint(options)
+    check_plan(record, target, backend.probe().version, facts.get("gpu", ""), bundle.digest)
+    if record.device and record.device != (here := facts.get("device name", "no GPU")):
+        raise CompileError(
+            f"the plan {plan} was compiled on {record.device}, and here is {here}: TensorRT "
+            "chose its kernels for the one by measuring; compile the bundle here"
+        )
 
     def copy(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         if graph.name != record.graph:

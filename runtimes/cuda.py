@@ -50,7 +50,8 @@ _FUNCTIONS = {
 class Gpu:
     """A GPU as its driver describes it; `memory` is in bytes.
 
-    `sm` is its architecture ("sm87"), `integrated` says that it shares the host's memory (Jetson).
+    `sm` is its architecture ("sm87"), `integrated` says that it shares the host's memory (Jetson). Every Orin has one
+    name, from the AGX with 16 multiprocessors to the smallest Nano with 4.
     """
 
     ordinal: int
@@ -58,6 +59,12 @@ class Gpu:
     sm: str
     integrated: bool
     memory: int
+    multiprocessors: int
+
+    @property
+    def model(self) -> str:
+        """What has to be the same for another machine's GPU to be of this kind."""
+        return f"{self.name} with {self.multiprocessors} multiprocessors"
 
     def __str__(self) -> str:
         return f"{self.name} ({self.sm})"
@@ -345,9 +352,14 @@ def _start(target: str) -> Any:
 def _describe(driver: Any, ordinal: int) -> Gpu:
     device = _call("cuDeviceGet", driver.Device, ordinal)
     major, minor = _call("cuDeviceComputeCapability", device.compute_capability)
-    integrated = _call("cuDeviceGetAttribute", device.get_attribute, driver.device_attribute.INTEGRATED)
+    known = driver.device_attribute
+    integrated, multiprocessors = (
+        int(_call("cuDeviceGetAttribute", device.get_attribute, attribute))
+        for attribute in (known.INTEGRATED, known.MULTIPROCESSOR_COUNT)
+    )
     memory = _call("cuDeviceTotalMem", device.total_memory)
-    return Gpu(ordinal, str(_call("cuDeviceGetName", device.name)), f"sm{major}{minor}", bool(integrated), int(memory))
+    name = str(_call("cuDeviceGetName", device.name))
+    return Gpu(ordinal, name, f"sm{major}{minor}", bool(integrated), int(memory), multiprocessors)
 
 
 def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -49,8 +49,10 @@ class PlanLayer(msgspec.Struct, frozen=True):
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is beside a plan.
 
-    `gpu` is the architecture ("sm89"). `bundle` is the bundle's digest and `part` the network of it, both empty where
-    the graph was of no bundle; `graph_sha256`, `sha256` and `size` (bytes) are those of the graph and of the plan.
+    `gpu` is the architecture ("sm89"), and `device` the model of GPU that a plan of TensorRT was compiled on; one of
+    TensorRT-RTX is for all of its architecture, and has none. `bundle` is the bundle's digest and `part` the network of
+    it, both empty where the graph was of no bundle; `graph_sha256`, `sha256` and `size` (bytes) are those of the graph
+    and of the plan.
     `layers` are those of the typed network, which the compiler fuses and may not retype.
     `asked` is what was asked of the plan, `workspace_mb` what came of it. `builder_host_mb` is the most memory of the
     host, in MiB, that the compiling process had, `memory_mb` what it was allowed; `builder_gpu_mb` is the most of the
@@ -66,6 +68,7 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     target_version: str
     gpu: str
+    device: str = ""
     precision: str
     precision_share: dict[str, float]
     inputs: tuple[TensorSpec, ...]

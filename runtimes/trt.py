@@ -59,7 +59,7 @@ class TensorRt:
         return served
 
     def fingerprint(self, options: EngineOptions) -> dict[str, str]:
-        """Version, architecture, precision and, where it is for the GPU here, its name and driver.
+        """Version, architecture, precision and, where it is for the GPU here, its model and driver.
 
         What was asked of the plan is no part of it: of plans that differ in that alone one is kept.
         """
@@ -71,10 +71,10 @@ class TensorRt:
         return facts
 
     def place(self, options: EngineOptions) -> dict[str, str]:
-        """The GPU's name and driver; nothing where none is here that serves."""
+        """The GPU's model and driver; nothing where none is here that serves."""
         if not self.probe().available:
             return {}
-        return {"device name": self._gpu(options).name, "driver": host.nvidia_driver()}
+        return {"device name": self._gpu(options).model, "driver": host.nvidia_driver()}
 
     def build(self, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
         """Compile `graph` into a plan and its record under `folder`; see `trt_build.build_plan`.
@@ -82,15 +82,16 @@ class TensorRt:
         For the architecture of `options.gpu`, without one for the GPU here.
         """
         trt = self._package()
-        options = self._settle(trt, options)
+        options, device = self._settle(trt, options), ""
         if options.gpu not in architectures(trt):
             first, chosen = cuda.find_gpus(self.target)[0], self._gpu(options)
-            if chosen.name != first.name:
+            if chosen.model != first.model:
                 raise RuntimeUnavailableError(
                     f"{self.target} compiles on the first GPU, {first}, and {options.device} is {chosen}; set "
                     f"CUDA_VISIBLE_DEVICES={chosen.ordinal} and ask for device GPU"
                 )
-        return build_plan(self.package, graph, folder, options)
+            device = chosen.model
+        return build_plan(self.package, graph, folder, options, device)
 
     def open(self, graph: Path, folder: Path, options: EngineOptions) -> Engine:
         """Open a plan on its GPU, and run it once, so that what is compiled or loaded late is done here.

@@ -32,14 +32,14 @@ _LEAST_SM = {"bf16": 80}
 _WORKER = "import sys; sys.path[:] = {path!r}; from edgevtx.runtimes.trt_worker import main; main()"
 
 
-def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions, device: str = "") -> BuildReport:
     """Compile `graph` (its weights file beside it) into `folder`: the plan and its record, see `edgevtx.runtimes.plan`.
 
     `package` is "tensorrt" or "tensorrt_rtx"; `options.gpu` the architecture, which for `tensorrt` must be that of the
-    device. Raises `RuntimeUnavailableError` for a missing package and an architecture that it does not compile for,
-    `CompileError` with the graph's node and module where the graph is refused, where the compiler crashes or takes more
-    than `options.memory_mb`, and where another precision came out, and `OutputError` where the folder cannot be
-    written.
+    device, and `device` the model that alone the plan is for, if any. Raises `RuntimeUnavailableError` for a missing
+    package and an architecture that it does not compile for, `CompileError` with the graph's node and module where the
+    graph is refused, where the compiler crashes or takes more than `options.memory_mb`, and where another precision
+    came out, and `OutputError` where the folder cannot be written.
     """
     target = package.replace("_", "-")
     trt = host.import_package(package, target=target, extra=target)
@@ -51,7 +51,7 @@ def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions) 
         "plan": asdict(options.plan),
         "memory_mb": limit.most,
     }
-    request = {"package": package, "graph": str(graph), "folder": str(folder), "options": asked}
+    request = {"package": package, "graph": str(graph), "folder": str(folder), "options": asked, "device": device}
     _work(f"{target} {trt.__version__}", request, options, limit)
     record = read_plan(folder / PLAN)
     log.info(

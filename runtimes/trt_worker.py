@@ -43,7 +43,8 @@ def main() -> None:
     asked = request["options"]
     options = EngineOptions(**{**asked, "plan": msgspec.convert(asked["plan"], PlanOptions)})
     try:
-        compile_plan(request["package"], Path(request["graph"]), Path(request["folder"]), options, _tell)
+        graph, folder = Path(request["graph"]), Path(request["folder"])
+        compile_plan(request["package"], graph, folder, options, request["device"], _tell)
     except EdgevtxError as error:
         _tell("error", [type(error).__name__, str(error)])
 
@@ -57,7 +58,12 @@ def _tell(kind: str, value: Any) -> None:
 
 
 def compile_plan(
-    package: str, graph: Path, folder: Path, options: EngineOptions, tell: Callable[[str, Any], None]
+    package: str,
+    graph: Path,
+    folder: Path,
+    options: EngineOptions,
+    device: str,
+    tell: Callable[[str, Any], None],
 ) -> None:
     """Write the plan and its record; see `edgevtx.runtimes.trt_build.build_plan`, which says what is raised."""
     target = package.replace("_", "-")
@@ -102,6 +108,7 @@ def compile_plan(
         target=target,
         target_version=trt.__version__,
         gpu=options.gpu,
+        device=device,
         precision=options.precision,
         precision_share=share,
         inputs=trt_layers.specs(network.get_input(index) for index in range(network.num_inputs)),

@@ -191,7 +191,7 @@ def describe(record: PlanRecord, executed: Executed | None = None) -> dict[str, 
     return {
         "name": ", ".join(word for word in (record.name, record.part) if word),
         "compiled by": f"{record.target} {record.target_version} in {common.seconds(record.compile_seconds)}",
-        "for": record.gpu,
+        "for": f"{record.gpu}, {record.device}" if record.device else record.gpu,
         "precision": f"{record.precision} asked; computes as {common.shares(record.precision_share)}",
         "executed as": common.shares(executed.share) if executed else "not told: not opened on its GPU yet",
         "inputs": ", ".join(map(str, record.inputs)),

@@ -63,12 +63,14 @@ def whole(
     wanted = parts.graph.reference(parts.graph.pixels)
     asked: list[EngineOptions] = []
 
-    def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+    def build(package: str, graph: Path, folder: Path, options: EngineOptions, device: str = "") -> BuildReport:
         asked.append(options)
-        ends = (parts.manifest.inputs, parts.manifest.outputs)
-        inputs, outputs = (tuple(TensorSpec(item.name, item.shape, item.dtype) for item in end) for end in ends)
+        ends = {
+            end: tuple(TensorSpec(item.name, item.shape, item.dtype) for item in getattr(parts.manifest, end))
+            for end in ("inputs", "outputs")
+        }
         answers = {name: (array.dtype.name, array.tolist()) for name, array in wanted.items()}
-        record = fake_gpu.make_record(target=package.replace("_", "-"), profiles=(), inputs=inputs, outputs=outputs)
+        record = fake_gpu.make_record(target=package.replace("_", "-"), profiles=(), device=device, **ends)
         fake_gpu.write_plan(folder, record, answers=answers)
         return BuildReport(record.target, record.target_version, options.gpu, {"bf16": 1.0}, 1.0)
 

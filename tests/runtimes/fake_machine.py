@@ -29,7 +29,7 @@ class Machine:
     """
 
     def __init__(self, *, integrated: bool = False, gpus: tuple[str, ...] = ("Fake Orin",)) -> None:
-        self.integrated, self.gpus = integrated, gpus
+        self.integrated, self.gpus, self.multiprocessors = integrated, gpus, 8
         self.calls: list[str] = []
         self.failing: set[str] = set()
         self.alive: dict[str, int] = {}
@@ -160,7 +160,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
         def get_attribute(self, attribute: str) -> int:
             did("cuDeviceGetAttribute")
-            return int(machine.integrated)
+            return {"integrated": int(machine.integrated), "multiprocessors": machine.multiprocessors}[attribute]
 
         def total_memory(self) -> int:
             did("cuDeviceTotalMem")
@@ -277,7 +277,7 @@ def make_driver(machine: Machine) -> ModuleType:
     module.memset_d8_async, module.module_from_buffer = fill, Module
     module.mem_get_info = lambda: (1 << 30, 8 << 30)
     module.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
-    module.device_attribute = SimpleNamespace(INTEGRATED="integrated")
+    module.device_attribute = SimpleNamespace(INTEGRATED="integrated", MULTIPROCESSOR_COUNT="multiprocessors")
     return module  # type: ignore[no-any-return]
 
 

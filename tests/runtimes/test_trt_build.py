@@ -96,7 +96,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
     def build(gpu: str) -> tuple[Path, BuildReport, PlanRecord]:
         if gpu not in made:
             folder = tmp_path_factory.mktemp(gpu)
-            report = build_plan("tensorrt_rtx", graph, folder, EngineOptions(gpu=gpu))
+            report = build_plan("tensorrt_rtx", graph, folder, EngineOptions(gpu=gpu), f"a GPU of {gpu}")
             made[gpu] = folder, report, read_plan(folder / PLAN)
         return made[gpu]
 
@@ -112,7 +112,7 @@ def test_a_plan_is_compiled_without_a_gpu_and_says_what_it_is(gpu: str, built: A
     assert record.outputs == (TensorSpec("scores", (1, 96, 5), "float32"), TensorSpec("class_ids", (1, 96), "int64"))
     assert (record.target, record.gpu, record.precision) == ("tensorrt-rtx", gpu, "fp32")
     assert record.target_version == report.target_version == trt.__version__
-    assert report.device == gpu
+    assert (report.device, record.device) == (gpu, f"a GPU of {gpu}")
     assert record.precision_share == report.precision_share == {"f32": 1.0}
     assert record.profiles == ()
     assert record.compile_seconds > 0

@@ -5,6 +5,7 @@ These tests hold the order and the arguments of our calls. They show nothing of 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import sys
@@ -267,7 +268,8 @@ def test_a_machine_without_the_driver_says_so(monkeypatch: pytest.MonkeyPatch) -
 def test_a_fingerprint_says_what_the_engine_depends_on(machine: Machine) -> None:
     facts = TENSORRT.fingerprint(OPTIONS)
     assert facts == TENSORRT.fingerprint(EngineOptions(precision="fp16", threads=1))
-    assert facts["tensorrt"] == "10.3.0" and facts["gpu"] == "sm87" and facts["device name"] == "Fake Orin"
+    assert facts["tensorrt"] == "10.3.0" and facts["gpu"] == "sm87"
+    assert facts["device name"] == "Fake Orin with 8 multiprocessors"
     elsewhere = TENSORRT_RTX.fingerprint(EngineOptions(precision="fp16", gpu="sm89"))
     assert elsewhere == {"tensorrt-rtx": "1.7.1", "gpu": "sm89", "precision": "fp16"}
 
@@ -346,26 +348,55 @@ def test_a_plan_of_rtx_is_proven_again_on_another_gpu_or_driver_of_its_architect
     assert len(made.asked) == 1  # one plan serves all of them
 
 
-def test_a_plan_from_elsewhere_is_adopted_and_proven(machine: Machine, whole: Callable[..., Any]) -> None:
-    made = whole("tensorrt")
-    bundle = Bundle.open(made.path)
+def ship(made: Any, target: str) -> tuple[Bundle, Path]:
+    """The bundle, and its plan as the GPU that is here now makes it, outside of the cache."""
+    bundle, folder = Bundle.open(made.path), made.path.parent / "made"
     plan = made.path.parent / "shipped" / "tiny.plan"
-    plan.parent.mkdir()
-    folder = made.path.parent / "made"
-    folder.mkdir()
-    trt.build_plan("tensorrt", bundle.root / "graph.tensorrt.onnx", folder, EngineOptions("bf16", gpu="sm87"))
+    for made_here in (folder, plan.parent):
+        made_here.mkdir()
+    TensorRt(target, target.replace("-", "_")).build(
+        bundle.root / f"graph.{target}.onnx", folder, EngineOptions("bf16", device="GPU")
+    )
     data = (folder / PLAN).read_bytes()
     plan.write_bytes(data)
-    facts = {"bundle": bundle.digest, "precision": "bf16", "size": len(data), "sha256": sha256(data).hexdigest()}
-    record = msgspec.structs.replace(read_plan(folder / PLAN), asked=PlanOptions(batch=2), **facts)
+    facts: dict[str, Any] = {"bundle": bundle.digest, "graph": f"graph.{target}.onnx", "precision": "bf16"}
+    facts |= {"asked": PlanOptions(batch=2), "size": len(data), "sha256": sha256(data).hexdigest()}
+    record = msgspec.structs.replace(read_plan(folder / PLAN), **facts)
     record_path(plan).write_bytes(encode_record(record))
-
     made.asked.clear()
+    return bundle, plan
+
+
+def test_a_plan_from_elsewhere_is_adopted_and_proven(machine: Machine, whole: Callable[..., Any]) -> None:
+    made = whole("tensorrt")
+    bundle, plan = ship(made, "tensorrt")
     adopted = adopt_plan(bundle, plan, "tensorrt", EngineOptions(device="GPU"))
     assert adopted.record.asked == PlanOptions(batch=2)
     with edgevtx.load(made.path, **made.load) as model:
         assert (model.info.cache_hit, model.info.verdict) == (True, "passed-here")
     assert made.asked == []
+
+
+@pytest.mark.parametrize("multiprocessors", [16, 8])
+def test_a_plan_of_another_board_of_the_same_name_is_not_adopted(
+    machine: Machine, whole: Callable[..., Any], multiprocessors: int
+) -> None:
+    made = whole("tensorrt")
+    machine.multiprocessors = 16  # of an AGX Orin
+    bundle, plan = ship(made, "tensorrt")
+    machine.multiprocessors = multiprocessors
+    with contextlib.ExitStack() as expected:
+        if multiprocessors == 8:
+            message = "on Fake Orin with 16 multiprocessors, and here is Fake Orin with 8 .*compile the bundle here"
+            expected.enter_context(pytest.raises(CompileError, match=message))
+        adopt_plan(bundle, plan, "tensorrt", EngineOptions(device="GPU"))
+
+
+def test_a_plan_of_rtx_is_adopted_on_any_gpu_of_its_architecture(machine: Machine, whole: Callable[..., Any]) -> None:
+    made = whole("tensorrt-rtx")
+    bundle, plan = ship(made, "tensorrt-rtx")
+    machine.gpus, machine.multiprocessors = ("Another",), 16
+    adopt_plan(bundle, plan, "tensorrt-rtx", EngineOptions(device="GPU"))
 
 
 # what is called of the package, by its class; the fakes have no more than this
