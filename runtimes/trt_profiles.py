@@ -182,10 +182,20 @@ def _asked_for(before: PlanOptions, shape: Shape, spans: Sequence[ShapeRange]) -
     """What to ask of a plan, beside what was asked before, so that it takes frames of this shape."""
     fitting = [span for span in spans if all(map(_within, span.min[1:], shape[1:], span.max[1:]))]
     if not fitting:
-        before = replace(before, frames=(*before.frames, (shape[-3], shape[-2])))
+        before = replace(before, frames=(*(before.frames or _ends(spans)), (shape[-3], shape[-2])))
     if all(shape[0] > span.max[0] for span in fitting or spans):
         before = replace(before, batch=shape[0])
     return before
+
+
+def _ends(spans: Sequence[ShapeRange]) -> tuple[Size, ...]:
+    """The frames of a plan that was asked for none, which those that are asked for replace: in the network's sizes the
+    usual one of each range, the widest and the highest."""
+    found = []
+    for span in spans:
+        (top, left), (height, width), (bottom, right) = (item[-3:-1] for item in (span.min, span.opt, span.max))
+        found += [(height, width), (top, right), (bottom, left)]
+    return tuple(dict.fromkeys(found))
 
 
 def _within(least: int, size: int, most: int) -> bool:

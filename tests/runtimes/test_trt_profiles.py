@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,9 @@ def test_a_size_in_the_network_is_that_of_such_a_frame(rule: SizeRule, frame: tu
 # -- what is asked for -----------------------------------------------------------------------------------------
 
 
+ENDS = "--frame 1066x800 --frame 1333x555 --frame 555x1333"  # of a plan that was asked for no frames
+
+
 def asked(example: tuple[int, ...], **options: object) -> tuple[Profile, ...]:
     return profiles([BATCHES], {"pixels": np.zeros(example)}, DETR, PlanOptions(**options))  # type: ignore[arg-type]
 
@@ -128,10 +132,10 @@ def test_what_is_asked_reads_as_the_command_s_options() -> None:
     ("before", "shape", "words"),
     [
         ({}, (9, 600, 600, 3), "fp16 --batch 9"),  # which alone is beyond the range
-        ({}, (1, 400, 1333, 3), "fp16 --frame 1333x400"),
+        ({}, (1, 400, 1333, 3), f"fp16 {ENDS} --frame 1333x400"),
         ({"frames": ((480, 640),), "batch": 2}, (2, 400, 1333, 3), "fp16 --batch 2 --frame 640x480 --frame 1333x400"),
         ({"frames": ((480, 640),), "batch": 2}, (3, 800, 1066, 3), "fp16 --batch 3 --frame 640x480"),
-        ({"workspace_mb": 64}, (9, 400, 1333, 3), "fp16 --batch 9 --frame 1333x400 --workspace-mb 64"),
+        ({"workspace_mb": 64}, (9, 400, 1333, 3), f"fp16 --batch 9 {ENDS} --frame 1333x400 --workspace-mb 64"),
     ],
 )
 def test_what_no_profile_takes_is_told_with_the_ranges_and_the_command(
@@ -147,6 +151,28 @@ def test_what_no_profile_takes_is_told_with_the_ranges_and_the_command(
     assert text.endswith(f"edgevtx compile BUNDLE --target tensorrt --precision {words}")
     wider = profiles([BATCHES], {"pixels": np.zeros((1, 800, 1066, 3))}, DETR, _options(words))
     assert choose_profile(wider, {"pixels": shape}) is not None  # what is advised helps
+
+
+@pytest.mark.parametrize("golden", [(480, 640), (1080, 1920), (1600, 900), (500, 500), (300, 1000)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        DETR, ShortestEdge(shortest=224), LongestEdge(longest=640),
+        ShortestEdge(shortest=512, longest=2048, rounding="nearest"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("strange", [(300, 1500), (1500, 300)])
+def test_what_is_advised_takes_what_the_plan_took(rule: SizeRule, golden: Any, strange: Any) -> None:
+    example = {"pixels": np.zeros((1, *resized_size(golden, rule), 3))}
+    before, shape = profiles([BATCHES], example, rule, NOTHING), (1, *resized_size(strange, rule), 3)
+    assert choose_profile(before, {"pixels": shape}) is None
+    inputs = (TensorSpec("pixels", (None, None, None, 3), "uint8"),)
+    text = explain_lack(make_record(inputs=inputs, profiles=before), {"pixels": shape})
+    after = profiles([BATCHES], example, rule, _options(text.partition("--precision ")[2]))
+    assert choose_profile(after, {"pixels": shape}) is not None
+    for height, width in itertools.product(range(400, 1000, 50), repeat=2):
+        usual = {"pixels": (8, *resized_size((height, width), rule), 3)}
+        assert choose_profile(before, usual) is not None and choose_profile(after, usual) is not None
 
 
 def _options(words: str) -> PlanOptions:
