@@ -111,7 +111,7 @@ def _work(compiler: str, request: dict[str, Any], options: EngineOptions, limit:
             raise
     if failure is not None:
         raise failure
-    if watch.ended:
+    if watch.ended and worker.returncode:  # it may have been done just before
         raise CompileError(
             f"{_what(compiler, request)} was ended at: {place}. It had {watch.had} MiB of this machine's memory, of "
             f"which it may have {limit.most}, and {watch.left} MiB were left to all others: close other programs, add "

@@ -23,8 +23,8 @@ _PROCESSES = Path("/proc")
 
 _PERIOD = 0.05  # seconds between two looks: some 100 MB of fresh memory at the most
 
-# of the machine's memory, what is left to others: a share, and no less than so many MiB
-_RESERVE, _LEAST_RESERVE_MB = 0.1, 256
+# of the machine's memory, what is left to others: a share, and no less and no more than so many MiB
+_RESERVE, _LEAST_RESERVE_MB, _MOST_RESERVE_MB = 0.1, 256, 1024
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def watched(process: subprocess.Popen[str], limit: Limit) -> Iterator[Watch]:
 
     def look() -> None:
         while not done.wait(_PERIOD):
-            watch.had, watch.left = process_mb(process.pid), free_mb()
+            watch.had, watch.left = process_mb(process.pid), left_mb()
             if watch.had > limit.most or watch.left < limit.least:
                 watch.ended = True
                 process.kill()
@@ -72,32 +72,48 @@ def watched(process: subprocess.Popen[str], limit: Limit) -> Iterator[Watch]:
 def host_limit(asked_mb: int | None) -> Limit:
     """The limit that was asked for, or what is free but a reserve, half of which must stay free.
 
-    The reserve is a tenth of the memory, at least 256 MiB.
+    The reserve is a tenth of the memory, at least 256 and at most 1024 MiB.
     """
     if asked_mb:
         return Limit(asked_mb)
     total = _field(_MEMORY.read_text(), "MemTotal") // 1024
-    reserve = max(int(_RESERVE * total), _LEAST_RESERVE_MB)
+    reserve = min(max(int(_RESERVE * total), _LEAST_RESERVE_MB), _MOST_RESERVE_MB)
     return Limit(max(free_mb() - reserve, 1), reserve // 2)
 
 
 def free_mb() -> int:
-    """What is free of the host's memory and of its swap space on disks, in MiB; zram is in the memory itself."""
+    """What is free of the host's memory and of its swap space on disks, in MiB."""
+    return (_field(_MEMORY.read_text(), "MemAvailable") + _free_swap()) // 1024
+
+
+def left_mb() -> int:
+    """What can be made free for others, in MiB: swap space helps no further than there is what can be moved there.
+
+    What the GPU has of a Jetson's memory cannot.
+    """
+    text = _MEMORY.read_text()
+    return (_field(text, "MemAvailable") + min(_free_swap(), _field(text, "AnonPages"))) // 1024
+
+
+def _free_swap() -> int:
+    """In KiB, on disks alone: zram is in the memory itself."""
     try:
         rows = [line.split() for line in _SWAPS.read_text().splitlines()[1:]]
     except OSError:
-        rows = []
-    swap = sum(int(row[2]) - int(row[3]) for row in rows if not row[0].startswith("/dev/zram"))
-    return (_field(_MEMORY.read_text(), "MemAvailable") + swap) // 1024
+        return 0
+    return sum(int(row[2]) - int(row[3]) for row in rows if not row[0].startswith("/dev/zram"))
 
 
 def process_mb(pid: int) -> int:
-    """What a process has of the memory and of the swap space, in MiB; 0 once it ended."""
+    """What a process has of the memory and of the swap space, in MiB; 0 once it ended.
+
+    Without pages of files, such as its libraries and weights: these are free as soon as others need them.
+    """
     try:
         text = (_PROCESSES / str(pid) / "status").read_text()
     except OSError:
         return 0
-    return sum(_field(text, name) for name in ("VmRSS", "VmSwap")) // 1024
+    return sum(_field(text, name) for name in ("RssAnon", "RssShmem", "VmSwap")) // 1024
 
 
 def peak_mb() -> int:
