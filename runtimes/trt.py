@@ -128,13 +128,14 @@ class TensorRt:
                 spare[0].run(dict(sample.inputs(graph, _usual(record, profile))))
             with device.current():
                 loaded.keep_cache()
+                executed = loaded.inspect()
         except BaseException:
             release()
             raise
         share: dict[str, float] = {}
-        if loaded.executed is not None:
-            share = loaded.executed.share
-            trt_inspect.warn(loaded.executed, record.precision, target=self.target, device=str(gpu))
+        if executed is not None:
+            share = executed.share
+            trt_inspect.warn(executed, record.precision, target=self.target, device=str(gpu))
         return context.engine(
             self.target, str(trt.__version__), str(gpu), new_runtime, release, on_gpu=True, executed_share=share
         )

@@ -24,8 +24,6 @@ from edgevtx.runtimes import host, precision, trt_log
 
 log = logging.getLogger(__name__)
 
-_REQUIRED_SHARE = 0.5  # typed graphs keep some products in fp32, and shapes are not told of all
-
 # in this order, as "uint8" has "int8" in it; TF32 is what fp32 must not become
 _WORDS = (
     ("bf16", r"bf16|bfloat"),
@@ -69,10 +67,15 @@ class Kernel(msgspec.Struct, frozen=True):
 
 class Executed(msgspec.Struct, frozen=True):
     """The kernels of an engine, and the share of each type in what multiplies: of the work, or of the kernels where the
-    work of any is not known."""
+    work of any is not known.
+
+    `plan` is the SHA-256 of the plan, `place` where it was opened: TensorRT-RTX chooses kernels for the GPU and driver.
+    """
 
     share: dict[str, float]
     kernels: tuple[Kernel, ...]
+    plan: str = ""
+    place: str = ""
 
 
 def executed_path(plan: Path) -> Path:
@@ -80,20 +83,25 @@ def executed_path(plan: Path) -> Path:
     return plan.with_suffix(".kernels.json")
 
 
-def read_executed(plan: Path) -> Executed | None:
-    """What was kept beside a plan when it was first opened, None where there is nothing that can be read."""
+def read_executed(plan: Path, sha256: str) -> Executed | None:
+    """What was kept beside a plan when it was opened, None where there is nothing that can be read of this plan."""
     try:
-        return msgspec.json.decode(executed_path(plan).read_bytes(), type=Executed)
+        found = msgspec.json.decode(executed_path(plan).read_bytes(), type=Executed)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return found if found.plan == sha256 else None
 
 
-def inspect(ask: Callable[[], str], plan: Path) -> Executed | None:
-    """What an open engine executes, asked once and then kept beside its plan; None where nothing is told."""
-    if (found := read_executed(plan)) is not None:
+def inspect(ask: Callable[[], str], plan: Path, sha256: str, place: str) -> Executed | None:
+    """What an engine that has run executes, asked once and then kept beside its plan; None where nothing is told.
+
+    `sha256` is the plan's, `place` names GPU and driver: elsewhere it is asked anew.
+    """
+    found = read_executed(plan, sha256)
+    if found is not None and found.place == place:
         return found
     try:
-        found = parse(ask())
+        found = msgspec.structs.replace(parse(ask()), plan=sha256, place=place)
     except Exception as error:  # whatever another form of the text makes stumble
         log.info("what the engine inspector says of %s is not understood: %s", plan, host.first_line(error))
         trt_log.last_error()  # it is of no later call
@@ -118,7 +126,7 @@ def parse(text: str) -> Executed:
 def warn(executed: Executed, asked: str, *, target: str, device: str) -> None:
     """Say on the log where an engine executes something else than was asked of it."""
     try:
-        precision.require(asked, executed.share, target=target, device=device, least=_REQUIRED_SHARE)
+        precision.require(asked, executed.share, target=target, device=device, least=precision.LEAST_SHARES[asked])
     except CompileError as error:
         log.warning("the engine inspector tells otherwise: %s", error)
 

@@ -60,7 +60,7 @@ class Loaded:
         self._runtime: Any = None
         self._settings: Any = None  # both of TensorRT-RTX
         self._cache: Any = None
-        self._cache_path, self._cached = plan.parent / RUNTIME_CACHE, b""
+        self._plan, self._cache_path, self._cached = plan, plan.parent / RUNTIME_CACHE, b""
         # TensorRT-RTX captures by itself: its kernels change while it runs
         self.captures = graphs and not hasattr(trt, "CudaGraphStrategy")
         owner = object()
@@ -73,7 +73,6 @@ class Loaded:
                 self._check_tensors(plan)
                 if hasattr(trt, "IRuntimeCache"):
                     self._configure(graphs)
-                self.executed = trt_inspect.inspect(self._inspect, plan)
         except BaseException:
             self.leave(owner)
             raise
@@ -108,6 +107,16 @@ class Loaded:
                 self._cached = data
             except OSError as error:
                 log.info("the runtime cache is not kept in %s: %s", self._cache_path.parent, disk.explain(error))
+
+    def inspect(self) -> trt_inspect.Executed | None:
+        """What the engine executes, where its inspector tells; TensorRT-RTX chooses that when it first runs."""
+        form = self._trt.LayerInformationFormat.JSON
+        place = f"{self.device.gpu.model}, {host.nvidia_driver()}"
+
+        def ask() -> str:
+            return str(self._engine.create_engine_inspector().get_engine_information(form))
+
+        return trt_inspect.inspect(ask, self._plan, self.record.sha256, place)
 
     def check_process(self) -> None:
         """Raise `RuntimeUnavailableError` in a fork."""
@@ -164,10 +173,6 @@ class Loaded:
                 f"{self.target} cannot open its plan {plan}: {trt_log.last_error() or 'it gave no reason'}; compile "
                 "the bundle again"
             )
-
-    def _inspect(self) -> str:
-        form = self._trt.LayerInformationFormat.JSON
-        return str(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _check_tensors(self, plan: Path) -> None:
         """Raise `CompileError` unless plan and record have the same inputs and outputs, all in the GPU's memory."""

@@ -29,10 +29,6 @@ from edgevtx.runtimes.trt_profiles import OpenInput, profiles
 
 _SHOWN = 5  # errors in one message
 
-# of a graph that was typed on purpose: export keeps in fp32 what does not bear less, or has no kernel in bf16, and
-# quantises neither attention's own products nor the heads
-_LEAST_SHARES = {"fp32": precision.REQUIRED_SHARE, "fp16": 0.5, "bf16": 0.5, "int8": 0.25}
-
 _MIB = 1 << 20
 
 
@@ -86,7 +82,7 @@ def compile_plan(
         refuse([explain(parser.get_error(index)) for index in range(parser.num_errors)])
     layers = trt_layers.layers(trt, network)
     share = trt_layers.shares(layers)
-    least = _LEAST_SHARES[options.precision]
+    least = precision.LEAST_SHARES[options.precision]
     precision.require(options.precision, share, target=target, device=options.gpu, least=least)
     config = builder.create_builder_config()
     ranges = _profiles(builder, config, network, graph, source, options.plan)

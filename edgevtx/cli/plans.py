@@ -156,8 +156,9 @@ def show(path: Path, bundle: str | None, as_json: bool) -> None:
     """
     import msgspec
 
-    record, executed = read_plan(path), read_executed(path)
+    record = read_plan(path)
     check_file(path, record)
+    executed = read_executed(path, record.sha256)
     if bundle is not None:
         check_plan(record, record.target, record.target_version, record.gpu, Bundle.open(bundle).digest)
     if as_json:

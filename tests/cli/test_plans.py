@@ -66,7 +66,8 @@ def test_info_shows_what_an_opened_plan_executes(plans: tuple[Path, Any], tmp_pa
     opened.with_suffix(".json").write_bytes(source.with_suffix(".json").read_bytes())
     made = [Made(opened, read_plan(opened), cache_hit=True)]
     kernel = {"name": "n", "kind": "gemm", "type": "f32", "tactic": "ampere_sgemm_64x64_tn", "multiplies": True}
-    executed_path(opened).write_text(json.dumps({"share": {"f32": 1.0}, "kernels": [kernel]}))
+    executed = {"share": {"f32": 1.0}, "kernels": [kernel], "plan": made[0].record.sha256}
+    executed_path(opened).write_text(json.dumps(executed))
     (tmp_path / "out").mkdir()
     write_plans(made, tmp_path / "out", overwrite=False)
     copied = tmp_path / "out" / source.name

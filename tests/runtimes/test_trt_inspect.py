@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from edgevtx.runtimes import trt_inspect
+from edgevtx.runtimes import host, trt_inspect
 from edgevtx.runtimes.base import Engine
-from edgevtx.runtimes.plan import PLAN
+from edgevtx.runtimes.plan import PLAN, read_plan
+from edgevtx.runtimes.trt import TENSORRT_RTX
 from edgevtx.runtimes.trt_inspect import Executed, executed_path, parse, read_executed
 from tests.runtimes.fake_gpu import Machine, crashes, make_record
 
@@ -108,9 +109,32 @@ def test_it_is_read_once_and_kept_beside_the_plan(
         assert engine.executed_share == {"f16": 1.0} and engine.on_gpu
         engine.close()
     assert machine.calls.count("get_engine_information JSON") == 1
-    kept = read_executed(plan)
+    kept = read_executed(plan, read_plan(plan).sha256)
     assert kept is not None and kept.kernels[0].tactic == GEMM["TacticName"]
     assert machine.left() == {} and not crashes(machine)
+
+
+@pytest.mark.parametrize(
+    ("change", "share"), [({}, "f16"), ({"driver": "2"}, "f32"), ({"gpu": "Another"}, "f32"), ({"sha256": "b"}, "f32")]
+)
+def test_what_was_kept_is_of_this_plan_gpu_and_driver(
+    machine: Machine, open_plan: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, change: Any, share: str
+) -> None:
+    facts = {"driver": "1", "gpu": machine.gpus[0], "sha256": "a"}
+    other = row("gemm", [8, 64], [8, 16], "ampere_sgemm_64x64_tn", "Float")
+    for here, kernel in ((facts, GEMM), ({**facts, **change}, other)):
+        monkeypatch.setattr(host, "nvidia_driver", lambda here=here: here["driver"])
+        machine.gpus = (here["gpu"],)
+        engine = open_plan(record=make_record(sha256=here["sha256"]), inspector=text(kernel))
+        engine.close()
+    assert engine.executed_share == {share: 1.0}
+
+
+def test_rtx_is_asked_once_its_kernels_are_chosen(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    open_plan(TENSORRT_RTX, inspector=text(GEMM)).close()
+    names = machine.names()
+    last = len(names) - 1 - names[::-1].index("execute_async_v3")
+    assert names.count("get_engine_information") == 1 and names.index("get_engine_information") > last
 
 
 @pytest.mark.parametrize("said", ["", "no JSON", "[]", '{"layers": []}', '{"Layers": 3}'])
@@ -140,5 +164,6 @@ def test_what_contradicts_the_precision_is_said(
     assert "fp32 was asked of tensorrt on Fake Orin (sm87)" in caplog.text and "100% tf32" in caplog.text
     caplog.clear()
     trt_inspect.warn(Executed({"f16": 0.7, "f32": 0.3}, ()), "fp16", target="tensorrt", device="a GPU")
+    trt_inspect.warn(Executed({"i8": 0.3, "f16": 0.7}, ()), "int8", target="tensorrt", device="a GPU")  # was accepted
     trt_inspect.warn(Executed({}, ()), "fp16", target="tensorrt", device="a GPU")  # nothing was told
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
