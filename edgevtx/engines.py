@@ -174,11 +174,17 @@ def open_prepared(prepared: PreparedEngine) -> Engine:
 
 
 def record_verdict(prepared: PreparedEngine, verdict: Verdict) -> None:
-    """Keep what verification found beside the engine; a cache that cannot be written forgets it."""
+    """Keep what verification found beside the engine; a cache that cannot be written forgets it.
+
+    An engine that another process has compiled in its place meanwhile proves itself.
+    """
+    before = prepared.record.files
     prepared.record = msgspec.structs.replace(prepared.record, verdict=verdict, place=prepared.place)
     try:
+        if read_record(prepared.folder.parent).files != before:
+            return
         disk.write_atomic(prepared.folder.parent / RECORD, _encode(prepared.record))
-    except OSError as error:
+    except (OSError, msgspec.DecodeError) as error:
         log.info("the verdict is not kept beside %s: %s", prepared.folder, disk.explain(error))
 
 

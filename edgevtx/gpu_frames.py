@@ -30,22 +30,24 @@ def are_for_gpu(frames: Sequence[Any], resize: Resize) -> bool:
     return resize == "gpu" or any(device_facts(frame) is not None for frame in frames)
 
 
-def check_manifest(manifest: Manifest) -> None:
-    """Raise `InputError` where a bundle's frames must be prepared on the host."""
+def check_manifest(manifest: Manifest, resize: Resize) -> None:
+    """Raise `InputError` where a bundle's frames must be prepared, or with "gpu" be resized, on the host."""
     rule = manifest.preprocess
     reasons = {
         "answers prompts": isinstance(manifest.decode, PromptDecode),
         "looks at clips": rule.clip is not None,
         "looks at windows of an image": rule.windows is not None,
         "denoises its frames": rule.denoise is not None,
+    }
+    resizing = {
         f"resizes with {rule.interpolation!r}": rule.interpolation not in INTERPOLATIONS,
         "resizes without antialiasing (opencv-plain)": rule.resize == "opencv-plain",
     }
+    if resize == "gpu":
+        reasons |= resizing
     if found := [reason for reason, holds in reasons.items() if holds]:
-        raise InputError(
-            f"{manifest.name} {found[0]}, which is not done on the GPU; give it frames of the host, and leave "
-            "resize='gpu' out"
-        )
+        left = ", and leave resize='gpu' out" if resize == "gpu" else ""
+        raise InputError(f"{manifest.name} {found[0]}, which is not done on the GPU; give it frames of the host{left}")
 
 
 def place(
@@ -62,7 +64,7 @@ def place(
     Frames are (H,W,3) uint8, or (H,W) or (H,W,1) grey, numpy's or with `__cuda_array_interface__`. Raises `InputError`
     for what is no frame, for a rotation, and for a frame that would have to be resized where `resize` is "host".
     """
-    check_manifest(manifest)
+    check_manifest(manifest, resize)
     if rotation:
         raise InputError(f"a frame on the GPU is not rotated, but rotation={rotation} was asked; rotate it before")
     if color not in ("bgr", "rgb"):

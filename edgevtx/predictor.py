@@ -282,7 +282,7 @@ def load(
     if resize not in ("host", "gpu"):
         raise InputError(f'resize must be "host" or "gpu", but got {resize!r}')
     if resize == "gpu":
-        check_manifest(bundle.manifest)
+        check_manifest(bundle.manifest, resize)
     options = EngineOptions(device=device, threads=threads, providers=tuple(providers))
     target = choose_runtime(bundle.manifest, runtime, precision, options, allow_unverified=allow_unverified)
     precision = choose_precision(bundle.manifest, target, precision, options, allow_unverified=allow_unverified)

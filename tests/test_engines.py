@@ -214,6 +214,17 @@ def test_a_verdict_is_kept_beside_the_engine_until_it_is_compiled_again(opened: 
     assert prepare_engine(opened, "null", OPTIONS, compile="force").record.verdict is None
 
 
+def test_a_verdict_is_not_kept_beside_an_engine_that_took_the_place(opened: Bundle) -> None:
+    first = prepare_engine(opened, "null", OPTIONS)
+    entry = first.folder.parent
+    newer = read_record(entry)
+    newer = msgspec.structs.replace(newer, files=(engines.EngineFile("other", 1, 1, "ab"),))
+    (entry / engines.RECORD).write_bytes(engines._encode(newer))  # as another process compiled it, with --batch 4
+    record_verdict(first, Verdict(target="null", precision="fp32", status="passed-here", graph=""))
+    assert read_record(entry) == newer
+    assert first.record.verdict is not None
+
+
 def test_a_verdict_that_cannot_be_kept_is_still_known(opened: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_engine(opened, "null", OPTIONS)
 

@@ -17,7 +17,7 @@ import pytest
 import edgevtx
 from edgevtx.errors import InputError
 from edgevtx.rules import Exact, Preprocess
-from edgevtx.runtimes import trt_run
+from edgevtx.runtimes import resample, trt_run
 from tests.runtimes.fake_gpu import Machine, crashes, pointer_of
 
 ON_GPU: Any = {"runtime": "tensorrt", "device": "GPU", "precision": "bf16", "allow_unverified": True}
@@ -111,6 +111,19 @@ def test_frames_of_host_and_gpu_are_resized_before_the_engine_on_its_stream(
         assert machine.count("cuStreamSynchronize") == 1
 
 
+def test_the_engine_reads_the_resized_pixels(machine: Machine, resizing: Any) -> None:
+    for seed in range(trt_run.WARM_UP + 3):  # some of them in a graph
+        frame = np.random.default_rng(seed).integers(0, 256, (60, 90, 3), np.uint8)
+        wanted = resample.resize(frame, (32, 48), "bilinear")
+        for given in (frame, pointer_of(machine, frame)):
+            for color, order in (("bgr", 1), ("rgb", -1)):
+                answer(resizing, given, color=color)
+                bound = [call for call in machine.calls if call.startswith("set_tensor_address pixels")]
+                read = machine.at(int(bound[-1].split()[-1]), wanted.nbytes)
+                np.testing.assert_array_equal(read.reshape(wanted.shape), wanted[..., ::order])
+    assert machine.count("cuGraphLaunch") > 0
+
+
 def test_what_was_resized_is_run_as_a_graph(machine: Machine, made: Any, resizing: Any) -> None:
     for _ in range(trt_run.WARM_UP + 2):
         answer(resizing, np.zeros((60, 90, 3), np.uint8))
@@ -153,6 +166,18 @@ def test_a_bundle_whose_frames_are_the_host_s_is_refused_before_it_is_compiled(
     with pytest.raises(InputError, match='resize must be "host" or "gpu"'):
         edgevtx.load(made.path, resize="cuda", **ON_GPU)
     assert not made.asked
+
+
+@pytest.mark.parametrize("changes", [{"interpolation": "nearest"}, {"resize": "opencv-plain"}])
+def test_a_frame_that_needs_no_resizing_is_taken_however_the_bundle_resizes(
+    machine: Machine, whole: Callable[..., Any], changes: Any
+) -> None:
+    facts = {"size": Exact(height=32, width=48), "interpolation": "bilinear", **changes}
+    made = whole("tensorrt", preprocess=Preprocess(scale=1.0, mean=(0, 0, 0), std=(1, 1, 1), **facts))
+    pixels = made.parts.graph.pixels
+    with edgevtx.load(made.path, **ON_GPU) as model:
+        found = answer(model, pointer_of(machine, pixels[0]))
+        np.testing.assert_array_equal(found, made.parts.graph.reference(pixels)["scores"])
 
 
 def test_a_gpu_that_cannot_compile_the_kernel_leaves_nothing(machine: Machine, made: Any) -> None:
