@@ -24,6 +24,9 @@ from edgevtx.runtimes.resample import INTERPOLATIONS
 
 Resize = Literal["host", "gpu"]
 
+RUNTIMES = ("tensorrt", "tensorrt-rtx")
+"""Those whose engines take frames of the GPU."""
+
 
 def are_for_gpu(frames: Sequence[Any], resize: Resize) -> bool:
     """Whether frames are to be resized on the GPU, or one lies there."""

@@ -20,7 +20,7 @@ from edgevtx.decode import check_finite, decode
 from edgevtx.decode.knn import Bank
 from edgevtx.engines import PreparedEngine
 from edgevtx.errors import InputError
-from edgevtx.gpu_frames import Resize, are_for_gpu, check_manifest, place
+from edgevtx.gpu_frames import RUNTIMES, Resize, are_for_gpu, check_manifest, place
 from edgevtx.manifest import Manifest, badness
 from edgevtx.prepared import Prepared, collate
 from edgevtx.preprocess import prepare_item
@@ -285,6 +285,11 @@ def load(
         check_manifest(bundle.manifest, resize)
     options = EngineOptions(device=device, threads=threads, providers=tuple(providers))
     target = choose_runtime(bundle.manifest, runtime, precision, options, allow_unverified=allow_unverified)
+    if resize == "gpu" and target not in RUNTIMES:
+        raise InputError(
+            f"resize='gpu' was asked for, but {target} on {device} takes frames of the host alone; use TensorRT or "
+            "TensorRT-RTX, or leave it out"
+        )
     precision = choose_precision(bundle.manifest, target, precision, options, allow_unverified=allow_unverified)
     options = dataclasses.replace(options, precision=precision)
     prepared, engines, verdicts = [], {}, []
@@ -295,11 +300,6 @@ def load(
             verdicts.append(accept(bundle, found, precision, allow_unverified=allow_unverified))
             prepared.append(found.prepared)
         engine = engines.pop("")
-        if resize == "gpu" and not engine.on_gpu:
-            raise InputError(
-                f"resize='gpu' was asked for, but {target} on {engine.device} takes frames of the host alone; use "
-                "TensorRT or TensorRT-RTX, or leave it out"
-            )
         info = _info(bundle.manifest, prepared, precision, max(verdicts, key=badness), perf_counter() - start)
         info = dataclasses.replace(info, executed_share=dict(engine.executed_share))
         kind = _class_for(bundle.manifest)

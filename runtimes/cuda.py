@@ -1,6 +1,6 @@
 """The one module that touches CUDA: a GPU's context, streams, events, memory, kernels, graphs; every error by its call.
 
-pycuda does it, but for CUDA graphs and for three calls around contexts and foreign streams, which pycuda has not:
+pycuda does it, but for CUDA graphs and for four calls around contexts, foreign streams and arrays, which it has not:
 these go to the driver's own library. The context is the GPU's primary one, which every library of the process shares
 (TensorRT, ONNX Runtime, torch). Whatever belongs to it is made, used and freed within `Device.current()`.
 A fork has none of it: what it inherits belongs to its parent, and is never freed there (see `keep_in_forks`).
@@ -30,11 +30,13 @@ ALIGNMENT = 256
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, which other libraries use
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate meanwhile ends no capture
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _POINTER, _POINTER_TO = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
 
 # the driver's functions that are called directly -> their arguments; each returns a CUresult
 _FUNCTIONS = {
     "cuCtxPopCurrent_v2": (_POINTER_TO,),
+    "cuPointerGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, _POINTER),
     "cuStreamSynchronize": (_POINTER,),
     "cuStreamBeginCapture_v2": (_POINTER, ctypes.c_int),
     "cuStreamEndCapture": (_POINTER, _POINTER_TO),
@@ -131,6 +133,17 @@ class Device:
         """Bytes of the GPU's memory: free, and all."""
         free, total = _call("cuMemGetInfo", self.driver.mem_get_info)
         return int(free), int(total)
+
+    def check(self, array: DeviceArray) -> None:
+        """Raise `InputError` for an array in another GPU's memory; of what the driver does not know nothing is said."""
+        here, found = self.gpu.ordinal, ctypes.c_int(self.gpu.ordinal)
+        with contextlib.suppress(DeviceError):
+            self.library.call("cuPointerGetAttribute", ctypes.byref(found), _DEVICE_ORDINAL, array.pointer)
+        if found.value != here:
+            raise InputError(
+                f"an array is in the memory of GPU.{found.value}, and the engine runs on GPU.{here}; copy it there, or "
+                f"open the bundle with device='GPU.{found.value}'"
+            )
 
     def wait_for(self, stream: int | None) -> None:
         """Wait until an array that comes with this stream is written; see `DeviceArray`."""

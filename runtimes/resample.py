@@ -209,6 +209,9 @@ class Resizer:
     def put(self, feed: Frames, target: Buffer, stream: Stream) -> None:
         """Put on the stream what fills `target` with the resized frames; it must be waited for before the next call."""
         height, width = feed.input_size
+        for frame in feed.frames:
+            if isinstance(frame, DeviceArray):
+                self._device.check(frame)
         if any(geometry.valid_size != feed.input_size for geometry in feed.geometries):
             target.fill(feed.fill, feed.size, stream)
         views = [_view(*pair, feed) for pair in zip(feed.frames, feed.geometries, strict=True)]

@@ -317,6 +317,7 @@ class Execution:
                 self._resizer = Resizer(self._loaded.device, self._stream)
             self._resizer.put(feed, buffer, self._stream)
         elif isinstance(feed, DeviceArray):
+            self._loaded.device.check(feed)
             self._loaded.device.wait_for(feed.stream)
             if feed.nbytes and feed.pointer % ALIGNMENT == 0:
                 pointer = feed.pointer

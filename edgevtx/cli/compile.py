@@ -153,6 +153,7 @@ def command(
         if adopt:
             made = plans.adopt_plans(bundle, adopt, target, gpus, device=options["device"])
             options["precision"] = next((item.record.precision for item in made if not item.record.part), None)
+            mode = "never"
         elif target in PLANS:
             wanted = EngineOptions(plan=asked, memory_mb=memory_mb, progress=progress)
             made = plans.compile_plans(bundle, target, gpus, wanted, mode, **options)

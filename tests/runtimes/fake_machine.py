@@ -34,6 +34,7 @@ class Machine:
         self.failing: set[str] = set()
         self.alive: dict[str, int] = {}
         self.memory: dict[int, Any] = {}
+        self.elsewhere: dict[int, int] = {}  # addresses of another GPU -> its number
         self.streams: dict[int, FakeStream] = {}
         self.stacks = threading.local()
         self.retained = 0
@@ -313,12 +314,17 @@ def make_library(machine: Machine) -> Any:
     def launch(executable: Any, handle: Any) -> None:
         machine.streams[value(handle)].work.extend(graphs[value(executable)])
 
+    def ordinal(target: Any, attribute: int, address: int) -> None:
+        assert attribute == 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL in cuda.h
+        target._obj.value = machine.elsewhere.get(address, target._obj.value)
+
     def error_name(code: int, text: Any) -> int:
         text._obj.value = b"CUDA_ERROR_FAKE"
         return 0
 
     done: dict[str, Callable[..., None]] = {
         "cuCtxPopCurrent_v2": lambda context: None,
+        "cuPointerGetAttribute": ordinal,
         "cuStreamSynchronize": lambda handle: None,
         "cuStreamBeginCapture_v2": begin,
         "cuStreamEndCapture": end,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import edgevtx
+from edgevtx import cache
 from edgevtx.errors import InputError
 from edgevtx.rules import Exact, Preprocess
 from edgevtx.runtimes import resample, trt_run
@@ -64,6 +65,15 @@ def test_a_frame_of_the_network_s_size_goes_in_as_it_is(machine: Machine, made: 
 
 class OnGpu(SimpleNamespace):
     """A tensor, to which there can be weak references."""
+
+
+def test_a_frame_of_another_gpu_is_refused(machine: Machine, made: Any, model: Any, resizing: Any) -> None:
+    given = pointer_of(machine, made.pixels[0])
+    machine.elsewhere[given.__cuda_array_interface__["data"][0]] = 1
+    for opened, color in ((model, "bgr"), (resizing, "bgr"), (resizing, "rgb")):
+        with pytest.raises(InputError, match=r"memory of GPU\.1, and the engine runs on GPU\.0; copy it there, or"):
+            answer(opened, given, color=color)
+        np.testing.assert_array_equal(answer(opened, made.pixels[0]), made.wanted["scores"])
 
 
 def test_a_frame_lives_until_it_has_been_answered(machine: Machine, made: Any, model: Any, resizing: Any) -> None:
@@ -150,8 +160,12 @@ def test_an_engine_on_the_processor_says_to_copy(machine: Machine, made: Any) ->
             model(given)
         with pytest.raises(InputError, match="in a GPU's memory"):
             model.batch([given, made.pixels[0]])
+
+
+def test_a_runtime_that_cannot_resize_is_refused_before_it_compiles(machine: Machine, made: Any) -> None:
     with pytest.raises(InputError, match=r"resize='gpu' was asked for, but null on CPU takes frames of the host"):
         edgevtx.load(made.path, runtime="null", allow_unverified=True, resize="gpu")
+    assert "engines" not in [item.kind for item in cache.entries()]
 
 
 def test_a_bundle_whose_frames_are_the_host_s_is_refused_before_it_is_compiled(

@@ -22,6 +22,7 @@ import edgevtx
 from edgevtx import selftest
 from edgevtx.adopt import adopt_plan
 from edgevtx.bundle import Bundle
+from edgevtx.cli.compile import command as compile_command
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
 from edgevtx.runtimes import cuda, trt, trt_run
 from edgevtx.runtimes.base import Engine, EngineOptions, PlanOptions
@@ -374,6 +375,16 @@ def test_a_plan_from_elsewhere_is_adopted_and_proven(machine: Machine, whole: Ca
     assert adopted.record.asked == PlanOptions(batch=2)
     with edgevtx.load(made.path, **made.load) as model:
         assert (model.info.cache_hit, model.info.verdict) == (True, "passed-here")
+    assert made.asked == []
+
+
+def test_adopting_compiles_nothing_where_the_plan_does_not_open(machine: Machine, whole: Callable[..., Any]) -> None:
+    made = whole("tensorrt")
+    _, plan = ship(made, "tensorrt")
+    machine.failing.add("deserialize_cuda_engine")
+    command = ("--adopt", str(plan), "--device", "GPU", "--allow-unverified")
+    with pytest.raises(CompileError, match="cannot open its plan"):
+        compile_command.main([str(made.path), *command], standalone_mode=False)
     assert made.asked == []
 
 
