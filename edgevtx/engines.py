@@ -184,7 +184,9 @@ def record_verdict(prepared: PreparedEngine, verdict: Verdict) -> None:
         if read_record(prepared.folder.parent).files != before:
             return
         disk.write_atomic(prepared.folder.parent / RECORD, _encode(prepared.record))
-    except (OSError, msgspec.DecodeError) as error:
+    except msgspec.DecodeError as error:  # whoever asks for it next compiles it again
+        log.info("the verdict is not kept beside %s: its record cannot be read (%s)", prepared.folder, error)
+    except OSError as error:
         log.info("the verdict is not kept beside %s: %s", prepared.folder, disk.explain(error))
 
 
