@@ -63,7 +63,7 @@ def whole(
     wanted = parts.graph.reference(parts.graph.pixels)
     asked: list[EngineOptions] = []
 
-    def build(package: str, graph: Path, folder: Path, options: EngineOptions, device: str = "") -> BuildReport:
+    def build(package: str, graph: Path, folder: Path, options: EngineOptions, device: str) -> BuildReport:
         asked.append(options)
         ends = {
             end: tuple(TensorSpec(item.name, item.shape, item.dtype) for item in getattr(parts.manifest, end))

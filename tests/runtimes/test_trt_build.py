@@ -457,7 +457,7 @@ def test_plans_of_several_gpus_are_cached_side_by_side(rtx_bundle: Bundle, empty
 def test_what_is_asked_of_a_plan_replaces_it_and_then_stays(
     rtx_bundle: Bundle, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(package: str, graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
+    def build(package: str, graph: Path, folder: Path, options: EngineOptions, device: str) -> BuildReport:
         (folder / PLAN).write_text(str(options.plan))
         return BuildReport("tensorrt-rtx", trt.__version__, options.gpu, {}, 1.0)
 
