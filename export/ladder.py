@@ -88,7 +88,7 @@ def _climb(
         give(model, [*map(_inside, kept)])
         if not left:
             break
-        found = rehearse(exact, model, [exchange.inputs for exchange in exchanges])
+        found = rehearse(exact, model, precision, [exchange.inputs for exchange in exchanges])
         worse = tuple(block for block in _worst(found, model) if block not in kept)
         if not worse or _passes(evidence, exchanges, found):
             break
@@ -98,13 +98,13 @@ def _climb(
 
 
 def _worst(found: Rehearsal, model: ir.Model) -> tuple[str, ...]:
-    """The blocks where a graph goes wrong; of an int8 graph, whose error grows with every block that quantises, the one
-    of these before the first diverging that adds most to it."""
-    if found.precision != "int8" or not found.diverging:
+    """The blocks where a graph goes wrong; of an int8 graph that does not overflow, and whose error grows with every
+    block that quantises, the one of these up to the first diverging (of all, where none alone does) that adds most."""
+    if found.precision != "int8" or found.overflows:
         return found.diverging
     quantising = {block_of(node.name or "") for node in nodes(model, "QuantizeLinear")}
-    until = list(found.errors).index(found.diverging[0]) if found.diverging[0] in found.errors else len(found.errors)
-    errors = [(block, error) for block, error in list(found.errors.items())[: until + 1] if block in quantising]
+    until = [*found.errors].index(found.diverging[0]) + 1 if found.diverging else None
+    errors = [(block, error) for block, error in list(found.errors.items())[:until] if block in quantising]
     before = [0.0, *(error for _, error in errors)]
     added = {block: error - earlier for (block, error), earlier in zip(errors, before, strict=False)}
     return (max(added, key=added.__getitem__),) if added else ()
