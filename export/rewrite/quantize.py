@@ -7,7 +7,8 @@ Wu et al., "Integer Quantization for Deep Learning Inference: Principles and Emp
 Quantised are the projections of attention, the MLPs and the convolutions. Attention's own two products stay as they
 are: no weights are saved there, one scale for all probabilities loses the small ones, the scores go through an
 exponential, and TensorRT has fused attention in int8 for few tokens alone (NVIDIA/TensorRT#3724). So do the heads: the
-last products before a value that needs its digits.
+last products before a value that needs its digits. Where that product has no weights, as a mask's (a query times the
+map of features), it is the head, and the layers that make its two operands are quantised.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NARROW = 4
 """Products that sum over no more channels than this are not quantised: an image's colours, a box's coordinates, a
 channel of its own (depthwise). There is little to gain, and what the first layer loses of an image is lost to all."""
 
-HALF_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear know float16
+LEAST_STEP = float(np.finfo(np.float16).tiny)
+"""The least scale that half precision has at full accuracy, and without subnormal numbers, which not every kernel knows."""
 
 
 def quantize(
@@ -39,8 +41,8 @@ def quantize(
 ) -> int:
     """Quantise a float32 graph in place; returns how many products read int8.
 
-    What is not quantised runs in fp16 as `lower_precision` has it, with the same `ranges` and `keep`, or in float32
-    where the graph's opset has no scales of half precision. `limits` are the largest magnitudes that int8 stands for,
+    What is not quantised runs in fp16 as `lower_precision` has it, with the same `ranges` and `keep`; a product whose
+    scales are too small for half precision is int8 among float32. `limits` are the largest magnitudes that int8 stands for,
     by the name of the activation (see `edgevtx.export.ranges.choose_limits`); what has none is left alone, and so are
     nodes whose names match one of the regular expressions `keep` and `unquantised`. Weights stay float32 and are
     quantised in the graph (compilers fold that), so that graphs of all precisions share them.
@@ -52,8 +54,8 @@ def quantize(
         for node, name in _quantisable(model).items()
         if name in limits and not any(pattern.search(node.name or "") for pattern in patterns)
     }
-    if model.opset_imports[""] >= HALF_OPSET:
-        lower_precision(model, "fp16", ranges, keep)
+    fine = [rf"^{re.escape(node.name or '')}$" for node, magnitudes in chosen.items() if _is_fine(magnitudes)]
+    lower_precision(model, "fp16", ranges, [*keep, *fine])
     pairs: dict[tuple[ir.Value, int | None], ir.Value] = {}
     for node, magnitudes in chosen.items():
         for index, (largest, axis) in enumerate(zip(magnitudes, (None, _output_axis(node)), strict=True)):
@@ -126,12 +128,18 @@ def _largest(node: ir.Node) -> Array:
     return np.asarray(np.abs(weight).max(axis=tuple(other for other in range(weight.ndim) if other != axis)))
 
 
+def _is_fine(magnitudes: Iterable[Array | np.float64]) -> bool:
+    """Whether a step is too small for half precision; a channel of nothing but zeros needs none."""
+    steps = np.concatenate([np.ravel(largest) for largest in magnitudes]) / LARGEST_INT8
+    return bool(((steps > 0) & (steps < LEAST_STEP)).any())
+
+
 def _pair(node: ir.Node, value: ir.Value, largest: Array | np.float64, axis: int | None) -> ir.Value:
     """The value as int8 and back, ahead of the product `node` and in the type that it computes in."""
     kind = node.outputs[0].dtype
     assert kind is not None  # a rewrite's graph has been inferred
     side = "activation" if axis is None else "weight"
-    # a channel of nothing but zeros has a scale too, and no kernel need know subnormal numbers
+    # a channel of nothing but zeros has a scale too
     steps = np.maximum(largest / LARGEST_INT8, np.finfo(kind.numpy()).tiny).astype(kind.numpy())
     scale = constant(node, f"{side}/scale", steps)
     zero = constant(node, f"{side}/zero", np.zeros(steps.shape, np.int8))
