@@ -57,7 +57,8 @@ Progress = Callable[[str], None]
 class ExportOptions:
     """What the user asks of an export beside the module's own options (`build`).
 
-    `precisions` in order of preference: the first that passes on a target is the one it recommends.
+    `precisions` in order of preference: the first that passes on a target is the one it recommends; int8 is recommended
+    only where it is the first.
     `denoise` is done before the network (see `edgevtx.denoise`); no checkpoint's own processor does it.
     `keep_failed` packs what failed too, marked; `all_or_nothing` packs nothing if anything failed.
     """
@@ -306,7 +307,8 @@ def _settle(
             (folder / graph.file).unlink(missing_ok=True)
     recommended: dict[str, str] = {}
     for verdict in verdicts:
-        if verdict not in refused:
+        # another precision may fail for its tighter limit, which is no reason for int8
+        if verdict not in refused and (verdict.precision != "int8" or options.precisions[0] == "int8"):
             recommended.setdefault(verdict.target, verdict.precision)
     settled = msgspec.structs.replace(manifest, graphs=tuple(graphs), verdicts=verdicts, recommended=recommended)
     return settled, refused
