@@ -23,6 +23,7 @@ from edgevtx.export.rewrite.low_precision import GiveTypes, Typed, lower_precisi
 from edgevtx.export.rewrite.quantize import activations, quantize
 from edgevtx.golden import Exchange
 from edgevtx.rules import Decode
+from edgevtx.runtimes.base import Arrays
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ REHEARSED = 2
 @dataclass(frozen=True)
 class Evidence:
     """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, and how outputs
-    are compared."""
+    are compared. `calibration` are the inputs that int8's scales are chosen on; all where there are none."""
 
     exchanges: Sequence[Exchange]
     decode: Decode | None
+    calibration: Sequence[Arrays] = ()
 
 
 def from_evidence(evidence: Evidence) -> GiveTypes:
@@ -61,8 +63,8 @@ def _give_types(evidence: Evidence, exact: ir.Model, precisions: Sequence[str]) 
     if "int8" in precisions:
         kept_fp32 = (found.get("fp16") or lower_to("fp16")).kept_fp32
         keep = [*map(_inside, kept_fp32)]
-        # verification shall see inputs that chose nothing
-        limits = choose_limits(exact, feeds[::2], ranges, activations(exact))
+        chosen_on = evidence.calibration or feeds
+        limits = choose_limits(exact, chosen_on, measure_ranges(exact, chosen_on), activations(exact))
 
         def give(model: ir.Model, kept: Sequence[str]) -> None:
             quantize(model, ranges, limits, keep, kept)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
+from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.judge import Facts, is_near, judge, with_noise
 from edgevtx.export.ladder import Evidence, from_evidence
@@ -127,11 +128,13 @@ def export(
         _copy_files(traceable, folder)
         clock.start("reference")
         manifest = _manifest(traceable, checkpoint, graphs, options, out)
+        sensitivity = measure_sensitivity(traceable, samples)
         facts = Facts(
             samples=samples,
             manifest=manifest,
             references=(check_reference(traceable, samples, manifest), *check_parts(traceable, samples)),
-            sensitivity=measure_sensitivity(traceable, samples),
+            sensitivity=sensitivity,
+            apart=sensitivity * TOLERANCES[EXACT].values,
         )
         _write_golden(folder, samples, manifest)
 
@@ -197,7 +200,9 @@ def _lower(
     network = traceable.parts[part] if part else traceable
     clear = [sample for sample in samples if sample.clear] or samples
     exchanges = [exchange for sample in clear for exchange in sample.exchanges(part)]
-    give_types = from_evidence(Evidence(exchanges, network.decode))
+    # verification shall see frames that no scale was chosen on, with all that was asked of them
+    calibration = [exchange.inputs for sample in clear[::2] for exchange in sample.exchanges(part)]
+    give_types = from_evidence(Evidence(exchanges, network.decode, calibration))
     precisions = {*options.precisions, *([EXACT] if part else [])}
     return [graph for target in options.targets for graph in lower(model, target, precisions, give_types)]
 

@@ -17,6 +17,10 @@ TYPES = {"fp32": ("f32",), "bf16": ("bf16",), "fp16": ("f16",), "int8": ("i8",)}
 
 REQUIRED_SHARE = 0.9
 
+LEAST_SHARES = {"fp32": REQUIRED_SHARE, "fp16": 0.5, "bf16": 0.5, "int8": 0.25}
+"""Of a graph that was typed on purpose: export keeps in fp32 what does not bear less, or has no kernel in bf16, and
+quantises neither attention's own products nor the heads."""
+
 
 def product_work(left: Shape, out: Shape) -> int:
     """Multiply-adds of a matrix product, of which `left` is an operand, transposed or not, and `out` the result.

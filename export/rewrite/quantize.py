@@ -20,16 +20,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgevtx.export.ranges import LARGEST_INT8, Range
-from edgevtx.export.rewrite.edit import Array, constant, insert, nodes, tensor_of
+from edgevtx.export.ranges import LARGEST_INT8, PRODUCTS, Range
+from edgevtx.export.rewrite.edit import Array, constant, insert, made_by, nodes, tensor_of
 from edgevtx.export.rewrite.low_precision import exact_uses, lower_precision, walk_back
+from edgevtx.runtimes import precision
 
 NARROW = 4
 """Products that sum over no more channels than this are not quantised: an image's colours, a box's coordinates, a
 channel of its own (depthwise). There is little to gain, and what the first layer loses of an image is lost to all."""
 
+NOMINAL = 64
+"""A dynamic dimension's size when products are weighed."""
+
 LEAST_STEP = float(np.finfo(np.float16).tiny)
-"""The least scale that half precision has at full accuracy, and without subnormal numbers, which not every kernel knows."""
+"""The least scale that half precision has at full accuracy; below are subnormal numbers, which not all kernels know."""
 
 
 def quantize(
@@ -42,9 +46,9 @@ def quantize(
     """Quantise a float32 graph in place; returns how many products read int8.
 
     What is not quantised runs in fp16 as `lower_precision` has it, with the same `ranges` and `keep`; a product whose
-    scales are too small for half precision is int8 among float32. `limits` are the largest magnitudes that int8 stands for,
-    by the name of the activation (see `edgevtx.export.ranges.choose_limits`); what has none is left alone, and so are
-    nodes whose names match one of the regular expressions `keep` and `unquantised`. Weights stay float32 and are
+    scales are too small for half precision is int8 among float32. `limits` are the largest magnitudes that int8 stands
+    for, by the name of the activation (see `edgevtx.export.ranges.choose_limits`); what has none is left alone, and so
+    are nodes whose names match one of the regular expressions `keep` and `unquantised`. Weights stay float32 and are
     quantised in the graph (compilers fold that), so that graphs of all precisions share them.
     """
     keep = tuple(keep)
@@ -70,6 +74,30 @@ def quantize(
 def activations(model: ir.Model) -> list[str]:
     """The names of the values in a float32 graph that `quantize` may want a limit of."""
     return list(dict.fromkeys(_quantisable(model).values()))
+
+
+def int8_share(model: ir.Model) -> float:
+    """The share of a graph's multiply-adds that read int8, as compilers weigh them; 1 of a graph without products."""
+    work = [
+        ("i8" if all(made_by(value, "DequantizeLinear") for value in node.inputs[:2]) else "", _work(node))
+        for node in nodes(model, *PRODUCTS)
+    ]
+    return precision.shares(work).get("i8", 0.0) if work else 1.0
+
+
+def _work(node: ir.Node) -> int:
+    first, weights, out = (_sizes(value) for value in (*node.inputs[:2], node.outputs[0]))
+    if node.op_type == "Conv":
+        return precision.convolution_work(weights, out)
+    if node.op_type == "ConvTranspose":
+        return precision.convolution_work(weights, first)
+    return precision.product_work(first, out)
+
+
+def _sizes(value: ir.Value | None) -> list[int]:
+    """A value's shape, with `NOMINAL` for what is dynamic; one row where the batch is."""
+    shape = value.shape if value is not None and value.shape is not None else ()
+    return [size if isinstance(size, int) else (NOMINAL if axis else 1) for axis, size in enumerate(shape)]
 
 
 # -- which products --------------------------------------------------------------------------------------------

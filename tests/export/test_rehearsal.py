@@ -15,7 +15,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
 
 from edgevtx.compare.tolerance import TOLERANCES, error_of  # noqa: E402
-from edgevtx.export import ladder  # noqa: E402
+from edgevtx.export import ladder, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.evaluate import open_model  # noqa: E402
 from edgevtx.export.ladder import Evidence, from_evidence  # noqa: E402
@@ -276,12 +276,24 @@ def test_the_ladder_leaves_the_block_of_an_outlier_unquantised(outlier):
     assert not rehearse(exact, found.model, "int8", [exchanges[0].inputs]).diverging
 
 
-def test_verification_sees_inputs_that_no_scale_was_chosen_on(outlier, monkeypatch):
-    built, _, exact, exchanges = outlier
-    seen = []
-    monkeypatch.setattr(ladder, "choose_limits", lambda model, feeds, *more: seen.extend(feeds) or {})
-    from_evidence(Evidence(exchanges[:3], built.decode))(exact, ["int8"])
-    assert [id(item) for item in seen] == [id(exchanges[index].inputs) for index in (0, 2)]
+def test_verification_sees_frames_that_no_scale_was_chosen_on(monkeypatch):
+    """Of a further network too, which is asked several times of each frame."""
+    given = [Exchange({"x": np.float32([n])}, {}) for n in range(8)]
+    samples = [SimpleNamespace(clear=True, exchanges=lambda part, n=n: given[2 * n : 2 * n + 2]) for n in range(4)]
+    network, options = SimpleNamespace(decode=None), pipeline.ExportOptions(targets=("tensorrt",))
+    evidence, limited = [], []
+    monkeypatch.setattr(pipeline, "from_evidence", evidence.append)
+    monkeypatch.setattr(pipeline, "lower", lambda *args: ())
+    pipeline._lower("decoder", None, SimpleNamespace(parts={"decoder": network}), samples, options)
+    chosen_on = [given[index].inputs for index in (0, 1, 4, 5)]
+    assert evidence[0].calibration == chosen_on and evidence[0].exchanges == given
+
+    monkeypatch.setattr(ladder, "measure_ranges", lambda model, feeds: [*feeds])
+    monkeypatch.setattr(ladder, "choose_limits", lambda model, feeds, ranges, names: limited.extend((feeds, ranges)))
+    monkeypatch.setattr(ladder, "activations", lambda model: [])
+    monkeypatch.setattr(ladder, "_climb", lambda *args, **kwargs: (None, ()))
+    from_evidence(evidence[0])(None, ["int8"])
+    assert limited == [chosen_on, chosen_on]
 
 
 def test_an_outlier_that_nothing_saves_names_its_block(outlier, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,8 @@ from edgevtx.export.ranges import CLIPS, Range, choose_limits, measure_ranges  #
 from edgevtx.export.rehearsal import rehearse, simulate, widen  # noqa: E402
 from edgevtx.export.rewrite.low_precision import by_operators  # noqa: E402
 from edgevtx.export.rewrite.patterns import PATTERNS, precisions_of  # noqa: E402
-from edgevtx.export.rewrite.quantize import activations, quantize  # noqa: E402
+from edgevtx.export.rewrite.quantize import activations, int8_share, quantize  # noqa: E402
+from edgevtx.manifest import Graph  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((5, 8)).astype(np.float32)
@@ -115,7 +118,9 @@ def test_a_product_is_that_of_fake_quantised_operands(name, graph):
 def test_the_error_of_a_product_is_within_its_bound(ranges, largest, kind, graph):
     """Each operand is off by half a step at most."""
     weights = W * np.float32(largest / np.abs(W).max())
-    call = "(float[5,8] x) => (float[5,6] y) { [a] p = MatMul(x, w) [b] y = ReduceSum <noop_with_empty_axes = 1>(p, n) }"
+    call = (
+        "(float[5,8] x) => (float[5,6] y) { [a] p = MatMul(x, w) [b] y = ReduceSum <noop_with_empty_axes = 1>(p, n) }"
+    )
     model, x = graph(call, opset=20, w=weights, n=np.zeros(0, np.int64)), X
     assert quantize(model, ranges, limits_of(model, {"x": x})) == 1
     check(model)
@@ -262,6 +267,33 @@ def test_products_of_one_tensor_are_found_among_quantised_ones(graph):
     quantize(model, {}, limits_of(model, {"x": X}))
     assert [node.name for node in PATTERNS["parallel-products"](model)] == ["q", "k"]
     assert set(precisions_of(model)) == {"fp16", "int8"}
+
+
+def test_of_few_quantised_products_the_graph_is_refused(graph, tmp_path):
+    """By its share of the multiply-adds, as the compiler does: one in three is enough, and one in five is not."""
+    pytest.importorskip("torch")
+    from edgevtx.export.verify import verify_graph
+
+    manifest = SimpleNamespace(decode_of=lambda part: None, noise={})
+    facts = {"target": "tensorrt", "variant": "", "versions": ">=10.3", "opset": 20, "precisions": ("int8",)}
+    for kept, share in (("m.[12]", 1 / 3), ("m.[0123]", 0)):
+        model = graph(CHAIN, w=S)
+        quantize(model, {}, limits_of(model, {"x": X}), unquantised=[kept])
+        assert int8_share(model) == pytest.approx(share, abs=1e-3)
+    model = graph(
+        CHAIN.replace('["m.3', '["m.2/a"] e = MatMul(d, w) ["m.2/b"] f = MatMul(e, w) ["m.3').replace(
+            "LpNormalization(d)", "LpNormalization(f)"
+        ),
+        w=S,
+    )
+    limits = limits_of(model, {"x": X})
+    for kept, passed in (("m.2", True), ("m.[12]", False)):
+        low = model.clone()
+        quantize(low, {}, limits, unquantised=[kept])
+        ir.save(low, tmp_path / "low.onnx")
+        checks = verify_graph(tmp_path, Graph(file="low.onnx", **facts), (), manifest)
+        assert all(item.passed for item in checks) == passed
+    assert checks[0].note == "20% of its matrix products run in int8, and at least 25% must"
 
 
 # -- limits ----------------------------------------------------------------------------------------------------
