@@ -146,14 +146,19 @@ def test_each_target_is_judged_alone(seeded, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("precisions", "recommended"),
-    [(("fp16", "int8"), {}), (("fp16", "int8", "fp32"), {"tensorrt": "fp32"}), (("int8", "fp32"), {"tensorrt": "int8"})],
+    [
+        (("fp16", "int8"), {}),
+        (("fp16", "int8", "fp32"), {"tensorrt": "fp32"}),
+        (("int8", "fp32"), {"tensorrt": "int8"}),
+    ],
 )
 def test_int8_is_recommended_only_where_it_was_named_first(precisions, recommended, tmp_path):
     """Also where fp16, which is held to a tighter limit, failed."""
     facts = {"family": "toy", "task": "classify", "inputs": (), "outputs": (), "preprocess": None, "decode": None}
     facts |= {"labels": (), "graphs": (), "provenance": None, "tools": {}}
     verdicts = tuple(
-        Verdict(target="tensorrt", precision=name, status="failed" if name == "fp16" else "graph-only") for name in precisions
+        Verdict(target="tensorrt", precision=name, status="failed" if name == "fp16" else "graph-only")
+        for name in precisions
     )
     manifest = Manifest(name="toy", verdicts=(), recommended={}, **facts)
     settled, _ = pipeline._settle(tmp_path, manifest, verdicts, replace(FP32, precisions=precisions))
