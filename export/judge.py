@@ -24,12 +24,17 @@ from edgevtx.versions import in_range
 
 @dataclass(frozen=True)
 class Facts:
-    """What all verdicts of one export share; `references` are the checks of our modules against the reference's."""
+    """What all verdicts of one export share; `references` are the checks of our modules against the reference's.
+
+    `apart` is how far the outputs of unlike inputs are from each other at least, in standard deviations, and
+    `sensitivity` the same in tolerances.
+    """
 
     samples: tuple[Sample, ...]
     manifest: Manifest
     references: tuple[Check, ...]
     sensitivity: float
+    apart: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def judge(folder: Path, target: str, precision: str, graphs: Sequence[Graph], fa
             precision_share=dict(first.report.precision_share),
         )
     refusals = [_refusal(facts.references, precision), *(item.refusal for item in networks.values())]
-    return _conclude(verdict, [refusal for refusal in refusals if refusal])
+    return _conclude(verdict, [refusal for refusal in refusals if refusal], facts.apart)
 
 
 def _judge_network(folder: Path, target: str, precision: str, graphs: Sequence[Graph], facts: Facts) -> Judged:
@@ -160,7 +165,7 @@ def is_near(verdict: Verdict) -> bool:
     )
 
 
-def _conclude(verdict: Verdict, refusals: Sequence[tuple[Status, str]]) -> Verdict:
+def _conclude(verdict: Verdict, refusals: Sequence[tuple[Status, str]], apart: float) -> Verdict:
     """A failed check outweighs everything, insensitive inputs outweigh a pass."""
     if wrong := [words for status, words in refusals if status == "failed"]:
         return msgspec.structs.replace(verdict, status="failed", reason=wrong[0])
@@ -168,6 +173,13 @@ def _conclude(verdict: Verdict, refusals: Sequence[tuple[Status, str]]) -> Verdi
         words = (
             f"outputs that should differ do so by {verdict.sensitivity:g} tolerances only (at least {SENSITIVE:g} "
             "are needed): these weights or images cannot show a fault"
+        )
+        return msgspec.structs.replace(verdict, status="insensitive", reason=words)
+    # so wide is int8's limit alone that another image's outputs may be within
+    if verdict.precision == "int8" and apart <= (limit := TOLERANCES["int8"].values):
+        words = (
+            f"outputs that should differ do so by {apart:.2g} standard deviations only (more than {limit:g} are "
+            "needed): in int8 these weights or images cannot show a fault"
         )
         return msgspec.structs.replace(verdict, status="insensitive", reason=words)
     if refusals:

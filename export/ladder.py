@@ -23,6 +23,7 @@ from edgevtx.export.rewrite.low_precision import GiveTypes, Typed, lower_precisi
 from edgevtx.export.rewrite.quantize import activations, quantize
 from edgevtx.golden import Exchange
 from edgevtx.rules import Decode
+from edgevtx.runtimes.base import Arrays
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ REHEARSED = 2
 @dataclass(frozen=True)
 class Evidence:
     """What is known of a network when its graphs are typed: real inputs and the torch module's outputs, and how outputs
-    are compared."""
+    are compared. `calibration` are the inputs that int8's scales are chosen on; all where there are none."""
 
     exchanges: Sequence[Exchange]
     decode: Decode | None
+    calibration: Sequence[Arrays] = ()
 
 
 def from_evidence(evidence: Evidence) -> GiveTypes:
@@ -61,8 +63,8 @@ def _give_types(evidence: Evidence, exact: ir.Model, precisions: Sequence[str]) 
     if "int8" in precisions:
         kept_fp32 = (found.get("fp16") or lower_to("fp16")).kept_fp32
         keep = [*map(_inside, kept_fp32)]
-        # verification shall see inputs that chose nothing
-        limits = choose_limits(exact, feeds[::2], ranges, activations(exact))
+        chosen_on = evidence.calibration or feeds
+        limits = choose_limits(exact, chosen_on, measure_ranges(exact, chosen_on), activations(exact))
 
         def give(model: ir.Model, kept: Sequence[str]) -> None:
             quantize(model, ranges, limits, keep, kept)
@@ -88,7 +90,7 @@ def _climb(
         give(model, [*map(_inside, kept)])
         if not left:
             break
-        found = rehearse(exact, model, [exchange.inputs for exchange in exchanges])
+        found = rehearse(exact, model, precision, [exchange.inputs for exchange in exchanges])
         worse = tuple(block for block in _worst(found, model) if block not in kept)
         if not worse or _passes(evidence, exchanges, found):
             break
@@ -98,13 +100,13 @@ def _climb(
 
 
 def _worst(found: Rehearsal, model: ir.Model) -> tuple[str, ...]:
-    """The blocks where a graph goes wrong; of an int8 graph, whose error grows with every block that quantises, the one
-    of these before the first diverging that adds most to it."""
-    if found.precision != "int8" or not found.diverging:
+    """The blocks where a graph goes wrong; of an int8 graph that does not overflow, and whose error grows with every
+    block that quantises, the one of these up to the first diverging (of all, where none alone does) that adds most."""
+    if found.precision != "int8" or found.overflows:
         return found.diverging
     quantising = {block_of(node.name or "") for node in nodes(model, "QuantizeLinear")}
-    until = list(found.errors).index(found.diverging[0]) if found.diverging[0] in found.errors else len(found.errors)
-    errors = [(block, error) for block, error in list(found.errors.items())[: until + 1] if block in quantising]
+    until = [*found.errors].index(found.diverging[0]) + 1 if found.diverging else None
+    errors = [(block, error) for block, error in list(found.errors.items())[:until] if block in quantising]
     before = [0.0, *(error for _, error in errors)]
     added = {block: error - earlier for (block, error), earlier in zip(errors, before, strict=False)}
     return (max(added, key=added.__getitem__),) if added else ()

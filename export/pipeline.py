@@ -19,6 +19,7 @@ import onnx_ir as ir
 from edgevtx import disk
 from edgevtx.bundle import check_out, write_bundle
 from edgevtx.compare import content
+from edgevtx.compare.tolerance import TOLERANCES
 from edgevtx.errors import ExportError, InputError, OutputError
 from edgevtx.export.judge import Facts, is_near, judge, with_noise
 from edgevtx.export.ladder import Evidence, from_evidence
@@ -57,7 +58,8 @@ Progress = Callable[[str], None]
 class ExportOptions:
     """What the user asks of an export beside the module's own options (`build`).
 
-    `precisions` in order of preference: the first that passes on a target is the one it recommends.
+    `precisions` in order of preference: the first that passes on a target is the one it recommends; int8 is recommended
+    only where it is the first.
     `denoise` is done before the network (see `edgevtx.denoise`); no checkpoint's own processor does it.
     `keep_failed` packs what failed too, marked; `all_or_nothing` packs nothing if anything failed.
     """
@@ -126,11 +128,13 @@ def export(
         _copy_files(traceable, folder)
         clock.start("reference")
         manifest = _manifest(traceable, checkpoint, graphs, options, out)
+        sensitivity = measure_sensitivity(traceable, samples)
         facts = Facts(
             samples=samples,
             manifest=manifest,
             references=(check_reference(traceable, samples, manifest), *check_parts(traceable, samples)),
-            sensitivity=measure_sensitivity(traceable, samples),
+            sensitivity=sensitivity,
+            apart=sensitivity * TOLERANCES[EXACT].values,
         )
         _write_golden(folder, samples, manifest)
 
@@ -196,7 +200,9 @@ def _lower(
     network = traceable.parts[part] if part else traceable
     clear = [sample for sample in samples if sample.clear] or samples
     exchanges = [exchange for sample in clear for exchange in sample.exchanges(part)]
-    give_types = from_evidence(Evidence(exchanges, network.decode))
+    # verification shall see frames that no scale was chosen on, with all that was asked of them
+    calibration = [exchange.inputs for sample in clear[::2] for exchange in sample.exchanges(part)]
+    give_types = from_evidence(Evidence(exchanges, network.decode, calibration))
     precisions = {*options.precisions, *([EXACT] if part else [])}
     return [graph for target in options.targets for graph in lower(model, target, precisions, give_types)]
 
@@ -306,7 +312,8 @@ def _settle(
             (folder / graph.file).unlink(missing_ok=True)
     recommended: dict[str, str] = {}
     for verdict in verdicts:
-        if verdict not in refused:
+        # another precision may fail for its tighter limit, which is no reason for int8
+        if verdict not in refused and (verdict.precision != "int8" or options.precisions[0] == "int8"):
             recommended.setdefault(verdict.target, verdict.precision)
     settled = msgspec.structs.replace(manifest, graphs=tuple(graphs), verdicts=verdicts, recommended=recommended)
     return settled, refused

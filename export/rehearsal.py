@@ -48,14 +48,6 @@ class Rehearsal:
         return tuple(self.overflows) or tuple(beyond[:1])
 
 
-def precision_of(model: ir.Model) -> str:
-    """The lower precision of a graph: "int8" where it quantises, else what its casts ask for, or "fp32"."""
-    if nodes(model, "QuantizeLinear"):
-        return "int8"
-    kinds = {node.outputs[0].dtype for node in nodes(model, "Cast")}
-    return next((precision for kind, precision in _PRECISIONS.items() if kind in kinds), "fp32")
-
-
 def block_of(name: str) -> str:
     """The block of a node: "model.layer.3.attention.query/MatMul" is in "model.layer.3", "head/Gemm" in "head"."""
     parts = name.split("/")[0].split(".")
@@ -78,8 +70,11 @@ def simulate(model: ir.Model) -> ir.Model:
     return _in_float32(model, rounded=True)
 
 
-def rehearse(exact: ir.Model, typed: ir.Model, feeds: Sequence[Arrays]) -> Rehearsal:
-    """Run a typed graph as `simulate` has it beside the float32 graph it was made from, on inputs by name."""
+def rehearse(exact: ir.Model, typed: ir.Model, precision: str, feeds: Sequence[Arrays]) -> Rehearsal:
+    """Run a typed graph as `simulate` has it beside the float32 graph it was made from, on inputs by name.
+
+    `precision` is what it was made for, which its types do not tell: a file may quantise before it is typed.
+    """
     trial = simulate(typed)
     sums = _add_sums(trial)
     rounding = {node.meta[_BLOCK] for node in sums}
@@ -98,7 +93,7 @@ def rehearse(exact: ir.Model, typed: ir.Model, feeds: Sequence[Arrays]) -> Rehea
         for node in _first_of(trial, {node for node, name in sums.items() if not np.isfinite(found[name])}):
             block = node.meta[_BLOCK]
             overflows[block] = overflows.get(block, 0) + 1
-    return Rehearsal(precision_of(typed), errors, overflows, tuple(outputs))
+    return Rehearsal(precision, errors, overflows, tuple(outputs))
 
 
 def _handed_on(model: ir.Model) -> dict[str, str]:

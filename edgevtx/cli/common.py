@@ -174,8 +174,8 @@ def print_verdicts(out: Console, verdicts: Sequence[Verdict]) -> None:
 
 
 def graph_notes(graph: Graph, version: str | None = None, gpu: str | None = None) -> Iterator[str]:
-    """What a graph is made to avoid of its compiler, what is left of it, and what keeps float32; of every version and
-    GPU where none is named."""
+    """What a graph is made to avoid of its compiler, what is left of it, and what keeps a higher precision; of every
+    version and GPU where none is named."""
     from edgevtx.runtimes import known_bad
 
     for row in known_bad.find(graph.target, version, gpu=gpu):
@@ -186,6 +186,8 @@ def graph_notes(graph: Graph, version: str | None = None, gpu: str | None = None
             yield f"may be wrong in {graph.target} {row.versions}{gpus}: {row}; {row.advice}"
     if graph.kept_fp32:
         yield f"{graph.file}: keeps fp32 in {', '.join(graph.kept_fp32)}"
+    if graph.unquantised:
+        yield f"{graph.file}: keeps fp16 in {', '.join(graph.unquantised)}"
 
 
 def print_notes(out: Console, notes: Iterable[str]) -> None:

@@ -71,7 +71,7 @@ def facts(bundle: Bundle) -> dict[str, Any]:
         },
         "preprocessing": preprocessing(manifest.preprocess),
         "classes": _labels(manifest.labels),
-        "recommended": recommended or "nothing passed verification",
+        "recommended": recommended or "none",
         "checkpoint": made.checkpoint,
         "checkpoint sha256": made.checkpoint_sha256[:16] or "none: seeded random weights",
         "licence": made.licence or "not stated",

@@ -128,18 +128,19 @@ def _rehearse(bundle: Bundle, graph: Graph) -> list[Rehearsed]:
     """The rehearsal of a graph of lower precision; nothing for others."""
     import onnx_ir as ir
 
-    from edgevtx.export.rehearsal import precision_of, rehearse, widen
+    from edgevtx.export.rehearsal import rehearse, widen
+    from edgevtx.export.rewrite.patterns import precisions_of
 
     if EXACT in graph.precisions:
         return []
     (precision,) = graph.precisions
     typed = ir.load(bundle.graph_path(graph))
-    if precision_of(typed) != precision:
+    if precision not in precisions_of(typed):
         return [Rehearsed(graph.file, precision, wrong=f"none of its operators runs in {precision}")]
     exact = _exact_of(bundle, graph)
     beside = widen(typed) if exact is None else ir.load(bundle.graph_path(exact))
     golden = bundle.golden().exchange(graph.part)
-    found = rehearse(beside, typed, [golden.inputs])
+    found = rehearse(beside, typed, precision, [golden.inputs])
     wrong = _wrong(bundle, graph.part, precision, golden.outputs, found.outputs[0])
     worst = max(found.errors, key=lambda block: found.errors[block], default="")
     return [

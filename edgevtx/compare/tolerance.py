@@ -60,7 +60,7 @@ TOLERANCES = {
     "fp16": Tolerance(values=0.02, rows=False, iou=0.95, agreement=0.99, cosine=0.999, tie=2.0),
     "bf16": Tolerance(values=0.1, rows=False, iou=0.95, agreement=0.99, cosine=0.99, tie=2.0),
     # rounding to 8 bits costs each tensor 1 to 4% of its deviation, and the errors of some fifty products add up in
-    # squares; it may cost no more answers than bf16 may, but a box may be farther off
+    # squares; it may cost no more classes and boxes than bf16 may, but boxes and features may be farther off
     "int8": Tolerance(values=0.2, rows=False, iou=0.9, agreement=0.99, cosine=0.98, tie=2.0),
 }
 

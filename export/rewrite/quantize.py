@@ -7,7 +7,8 @@ Wu et al., "Integer Quantization for Deep Learning Inference: Principles and Emp
 Quantised are the projections of attention, the MLPs and the convolutions. Attention's own two products stay as they
 are: no weights are saved there, one scale for all probabilities loses the small ones, the scores go through an
 exponential, and TensorRT has fused attention in int8 for few tokens alone (NVIDIA/TensorRT#3724). So do the heads: the
-last products before a value that needs its digits.
+last products before a value that needs its digits. Where that product has no weights, as a mask's (a query times the
+map of features), it is the head, and the layers that make its two operands are quantised.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgevtx.export.ranges import LARGEST_INT8, Range
-from edgevtx.export.rewrite.edit import Array, constant, insert, nodes, tensor_of
+from edgevtx.export.ranges import LARGEST_INT8, PRODUCTS, Range
+from edgevtx.export.rewrite.edit import Array, constant, insert, made_by, nodes, tensor_of
 from edgevtx.export.rewrite.low_precision import exact_uses, lower_precision, walk_back
+from edgevtx.runtimes import precision
 
 NARROW = 4
 """Products that sum over no more channels than this are not quantised: an image's colours, a box's coordinates, a
 channel of its own (depthwise). There is little to gain, and what the first layer loses of an image is lost to all."""
 
-HALF_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear know float16
+NOMINAL = 64
+"""A dynamic dimension's size when products are weighed."""
+
+LEAST_STEP = float(np.finfo(np.float16).tiny)
+"""The least scale that half precision has at full accuracy; below are subnormal numbers, which not all kernels know."""
 
 
 def quantize(
@@ -39,10 +45,10 @@ def quantize(
 ) -> int:
     """Quantise a float32 graph in place; returns how many products read int8.
 
-    What is not quantised runs in fp16 as `lower_precision` has it, with the same `ranges` and `keep`, or in float32
-    where the graph's opset has no scales of half precision. `limits` are the largest magnitudes that int8 stands for,
-    by the name of the activation (see `edgevtx.export.ranges.choose_limits`); what has none is left alone, and so are
-    nodes whose names match one of the regular expressions `keep` and `unquantised`. Weights stay float32 and are
+    What is not quantised runs in fp16 as `lower_precision` has it, with the same `ranges` and `keep`; a product whose
+    scales are too small for half precision is int8 among float32. `limits` are the largest magnitudes that int8 stands
+    for, by the name of the activation (see `edgevtx.export.ranges.choose_limits`); what has none is left alone, and so
+    are nodes whose names match one of the regular expressions `keep` and `unquantised`. Weights stay float32 and are
     quantised in the graph (compilers fold that), so that graphs of all precisions share them.
     """
     keep = tuple(keep)
@@ -52,8 +58,8 @@ def quantize(
         for node, name in _quantisable(model).items()
         if name in limits and not any(pattern.search(node.name or "") for pattern in patterns)
     }
-    if model.opset_imports[""] >= HALF_OPSET:
-        lower_precision(model, "fp16", ranges, keep)
+    fine = [rf"^{re.escape(node.name or '')}$" for node, magnitudes in chosen.items() if _is_fine(magnitudes)]
+    lower_precision(model, "fp16", ranges, [*keep, *fine])
     pairs: dict[tuple[ir.Value, int | None], ir.Value] = {}
     for node, magnitudes in chosen.items():
         for index, (largest, axis) in enumerate(zip(magnitudes, (None, _output_axis(node)), strict=True)):
@@ -68,6 +74,30 @@ def quantize(
 def activations(model: ir.Model) -> list[str]:
     """The names of the values in a float32 graph that `quantize` may want a limit of."""
     return list(dict.fromkeys(_quantisable(model).values()))
+
+
+def int8_share(model: ir.Model) -> float:
+    """The share of a graph's multiply-adds that read int8, as compilers weigh them; 1 of a graph without products."""
+    work = [
+        ("i8" if all(made_by(value, "DequantizeLinear") for value in node.inputs[:2]) else "", _work(node))
+        for node in nodes(model, *PRODUCTS)
+    ]
+    return precision.shares(work).get("i8", 0.0) if work else 1.0
+
+
+def _work(node: ir.Node) -> int:
+    first, weights, out = (_sizes(value) for value in (*node.inputs[:2], node.outputs[0]))
+    if node.op_type == "Conv":
+        return precision.convolution_work(weights, out)
+    if node.op_type == "ConvTranspose":
+        return precision.convolution_work(weights, first)
+    return precision.product_work(first, out)
+
+
+def _sizes(value: ir.Value | None) -> list[int]:
+    """A value's shape, with `NOMINAL` for what is dynamic; one row where the batch is."""
+    shape = value.shape if value is not None and value.shape is not None else ()
+    return [size if isinstance(size, int) else (NOMINAL if axis else 1) for axis, size in enumerate(shape)]
 
 
 # -- which products --------------------------------------------------------------------------------------------
@@ -126,12 +156,18 @@ def _largest(node: ir.Node) -> Array:
     return np.asarray(np.abs(weight).max(axis=tuple(other for other in range(weight.ndim) if other != axis)))
 
 
+def _is_fine(magnitudes: Iterable[Array | np.float64]) -> bool:
+    """Whether a step is too small for half precision; a channel of nothing but zeros needs none."""
+    steps = np.concatenate([np.ravel(largest) for largest in magnitudes]) / LARGEST_INT8
+    return bool(((steps > 0) & (steps < LEAST_STEP)).any())
+
+
 def _pair(node: ir.Node, value: ir.Value, largest: Array | np.float64, axis: int | None) -> ir.Value:
     """The value as int8 and back, ahead of the product `node` and in the type that it computes in."""
     kind = node.outputs[0].dtype
     assert kind is not None  # a rewrite's graph has been inferred
     side = "activation" if axis is None else "weight"
-    # a channel of nothing but zeros has a scale too, and no kernel need know subnormal numbers
+    # a channel of nothing but zeros has a scale too
     steps = np.maximum(largest / LARGEST_INT8, np.finfo(kind.numpy()).tiny).astype(kind.numpy())
     scale = constant(node, f"{side}/scale", steps)
     zero = constant(node, f"{side}/zero", np.zeros(steps.shape, np.int8))

@@ -168,13 +168,15 @@ def test_what_was_done_to_graphs_for_their_compilers_is_said_once() -> None:
     graphs = [
         Graph(file="graph.tensorrt.onnx", precisions=("fp32",), **facts),
         Graph(file="graph.tensorrt.fp16.onnx", precisions=("fp16",), kept_fp32=("decoder.1", "head"), **facts),
+        Graph(file="graph.tensorrt.int8.onnx", precisions=("int8",), unquantised=("decoder.0", "neck"), **facts),
     ]
     out = StringIO()
     print_notes(Console(file=out, width=80), (note for graph in graphs for note in graph_notes(graph)))
-    avoided, left, kept = out.getvalue().splitlines()
+    avoided, left, kept, unquantised = out.getvalue().splitlines()
     assert avoided.startswith("rewritten for tensorrt >=10.14: GridSample") and "NVIDIA/TensorRT#4813" in avoided
     assert left.startswith("may be wrong in tensorrt ==10.13.* on sm110: ") and left.endswith("golden sample fails")
     assert kept == "graph.tensorrt.fp16.onnx: keeps fp32 in decoder.1, head"
+    assert unquantised == "graph.tensorrt.int8.onnx: keeps fp16 in decoder.0, neck"
     assert [*graph_notes(graphs[0], "10.14", "sm110")] == [avoided]
     assert [*graph_notes(graphs[0], "10.13", "sm110")] == [left] and not [*graph_notes(graphs[0], "10.13", "sm87")]
 

@@ -102,7 +102,7 @@ def graph() -> Callable[..., Any]:
     def make(text: str, *, opset: int = 23, **constants: Any) -> Any:
         ir = pytest.importorskip("onnx_ir")
         declared = set(re.findall(r"\w+", text[: text.index(")")]))
-        kinds = {"float32": "float", "int64": "int64"}
+        kinds = {"float32": "float", "int64": "int64", "int8": "int8"}
         for name, array in constants.items():
             if name not in declared:
                 size = f"[{','.join(map(str, array.shape))}]" if array.ndim else ""

@@ -19,6 +19,7 @@ from edgevtx.export.parity import compare_results
 from edgevtx.export.pipeline import ExportOptions, export
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe
 from edgevtx.export.samples import load_clips, load_photos, move_over
+from edgevtx.manifest import Manifest, Verdict
 from edgevtx.results import Detections, PanopticSegmentation
 
 FP32 = ExportOptions()
@@ -141,6 +142,27 @@ def test_each_target_is_judged_alone(seeded, tmp_path, monkeypatch):
     assert manifest.recommended == {"onnxruntime": "fp32"}
     with edgevtx.load(tmp_path / "half.vtx") as model:
         assert model.info.runtime == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("precisions", "recommended"),
+    [
+        (("fp16", "int8"), {}),
+        (("fp16", "int8", "fp32"), {"tensorrt": "fp32"}),
+        (("int8", "fp32"), {"tensorrt": "int8"}),
+    ],
+)
+def test_int8_is_recommended_only_where_it_was_named_first(precisions, recommended, tmp_path):
+    """Also where fp16, which is held to a tighter limit, failed."""
+    facts = {"family": "toy", "task": "classify", "inputs": (), "outputs": (), "preprocess": None, "decode": None}
+    facts |= {"labels": (), "graphs": (), "provenance": None, "tools": {}}
+    verdicts = tuple(
+        Verdict(target="tensorrt", precision=name, status="failed" if name == "fp16" else "graph-only")
+        for name in precisions
+    )
+    manifest = Manifest(name="toy", verdicts=(), recommended={}, **facts)
+    settled, _ = pipeline._settle(tmp_path, manifest, verdicts, replace(FP32, precisions=precisions))
+    assert settled.recommended == recommended
 
 
 def test_all_or_nothing_packs_nothing(seeded, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,18 +15,21 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
 
 from edgevtx.compare.tolerance import TOLERANCES, error_of  # noqa: E402
-from edgevtx.export import ladder  # noqa: E402
+from edgevtx.export import ladder, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.evaluate import open_model  # noqa: E402
 from edgevtx.export.ladder import Evidence, from_evidence  # noqa: E402
 from edgevtx.export.ranges import measure_ranges  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
-from edgevtx.export.rehearsal import Rehearsal, block_of, precision_of, rehearse, simulate, widen  # noqa: E402
+from edgevtx.export.rehearsal import Rehearsal, block_of, rehearse, simulate, widen  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
 from edgevtx.export.rewrite.low_precision import TYPES, lower_precision  # noqa: E402
+from edgevtx.export.rewrite.patterns import precisions_of  # noqa: E402
 from edgevtx.export.samples import load_photos  # noqa: E402
 from edgevtx.export.trace import trace  # noqa: E402
-from edgevtx.export.verify import make_samples  # noqa: E402
+from edgevtx.export.verify import make_samples, verify_graph  # noqa: E402
+from edgevtx.golden import Exchange  # noqa: E402
+from edgevtx.manifest import Graph  # noqa: E402
 
 # -- what ONNX Runtime does ------------------------------------------------------------------------------------
 
@@ -98,9 +102,9 @@ def test_a_norm_in_half_precision_overflows_in_its_squares(graph):
     feeds = [{"x": np.float32([[900, -900, 800, -800, 1, 2, 3, 4]])}]
     exact = widen(model)
     assert np.abs(open_model(exact)(feeds[0])["y"]).max() < 3
-    assert sum(rehearse(exact, model, feeds).overflows.values()) == 1  # and not what follows from it
+    assert sum(rehearse(exact, model, "fp16", feeds).overflows.values()) == 1  # and not what follows from it
     small = [{"x": feeds[0]["x"] / 8}]
-    assert not rehearse(exact, model, small).overflows
+    assert not rehearse(exact, model, "fp16", small).overflows
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ def vit(config_folder):
 def typed(exact, precision="fp16", **options):
     model = exact.clone()
     assert lower_precision(model, precision, {}, **options)
-    assert precision_of(model) == precision
+    assert precisions_of(model) == (precision,)
     return model
 
 
@@ -150,7 +154,7 @@ def test_the_planted_overflow_shows_in_the_rehearsal_alone_and_names_its_block(v
     _, block, exact, exchanges = vit
     model = typed(exact)
     feeds = [exchange.inputs for exchange in exchanges[:1]]
-    found = rehearse(exact, model, feeds)
+    found = rehearse(exact, model, "fp16", feeds)
     assert found.diverging == (block,)
     assert not np.isfinite(found.outputs[0]["scores"]).all()
     # the float32 graph never sees it, and what the CPU makes of the half-precision graph may not
@@ -159,7 +163,7 @@ def test_the_planted_overflow_shows_in_the_rehearsal_alone_and_names_its_block(v
 
 def test_bfloat16_has_the_range(vit):
     _, _, exact, exchanges = vit
-    found = rehearse(exact, typed(exact, "bf16"), [exchanges[0].inputs])
+    found = rehearse(exact, typed(exact, "bf16"), "bf16", [exchanges[0].inputs])
     assert not found.overflows
     assert max(found.errors.values()) < TOLERANCES["bf16"].values
 
@@ -167,7 +171,7 @@ def test_bfloat16_has_the_range(vit):
 def test_the_block_in_float32_passes(vit):
     _, block, exact, exchanges = vit
     model = typed(exact, keep=[f"^{block}[./]"])
-    found = rehearse(exact, model, [exchange.inputs for exchange in exchanges[:2]])
+    found = rehearse(exact, model, "fp16", [exchange.inputs for exchange in exchanges[:2]])
     assert not found.diverging
     for exchange, outputs in zip(exchanges, found.outputs, strict=False):
         assert error_of(exchange.outputs["scores"], outputs["scores"]) < TOLERANCES["fp16"].values
@@ -179,7 +183,7 @@ def test_the_ladder_finds_the_block_that_measuring_missed(vit, monkeypatch):
     found = from_evidence(Evidence(exchanges, built.decode))(exact, ["fp16", "bf16"])
     assert found["fp16"].kept_fp32 == (block,)
     assert found["bf16"].kept_fp32 == ()
-    assert not rehearse(exact, found["fp16"].model, [exchanges[0].inputs]).diverging
+    assert not rehearse(exact, found["fp16"].model, "fp16", [exchanges[0].inputs]).diverging
     assert inside(found["fp16"].model, block) == {"FLOAT"}
     assert "FLOAT16" in inside(found["fp16"].model, block.replace("1", "0"))
 
@@ -198,7 +202,7 @@ def test_what_was_measured_needs_no_ladder(vit):
     found = from_evidence(Evidence(exchanges, built.decode))(exact, ["fp16"])["fp16"]
     assert found.kept_fp32 == ()
     assert inside(found.model, block) == {"FLOAT", "FLOAT16"}  # of the block only what grows so large
-    assert not rehearse(exact, found.model, [exchanges[0].inputs]).diverging
+    assert not rehearse(exact, found.model, "fp16", [exchanges[0].inputs]).diverging
 
 
 @pytest.mark.parametrize("precision", TYPES)
@@ -208,6 +212,26 @@ def test_wide_again_a_typed_graph_is_the_graph_it_was_made_of(precision, vit):
     expected, found = (open_model(model)(feeds) for model in (exact, widen(typed(exact, precision))))
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_a_file_that_quantises_itself_is_exported_in_half_precision(precision, graph, tmp_path):
+    exact = graph(
+        """(float[5,8] x) => (float[5,8] y)
+        { ["m.0/q"] q = QuantizeLinear(x, s, z) ["m.0/d"] d = DequantizeLinear(q, s, z)
+          ["m.0/product"] p = MatMul(d, w) ["m.1/norm"] y = LpNormalization(p) }""",
+        s=np.float32(0.05), z=np.zeros((), np.int8), w=np.eye(8, dtype=np.float32) / 3,
+    )  # fmt: skip
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)}
+    evidence = Evidence([Exchange(feeds, open_model(exact)(feeds))], None)
+    model = from_evidence(evidence)(exact, [precision])[precision].model
+    assert rehearse(exact, model, precision, [feeds]).precision == precision
+    ir.save(model, tmp_path / "low.onnx")
+    facts = {"target": "tensorrt", "variant": "", "versions": ">=10.3", "opset": 20}
+    manifest = SimpleNamespace(decode_of=lambda part: None, noise={})
+    for stated, passed in ((precision, True), ("bf16" if precision == "fp16" else "fp16", False)):
+        checks = verify_graph(tmp_path, Graph(file="low.onnx", precisions=(stated,), **facts), (), manifest)
+        assert all(check.passed for check in checks) == passed
 
 
 # -- int8 ------------------------------------------------------------------------------------------------------
@@ -249,15 +273,27 @@ def test_the_ladder_leaves_the_block_of_an_outlier_unquantised(outlier):
     assert (found.kept_fp32, found.unquantised) == ((), (block,))
     assert block not in quantised(found.model) and quantised(found.model)[block.replace("1", "0")] == 6
     assert "FLOAT16" in inside(found.model, block)
-    assert not rehearse(exact, found.model, [exchanges[0].inputs]).diverging
+    assert not rehearse(exact, found.model, "int8", [exchanges[0].inputs]).diverging
 
 
-def test_verification_sees_inputs_that_no_scale_was_chosen_on(outlier, monkeypatch):
-    built, _, exact, exchanges = outlier
-    seen = []
-    monkeypatch.setattr(ladder, "choose_limits", lambda model, feeds, *more: seen.extend(feeds) or {})
-    from_evidence(Evidence(exchanges[:3], built.decode))(exact, ["int8"])
-    assert [id(item) for item in seen] == [id(exchanges[index].inputs) for index in (0, 2)]
+def test_verification_sees_frames_that_no_scale_was_chosen_on(monkeypatch):
+    """Of a further network too, which is asked several times of each frame."""
+    given = [Exchange({"x": np.float32([n])}, {}) for n in range(8)]
+    samples = [SimpleNamespace(clear=True, exchanges=lambda part, n=n: given[2 * n : 2 * n + 2]) for n in range(4)]
+    network, options = SimpleNamespace(decode=None), pipeline.ExportOptions(targets=("tensorrt",))
+    evidence, limited = [], []
+    monkeypatch.setattr(pipeline, "from_evidence", evidence.append)
+    monkeypatch.setattr(pipeline, "lower", lambda *args: ())
+    pipeline._lower("decoder", None, SimpleNamespace(parts={"decoder": network}), samples, options)
+    chosen_on = [given[index].inputs for index in (0, 1, 4, 5)]
+    assert evidence[0].calibration == chosen_on and evidence[0].exchanges == given
+
+    monkeypatch.setattr(ladder, "measure_ranges", lambda model, feeds: [*feeds])
+    monkeypatch.setattr(ladder, "choose_limits", lambda model, feeds, ranges, names: limited.extend((feeds, ranges)))
+    monkeypatch.setattr(ladder, "activations", lambda model: [])
+    monkeypatch.setattr(ladder, "_climb", lambda *args, **kwargs: (None, ()))
+    from_evidence(evidence[0])(None, ["int8"])
+    assert limited == [chosen_on, chosen_on]
 
 
 def test_an_outlier_that_nothing_saves_names_its_block(outlier, monkeypatch):
@@ -265,12 +301,12 @@ def test_an_outlier_that_nothing_saves_names_its_block(outlier, monkeypatch):
     monkeypatch.setattr(ladder, "RUNGS", 1)
     model = from_evidence(Evidence(exchanges, built.decode))(exact, ["int8"])["int8"].model
     assert quantised(model)[block] == 6
-    assert rehearse(exact, model, [exchanges[0].inputs]).diverging == (block,)
+    assert rehearse(exact, model, "int8", [exchanges[0].inputs]).diverging == (block,)
 
 
 @pytest.mark.parametrize(("errors", "left_out"), [
     ({"m.0": 0.02, "m.1": 0.17, "m.2": 0.3, "m.3": 0.9}, ("m.1",)),  # m.2 only hands on what it was given
-    ({"m.0": 0.02, "m.1": 0.1, "m.2": 0.1, "m.3": 0.3}, ("m.3",)), ({"m.0": 0.1, "m.1": 0.15}, ()),
+    ({"m.0": 0.02, "m.1": 0.1, "m.2": 0.1, "m.3": 0.3}, ("m.3",)), ({"m.0": 0.06, "m.1": 0.15}, ("m.1",)),
     ({"m.2": 0.3}, ()),
 ])  # fmt: skip
 def test_of_what_quantises_the_block_that_adds_most_is_left_out(errors, left_out, graph):
@@ -281,6 +317,7 @@ def test_of_what_quantises_the_block_that_adds_most_is_left_out(errors, left_out
         s=np.float32(1),
     )
     assert ladder._worst(Rehearsal("int8", errors, {}, ()), model) == left_out
+    assert ladder._worst(Rehearsal("int8", errors, {"m.2": 1}, ()), model) == ("m.2",)
     first = tuple(block for block, error in errors.items() if error > TOLERANCES["fp16"].values)[:1]
     assert ladder._worst(Rehearsal("fp16", errors, {}, ()), model) == first
 
