@@ -89,7 +89,8 @@ def compare_boxes(reference: Arrays, outputs: Arrays, threshold: float, toleranc
             keep = one["scores"][n] > threshold
             iou = box_iou(one["boxes"][n][keep], other["boxes"][n])
             iou[one["class_ids"][n][keep][:, None] != other["class_ids"][n][None]] = 0.0
-            # a partner just below the threshold is still the same answer: the score's error is judged as a value
+            # a partner just below the threshold is still the same answer; how far its score is off is judged in fp32
+            # alone, where values are
             iou[:, other["scores"][n] < threshold - 0.05] = 0.0
             partners = assign(np.where(iou >= tolerance.iou, 1.0 - iou, np.inf))
             hit = partners >= 0

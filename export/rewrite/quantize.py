@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from edgevtx.export.ranges import LARGEST_INT8, PRODUCTS, Range
 from edgevtx.export.rewrite.edit import Array, constant, insert, made_by, nodes, tensor_of
@@ -78,6 +79,7 @@ def activations(model: ir.Model) -> list[str]:
 
 def int8_share(model: ir.Model) -> float:
     """The share of a graph's multiply-adds that read int8, as compilers weigh them; 1 of a graph without products."""
+    model = ShapeInferencePass()(model.clone()).model  # what a rewrite inserted has no shape yet
     work = [
         ("i8" if all(made_by(value, "DequantizeLinear") for value in node.inputs[:2]) else "", _work(node))
         for node in nodes(model, *PRODUCTS)

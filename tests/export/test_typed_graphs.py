@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +18,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
 
+from edgevtx.bundle import Bundle  # noqa: E402
 from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.operators import versions  # noqa: E402
@@ -70,10 +71,10 @@ def network(request, traced, tmp_path_factory):
     return request.param, models, folder, graphs
 
 
-def typed(exact, precisions):
+def typed(exact, precisions, limit=4.0):
     """Half precision by operators, and int8 with limits out of the air; nothing is measured or tried."""
     model = exact.clone()
-    quantize(model, {}, dict.fromkeys(activations(exact), 4.0))
+    quantize(model, {}, dict.fromkeys(activations(exact), limit))
     return {**by_operators(exact, precisions), "int8": Typed(model)}
 
 
@@ -342,16 +343,34 @@ def test_a_graph_that_overflows_is_refused_and_its_block_named(config_folder, tm
     assert {graph.precisions for graph in report.manifest.graphs} == {("fp32",)}
 
 
-def test_what_had_to_stay_in_float32_is_said_of_the_graph(config_folder, tmp_path, monkeypatch):
+def test_int8_that_fails_is_refused_its_block_named_and_its_graph_not_packed(config_folder, tmp_path, monkeypatch):
+    """Scales that cut off nearly all."""
     monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
-    monkeypatch.setattr(pipeline, "from_evidence", lambda evidence: keep_one)
-    options = ExportOptions(targets=("tensorrt",), precisions=("fp16",))
+    monkeypatch.setattr(pipeline, "from_evidence", lambda evidence: partial(typed, limit=1e-2))
+    options = ExportOptions(targets=("tensorrt",), precisions=("int8", "fp16"))
+    report = export("vit", Checkpoint.open(config_folder("vit"), seed=0), tmp_path / "low.vtx", options)
+    assert [(item.precision, item.status) for item in report.refused] == [("int8", "failed")]
+    assert "the first block that diverges is model.vit.layers.0" in report.refused[0].reason
+    manifest = Bundle.open(report.bundle).manifest
+    assert [graph.file for graph in manifest.graphs] == ["graph.tensorrt.fp16.onnx"]
+    assert manifest.recommended == {"tensorrt": "fp16"}
+
+
+def test_what_had_to_stay_in_a_higher_precision_is_said_of_the_graph(config_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
+    monkeypatch.setattr(pipeline, "from_evidence", lambda evidence: keep_some)
+    options = ExportOptions(targets=("tensorrt",), precisions=("fp16", "int8"), keep_failed=True)
     report = export("vit", Checkpoint.open(config_folder("vit"), seed=0), tmp_path / "half.vtx", options)
-    assert [graph.kept_fp32 for graph in report.manifest.graphs] == [("classifier",)]
+    graphs = Bundle.open(report.bundle).manifest.graphs
+    assert [(graph.kept_fp32, graph.unquantised) for graph in graphs] == [
+        (("classifier",), ()),
+        (("classifier",), ("neck",)),
+    ]
 
 
-def keep_one(exact, precisions):
+def keep_some(exact, precisions):
+    found = typed(exact, precisions)
     return {
-        name: dataclasses.replace(item, kept_fp32=("classifier",))
-        for name, item in by_operators(exact, precisions).items()
+        name: dataclasses.replace(item, kept_fp32=("classifier",), unquantised=("neck",) if name == "int8" else ())
+        for name, item in found.items()
     }
