@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,6 +187,10 @@ def edgevtx_cli() -> Callable[..., Result]:
     return call
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def edgevtx_process() -> Callable[..., subprocess.Popen[bytes]]:
     """edgevtx_process("run", ...) -> a started process of the real command"""
@@ -193,6 +198,7 @@ def edgevtx_process() -> Callable[..., subprocess.Popen[bytes]]:
     def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "edgevtx", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), **pipes)
+        # the tests themselves may have been started in the background, where Ctrl-C is ignored
+        return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), preexec_fn=_heed_ctrl_c, **pipes)
 
     return start
