@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("EDGEVTX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("EDGEVTX_CACHE_MAX", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> None:
+    """The command line, called by a test or by a fixture, sets the package's log level as a program does: for good."""
+    logging.getLogger("edgevtx").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
