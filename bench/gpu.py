@@ -51,7 +51,7 @@ DEFAULT = ("vit_b16_224", "dinov2_s14_518", "rtdetr_r18_640", "detr_r50_800")
 
 
 def bundle_for(model: Model, targets: tuple[str, ...], precision: str, softmax_low: bool) -> Path:
-    """The model's bundle with graphs in this precision and in fp32, exported where these sources have not made it yet."""
+    """The model's bundle with graphs in this precision and in fp32, exported where these sources have not done it."""
     from edgevtx.export.pipeline import ExportOptions, export
 
     key = hashlib.sha256(f"{model!r} {targets} {precision} {softmax_low} {sources_digest()}".encode()).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def write_modules(patch: pytest.MonkeyPatch, folder: Path, modules: dict[str, st
             path = folder / name / "__init__.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(code)
+    importlib.invalidate_caches()
 
 
 def found(area: str) -> dict[str, doctor.Finding]:
