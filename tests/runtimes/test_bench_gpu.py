@@ -139,3 +139,27 @@ def test_bundles_are_written_for_another_machine(bench: Any, monkeypatch: pytest
     assert CliRunner().invoke(bench.gpu.main, arguments, catch_exceptions=False).exit_code == 0
     assert (tmp_path / "out" / "vit_b16_224.vtx" / "manifest.json").is_file()
     assert asked == [(bench.models.MODELS["vit_b16_224"], ("tensorrt",), "fp16", False)]
+
+
+def test_the_switch_has_softmax_run_low(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    ir = pytest.importorskip("onnx_ir")
+    from edgevtx.export.rewrite import low_precision
+
+    monkeypatch.setattr(low_precision, "FOLLOWERS", low_precision.FOLLOWERS)
+    monkeypatch.setattr(low_precision, "_EXACT_USES", dict(low_precision._EXACT_USES))
+    graph = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> attend (float[4,4] q, float[4,4] v)
+        => (float[4,4] y) { scores = MatMul(q, q) shares = Softmax(scores) y = MatMul(shares, v) }""")
+
+    infer = onnx.shape_inference.infer_shapes
+
+    def softmax_reads() -> str:
+        typed = low_precision.by_operators(ir.from_proto(infer(graph)), ["fp16"])["fp16"].model
+        named = infer(ir.to_proto(typed)).graph
+        types = {value.name: value.type.tensor_type.elem_type for value in (*named.input, *named.value_info)}
+        (read,) = [node.input[0] for node in named.node if node.op_type == "Softmax"]
+        return onnx.TensorProto.DataType.Name(types[read])
+
+    assert softmax_reads() == "FLOAT"
+    bench.gpu.let_softmax_run_low()
+    assert softmax_reads() == "FLOAT16"
