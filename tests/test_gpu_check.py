@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # imports succeed for what FOUND names; `-` is the script's own look at the GPUs, which finds one where GPU is set
-STUB = """#!{python} -S
-import json, os, shutil, sys
-arguments = sys.argv[1:]
-with open({log!r}, "a") as log:
-    log.write(json.dumps(arguments) + "\\n")
-if arguments[:2] == ["-m", "venv"]:
-    os.makedirs(arguments[-1] + "/bin")
-    shutil.copy(sys.argv[0], arguments[-1] + "/bin/python")
-elif arguments[0] == "-c":
-    modules = arguments[1].split(";")[0].removeprefix("import ").replace(",", " ").split()
-    sys.exit(not set(modules) <= set(os.environ["FOUND"].split()))
-elif arguments[0] == "-":
-    sys.exit("GPU" not in os.environ)
+STUB = r"""#!/bin/sh
+{ printf '%s\037' "$@"; echo; } >> "$LOG"
+case "$1 $2" in
+    "-m venv") mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-c "*)
+        IFS=" ,"
+        for module in ${2%%;*}; do
+            case " import $FOUND " in *" $module "*) ;; *) exit 1 ;; esac
+        done ;;
+    "- ") [ -n "$GPU" ] ;;
+esac
 """
 
 
@@ -34,7 +30,7 @@ def check(folder: Path, *, found: str = "", tegra: bool = False, gpu: bool = Fal
     log, stub = folder / "log", folder / "bin" / "python3"
     for made in (folder / "bin", folder / "wheels"):
         made.mkdir(exist_ok=True)
-    stub.write_text(STUB.format(python=sys.executable, log=str(log)))
+    stub.write_text(STUB)
     stub.chmod(0o755)
     if tegra:
         (folder / "tegra").write_text("# R36")
@@ -44,12 +40,13 @@ def check(folder: Path, *, found: str = "", tegra: bool = False, gpu: bool = Fal
         "VENV_GPU": str(folder / "venv"),
         "NV_TEGRA_RELEASE": str(folder / "tegra"),
         "FOUND": found,
-        **({"GPU": "1"} if gpu else {}),
+        "GPU": "1" * gpu,
+        "LOG": str(log),
     }
     command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), str(folder / "wheels"), str(folder / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == (not gpu), done.stdout + done.stderr
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    return [line.split("\037")[:-1] for line in log.read_text().splitlines()]
 
 
 def installs(calls: list[list[str]]) -> list[list[str]]:

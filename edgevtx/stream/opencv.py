@@ -13,6 +13,8 @@ import numpy as np
 from edgevtx.errors import RuntimeUnavailableError
 from edgevtx.runtimes import host
 
+_WHEELS = tuple(f"opencv-{kind}python{ui}" for kind in ("", "contrib-") for ui in ("", "-headless"))
+
 
 def import_cv2(purpose: str) -> Any:
     """OpenCV, or `RuntimeUnavailableError` that says what needs it and how it is installed."""
@@ -45,7 +47,7 @@ def built_with(cv2: Any, name: str) -> bool:
 
 def gstreamer_step() -> str:
     """The step that gives an OpenCV with GStreamer: it is the system's, which a wheel of pip's would hide."""
-    wheels = [name for name in ("opencv-python-headless", "opencv-python") if _is_installed(name)]
+    wheels = [name for name in _WHEELS if _is_installed(name)]
     remove = f"pip uninstall {' '.join(wheels)}, whose wheels lack it, and use" if wheels else "use"
     return f"{remove} the system's OpenCV in an environment of python3 -m venv --system-site-packages"
 
