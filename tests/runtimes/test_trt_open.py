@@ -101,15 +101,20 @@ def test_what_tensorrt_says_is_in_the_error(machine: Machine, open_plan: Callabl
 
 def test_threads_that_open_at_once_have_one_logger(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     # TensorRT keeps the first that it is given, and not alive: another's would be freed behind its back
-    both, found = threading.Barrier(2), list[object]()
+    both, had, found = threading.Barrier(2), threading.Event(), list[object]()
 
     def make_logger(*arguments: object) -> object:
-        both.wait(10)
+        if both.wait(10):  # one of them is late
+            had.wait(10)
         return object()
+
+    def work() -> None:
+        found.append(trt_log.logger(package))
+        had.set()
 
     monkeypatch.setattr(trt_log, "make_logger", make_logger)
     package = sys.modules["tensorrt"]
-    threads = [threading.Thread(target=lambda: found.append(trt_log.logger(package))) for _ in range(2)]
+    threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
