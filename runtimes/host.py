@@ -6,12 +6,16 @@ import functools
 import hashlib
 import importlib
 import platform
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from edgevtx.errors import RuntimeUnavailableError
 from edgevtx.runtimes.base import Probe
+
+# in the words of CUDA, TensorRT and C++: "out of memory", "CUDA_ERROR_OUT_OF_MEMORY", "OutOfMemory", "std::bad_alloc"
+_NO_MEMORY = re.compile(r"out[ _]?of[ _]?memory|bad[ _]alloc", re.IGNORECASE)
 
 TEGRA = Path("/etc/nv_tegra_release")
 """A Jetson has this file: one line with its release of L4T."""
@@ -83,6 +87,16 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '", "[ERROR]"))]
     return (said or lines or [type(error).__name__])[0][:300]
+
+
+def lacks_memory(words: str) -> bool:
+    """Whether a vendor's message speaks of memory that could not be had."""
+    return _NO_MEMORY.search(words) is not None
+
+
+def advise(words: str, otherwise: str) -> str:
+    """What to do about a GPU's error of these words: what helps against a lack of memory, or `otherwise`."""
+    return "free memory of the GPU, or use a smaller batch, size or model" if lacks_memory(words) else otherwise
 
 
 @functools.cache
