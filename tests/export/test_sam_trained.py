@@ -122,9 +122,10 @@ def test_engines_give_the_references_masks_of_a_wide_frame(runtime, bundle, trac
     for found, prompts in asked:
         masks, scores, _ = reference(traceable, wide, **prompts)
         assert found.dense().shape == masks.shape == (len(points), 3 if "multimask" in prompts else 1, 1080, 1920)
-        shown = masks.mean((2, 3))
-        assert (shown > 1e-3).all() and (shown < 0.9).all(), "too little to compare"
+        shown = masks.mean((2, 3)) > 1e-3
+        assert shown.mean() > 0.8, "too little to compare"
         assert (found.dense() != masks).mean((2, 3)).max() < 1e-3
+        assert iou(found.dense()[shown], masks[shown]).min() > 0.98  # 0.1% of the frame may be half of a small mask
         np.testing.assert_allclose(found.iou, scores, atol=1e-3)
 
 
