@@ -114,7 +114,7 @@ def in_fresh_process(script: Path | str, *arguments: str, code: bool = False) ->
 class Demand:
     """A figure that the project holds itself to, and what was found. `limit` reads "<= 8" or ">= 0.93".
 
-    `interval` is the 95% interval of a figure that has one: a limit inside it is neither met nor missed.
+    `interval` is the 95% interval of a figure that has one: a limit inside it is neither met nor missed for sure.
     """
 
     what: str
@@ -129,10 +129,10 @@ class Demand:
 
     @property
     def verdict(self) -> str:
-        """ "met", "missed", or "within noise": the figure is over the limit and its interval reaches back."""
-        if self.allows(self.found):
-            return "met"
-        return "within noise" if self.interval and any(map(self.allows, self.interval)) else "missed"
+        """ "met" or "missed", by the figure; and whether its interval says so too: "met, within noise"."""
+        word = "met" if self.allows(self.found) else "missed"
+        sure = all(self.allows(end) == self.allows(self.found) for end in self.interval or ())
+        return word if sure else f"{word}, within noise"
 
 
 @dataclass
@@ -243,7 +243,7 @@ class Report:
         if self.demands:
             lines += ["## Held to", "", _row(["demand", "limit", "found", ""]), _row(["---"] * 4)]
             for item in self.demands:
-                word = item.verdict if item.verdict == "met" else f"**{item.verdict}**"
+                word = item.verdict if item.verdict.startswith("met") else f"**{item.verdict}**"
                 lines.append(_row([item.what, item.limit, _cell(item.found), word]))
             lines.append("")
         lines += [f"- {note}" for note in self.notes]

@@ -45,8 +45,13 @@ SIZES = {
     "nonlocal_r50_224": (224, 224),
     "sasa_r50_224": (224, 224),
     "local_relation_r50_224": (224, 224),
+    "vivit_b_encoder_32x224": (224, 224),
+    "vivit_b_self_attention_32x224": (224, 224),
+    "vivit_b_dot_product_32x224": (224, 224),
+    "nonlocal_video_r50_32x224": (224, 224),
+    "sam_b_decoder": (1024, 1024),
 }
-TIMES = {"vivit_b_32x224": (32,)}  # frames of a clip
+PARTS = {"sam_b_decoder": ("sam_b_enc_1024", "decoder")}  # the model whose bundle has the network, and its name there
 HEAVY = ("detr_panoptic_r50_800", "setr_pup_l_512")  # two engines at a time: each takes gigabytes
 TARGETS = ("onnxruntime", "openvino")
 PAIRS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
@@ -55,36 +60,39 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 LIMIT = 1.02
 
 Call = Callable[[], object]
+Inputs = tuple[Any, ...]
+"""Of a network, in their order: torch tensors, or numpy arrays."""
 
 
 # -- the routes: a bare torch module and its input to an ONNX file, or to an OpenVINO model -----------------------
 
 
-def script17(module: Any, pixels: Any, path: Path) -> None:
+def script17(module: Any, inputs: Inputs, path: Path) -> None:
     """The TorchScript tracer at opset 17."""
     import torch
 
-    torch.onnx.export(module, (pixels,), path, dynamo=False, opset_version=17, input_names=["pixel_values"])
+    torch.onnx.export(module, inputs, path, dynamo=False, opset_version=17)
 
 
-def export18(module: Any, pixels: Any, path: Path) -> None:
+def export18(module: Any, inputs: Inputs, path: Path) -> None:
     """`torch.export` at opset 18."""
-    _dynamo(module, pixels, path, 18)
+    _dynamo(module, inputs, path, 18)
 
 
-def export23(module: Any, pixels: Any, path: Path) -> None:
+def export23(module: Any, inputs: Inputs, path: Path) -> None:
     """`torch.export` at opset 23."""
-    _dynamo(module, pixels, path, 23)
+    _dynamo(module, inputs, path, 23)
 
 
-def direct(module: Any, pixels: Any, path: Path) -> None:
+def direct(module: Any, inputs: Inputs, path: Path) -> None:
     """`openvino.convert_model` straight from torch, saved as IR in fp32."""
     import openvino
 
-    openvino.save_model(openvino.convert_model(module, example_input=pixels, input=pixels.shape), path, False)
+    shapes = [tuple(item.shape) for item in inputs]
+    openvino.save_model(openvino.convert_model(module, example_input=inputs, input=shapes), path, False)
 
 
-ROUTES: dict[str, tuple[str, Callable[[Any, Any, Path], None]]] = {
+ROUTES: dict[str, tuple[str, Callable[[Any, Inputs, Path], None]]] = {
     "script17": ("script17.onnx", script17),
     "export18": ("export18.onnx", export18),
     "export23": ("export23.onnx", export23),
@@ -92,10 +100,10 @@ ROUTES: dict[str, tuple[str, Callable[[Any, Any, Path], None]]] = {
 }
 
 
-def _dynamo(module: Any, pixels: Any, path: Path, opset: int) -> None:
+def _dynamo(module: Any, inputs: Inputs, path: Path, opset: int) -> None:
     import torch
 
-    torch.onnx.export(module, (pixels,), path, dynamo=True, opset_version=opset, verbose=False, external_data=False)
+    torch.onnx.export(module, inputs, path, dynamo=True, opset_version=opset, verbose=False, external_data=False)
 
 
 def _setr(checkpoint: Any) -> Any:
@@ -106,8 +114,20 @@ def _setr(checkpoint: Any) -> Any:
 
 def _attention_cnn(checkpoint: Any) -> Any:
     from edgevtx.export.models.attention_resnet import AttentionResNet, AttentionResNetSettings
+    from edgevtx.export.models.video_resnet import VideoResNet
 
-    return checkpoint.load_module(partial(AttentionResNet, checkpoint.settings(AttentionResNetSettings)))
+    settings = checkpoint.settings(AttentionResNetSettings)
+    return checkpoint.load_module(partial(VideoResNet if "video" in settings.model_type else AttentionResNet, settings))
+
+
+def _vivit(checkpoint: Any) -> Any:
+    """Models 2 to 4; the library has the first."""
+    from edgevtx.export.models.vivit import make
+    from edgevtx.export.vivit import read_settings
+
+    return (
+        checkpoint.load_module(partial(make, read_settings(checkpoint))) if "attention" in checkpoint.config else None
+    )
 
 
 def _dinoseg(checkpoint: Any) -> Any:
@@ -117,7 +137,7 @@ def _dinoseg(checkpoint: Any) -> Any:
 
 
 # what no library has: this project's modules, as the papers have them
-OWN = {"setr": _setr, "attention_cnn": _attention_cnn, "dinoseg": _dinoseg}
+OWN = {"setr": _setr, "attention_cnn": _attention_cnn, "dinoseg": _dinoseg, "vivit": _vivit}
 OUTPUTS = {
     "dino": ("last_hidden_state",),
     "sam": ("last_hidden_state",),
@@ -128,21 +148,21 @@ OUTPUTS = {
 
 
 def bare(name: str) -> Any:
-    """The model of `bench/models.py` as the library has it, with seeded weights: pixel_values -> its output tensors."""
+    """The model of `bench/models.py` as the library has it, with seeded weights: its inputs -> its output tensors."""
     import torch
     import transformers
 
     from edgevtx.export.trial import seed_weights
 
-    family, checkpoint = MODELS[name].family, open_checkpoint(MODELS[name])
-    if family in OWN:
-        model = OWN[family](checkpoint)
-    else:
+    whole = MODELS[PARTS.get(name, (name,))[0]]
+    family, checkpoint = whole.family, open_checkpoint(whole)
+    model = OWN[family](checkpoint) if family in OWN else None
+    if model is None:
         config = transformers.AutoConfig.for_model(**checkpoint.config)
         model = getattr(transformers, checkpoint.architecture)(config).eval()
-        seed_weights(model, MODELS[name].seed)
-        if family == "sam":
-            model = model.vision_encoder
+        seed_weights(model, whole.seed)
+    if family == "sam" and name not in PARTS:
+        model = model.vision_encoder
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:
@@ -155,17 +175,46 @@ def bare(name: str) -> Any:
                 return (output,)
             return tuple(output[key] for key in OUTPUTS.get(family, ("logits",)))
 
-    return Bare().eval()
+    class Decoder(Bare):
+        def forward(
+            self, embedding: torch.Tensor, points: torch.Tensor, labels: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+            output = self.model(image_embeddings=embedding, input_points=points, input_labels=labels)
+            return output.pred_masks, output.iou_scores
+
+    return (Decoder if name in PARTS else Bare)().eval()
+
+
+def inputs_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays that the routes' networks take, and those that ours takes, by name and in order."""
+    height, width = SIZES[name]
+    random = np.random.default_rng(0)
+    if name in PARTS:  # one point; ours is given the padding point that transformers adds
+        embedding = random.standard_normal((1, 256, height // 16, width // 16), dtype=np.float32)
+        point = np.array([[[[500.0, 375.0]]]], np.float32)
+        padded = {"points": np.pad(point[0], ((0, 0), (0, 1), (0, 0))), "point_labels": np.array([[1, -1]], np.int32)}
+        mask = {
+            "mask_prompt": np.zeros((1, 1, height // 4, width // 4), np.float32),
+            "has_mask": np.zeros(1, np.float32),
+        }
+        theirs = {"embedding": embedding, "points": point, "labels": np.ones((1, 1, 1), np.int64)}
+        return theirs, {"embedding": embedding, **padded, **mask}
+    times = tuple(MODELS[name].config[key] for key in ("num_frames",) if key in MODELS[name].config)  # of a clip
+    theirs = {"pixel_values": random.standard_normal((1, *times, 3, height, width), dtype=np.float32)}
+    ours = {"pixels": random.integers(0, 256, (1, *times, height, width, 3), dtype=np.uint8)}
+    if MODELS[name].family == "sam":
+        ours["valid_size"] = np.array([[height, width]], np.int32)
+    return theirs, ours
 
 
 def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
     """The exported file of each route that works, made once for each set of versions; and why others do not."""
     import torch
 
-    key = hashlib.sha256(repr((versions(), MODELS[name])).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((versions(), MODELS[PARTS.get(name, (name,))[0]])).encode()).hexdigest()[:12]
     folder = FOLDER / "routes" / f"{name}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = torch.rand(1, *TIMES.get(name, ()), 3, *SIZES[name], generator=torch.Generator().manual_seed(0))
+    inputs = tuple(torch.from_numpy(value) for value in inputs_of(name)[0].values())
     found, failed, module = {}, {}, None
     for route, (file, export) in ROUTES.items():
         done, refused = folder / file, folder / f"{route}.failed"
@@ -174,7 +223,7 @@ def route_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
             module = module or bare(name)
             try:
                 with torch.no_grad():
-                    export(module, pixels, done)
+                    export(module, inputs, done)
             except Exception as error:  # a route that does not serve the model is a result
                 done.unlink(missing_ok=True)
                 refused.write_text((str(error).strip() or type(error).__name__).splitlines()[0], encoding="utf-8")
@@ -193,9 +242,11 @@ def our_graph(name: str, target: str, precision: str, *, dynamic: bool = False) 
     from edgevtx.export.pack import write_graphs
     from edgevtx.export.recipe import get_recipe
     from edgevtx.export.rewrite import lower
-    from edgevtx.export.trace import trace
+    from edgevtx.export.trace import trace, trace_all
+    from edgevtx.golden import GOLDEN, Golden, write_golden
 
-    model = replace(MODELS[name], frame=None if dynamic else SIZES[name])
+    whole, part = PARTS.get(name, (name, ""))
+    model = replace(MODELS[whole], frame=None if dynamic else SIZES[name])
     folder = FOLDER / "routes" / f"{name}-{'dynamic' if dynamic else 'ours'}"
     stamp = f"{model!r} {sources_digest()} {versions()}"
     mark = folder / "stamp"
@@ -203,8 +254,12 @@ def our_graph(name: str, target: str, precision: str, *, dynamic: bool = False) 
         print(f"{name}: exporting ours ...", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        traced = trace(get_recipe(model.family).build(open_checkpoint(model), build_options(model)))
+        built = get_recipe(model.family).build(open_checkpoint(model), build_options(model))
+        traced = trace_all(built)[part] if part else trace(built)
         write_graphs({"": [graph for target in TARGETS for graph in lower(traced, target)]}, folder)
+        # a bundle's golden sample says which shapes are usual
+        frame = np.zeros((1, 1, 3), np.uint8)
+        write_golden(folder / GOLDEN, Golden(frame, inputs_of(name)[1], {}))
         mark.write_text(stamp, encoding="utf-8")
     special = folder / f"graph.{target}.{precision}.onnx"
     return special if special.is_file() else folder / f"graph.{target}.onnx"
@@ -245,26 +300,20 @@ def our_engine(graph: Path, target: str, precision: str, feeds: dict[str, Any]) 
 
 def engines(name: str, target: str, precision: str, files: dict[str, Path]) -> tuple[dict[str, Call], dict[str, str]]:
     """A call for each route and for ours; and why a route has none."""
-    height, width = SIZES[name]
-    random = np.random.default_rng(0)
-    times = TIMES.get(name, ())
-    floats = {"pixel_values": random.standard_normal((1, *times, 3, height, width), dtype=np.float32)}
-    frames = {"pixels": random.integers(0, 256, (1, *times, height, width, 3), dtype=np.uint8)}
-    if MODELS[name].family == "sam":
-        frames["valid_size"] = np.array([[height, width]], np.int32)
+    theirs, ours = inputs_of(name)
     calls, failed = {}, {}
     for route, path in files.items():
         if target == "onnxruntime" and path.suffix != ".onnx":
             continue
         try:
-            calls[route] = engine(path, target, precision, floats)
+            calls[route] = engine(path, target, precision, theirs)
             calls[route]()
         except Exception as error:
             calls.pop(route, None)
             failed[route] = str(error).strip().splitlines()[0]
-    calls[OURS] = our_engine(our_graph(name, target, precision), target, precision, frames)
+    calls[OURS] = our_engine(our_graph(name, target, precision), target, precision, ours)
     if name == "detr_r50_800":
-        calls[DYNAMIC] = our_engine(our_graph(name, target, precision, dynamic=True), target, precision, frames)
+        calls[DYNAMIC] = our_engine(our_graph(name, target, precision, dynamic=True), target, precision, ours)
     return calls, failed
 
 

@@ -78,6 +78,22 @@ class MaskSet:
         )
 
     @classmethod
+    def from_labels(cls, labels: Array, ids: Sequence[int]) -> MaskSet:
+        """A map (H,W) of integers -> the pixels of each of `ids`, cut to their tight crops; empty where there are none.
+
+        Where each id lies is found in one pass over the map, so that small regions cost what they are large.
+        """
+        if not isinstance(labels, np.ndarray) or labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(f"labels must be (H, W) integers, but got {np.shape(labels)} {np.asarray(labels).dtype}")
+        cuts = _label_cuts(labels)
+        boxes = [cuts.get(int(one), (0, 0, 0, 0)) for one in ids]
+        return cls(
+            (labels.shape[0], labels.shape[1]),
+            tuple(labels[y0:y1, x0:x1] == one for one, (x0, y0, x1, y1) in zip(ids, boxes, strict=True)),
+            np.array([box[:2] for box in boxes], np.int64).reshape(-1, 2),
+        )
+
+    @classmethod
     def from_rle(cls, runs: Sequence[dict[str, Any]], size: Size | None = None) -> MaskSet:
         """COCO's run lengths, `{"size": [H, W], "counts": str, bytes or list}` each, of one frame -> the masks.
 
@@ -188,6 +204,30 @@ def tight(mask: Array) -> tuple[int, int, int, int]:
     y0, y1 = int(rows[0]), int(rows[-1]) + 1
     columns = np.flatnonzero(mask[y0:y1].any(0))
     return int(columns[0]), y0, int(columns[-1]) + 1, y1
+
+
+def _label_cuts(labels: Array) -> dict[int, tuple[int, int, int, int]]:
+    """A map (H,W) of integers -> the tight x0, y0, x1, y1 of each, from where the rows change their value."""
+    width = labels.shape[1]
+    begins = np.ones(labels.shape, np.bool_)
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    if not len(starts):
+        return {}
+    values, rows, lefts = labels.reshape(-1)[starts], starts // width, starts % width
+    rights = np.append(starts[1:], labels.size) - rows * width  # a row's first pixel begins, so its last one ends
+    order = np.argsort(values, kind="stable")
+    found, first = np.unique(values[order], return_index=True)
+    sides = (
+        np.minimum.reduceat(lefts[order], first),
+        np.minimum.reduceat(rows[order], first),
+        np.maximum.reduceat(rights[order], first),
+        np.maximum.reduceat(rows[order], first) + 1,
+    )
+    return {
+        int(value): (x0, y0, x1, y1)
+        for value, x0, y0, x1, y1 in zip(found, *map(np.ndarray.tolist, sides), strict=True)
+    }
 
 
 def _cut(masks: MaskSet, item: int, low: Array, high: Array) -> Mask:

@@ -34,6 +34,33 @@ def test_dense_masks_come_back() -> None:
     assert found.boxes[1].tolist() == [0, 0, 0, 0] and found.boxes.dtype == np.float32
 
 
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (1, 40), (40, 1), (0, 0), (0, 5)])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
+def test_a_map_of_labels_becomes_masks(size: tuple[int, int], dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.choice([0, 1, 2, 7, 9], (size[0] // 5 + 1, size[1] // 5 + 1))
+    labels = np.kron(coarse, np.ones((5, 5), int))[: size[0], : size[1]].astype(dtype)
+    labels[labels == 9] = rng.choice([0, 2, 9], (labels == 9).sum())  # scattered pixels beside solid regions
+    ids = [7, 2, 4, 9, 0]  # in another order than they rise, and one that is nowhere
+    found = MaskSet.from_labels(labels, ids)
+    wanted = MaskSet.from_dense(labels[None] == np.array(ids)[:, None, None])
+    assert (found.dense() == wanted.dense()).all() and found.rle() == wanted.rle()
+    assert (found.offsets == wanted.offsets).all()
+    assert [crop.shape for crop in found.crops] == [crop.shape for crop in wanted.crops]  # tight
+
+
+def test_labels_that_are_cut_out_of_a_larger_map() -> None:
+    whole = np.random.default_rng(1).integers(-1, 3, (20, 30))
+    part = whole[3:15, 4:21]
+    assert (MaskSet.from_labels(part, [-1, 2]).dense() == (part[None] == np.array([-1, 2])[:, None, None])).all()
+
+
+@pytest.mark.parametrize("labels", [np.zeros((2, 2)), np.zeros((1, 2, 2), int), [[1, 2]]])
+def test_labels_are_a_map_of_integers(labels: object) -> None:
+    with pytest.raises(InputError, match="labels must be"):
+        MaskSet.from_labels(labels, [1])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("index", [2, -1, slice(1, 4), [3, 0], np.array([True, False] * 3), []])
 def test_indexing_gives_masks(index: object) -> None:
     masks = blobs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -73,8 +74,9 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 SOURCES = ("edgevtx", "edgevtx/export", "edgevtx/runtimes")  # the last two may be links
-# pip's, nvidia-smi's, venv's
-OTHERS = {"--force-reinstall", "--no-deps", "--upgrade", "--query-gpu", "--format", "--system-site-packages"}
+# pip's, apt's, docker's, nvidia-smi's, venv's
+OTHERS = {"--force-reinstall", "--no-cache-dir", "--no-deps", "--upgrade", "--reinstall", "--runtime", "--query-gpu"}
+OTHERS |= {"--format", "--system-site-packages"}
 COMMAND = re.compile(r"(?:with|with:|by|run|`) ?edgevtx ([a-z]+(?: [^;,`()]*--[^;,`()]*| [a-z]+(?=[;,`)]|$))?)")
 
 
@@ -153,3 +155,12 @@ def test_python_examples_run(page, code, workplace, monkeypatch, capsys):
 def test_the_readmes_example_is_short():
     (example,) = blocks(ROOT / "README.md", "python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
+
+
+def test_counts_of_the_routes_are_those_of_the_file():
+    report = json.loads((ROOT / "bench" / "results" / "routes.json").read_text(encoding="utf-8"))
+    verdicts = [item["verdict"] for item in report["demands"]]
+    row = next(line for line in PAGES[0].read_text(encoding="utf-8").splitlines() if line.endswith("(`routes`) |"))
+    sure, open_ = verdicts.count("met"), verdicts.count("met, within noise")
+    assert f"{len(verdicts)} pairs" in row
+    assert f"{sure + open_} meet it, {sure} of them with their whole interval" in row

@@ -60,10 +60,7 @@ class PanopticSegmentation:
         """The pixels of each id of `segments`, rising."""
         from edgevtx.masks import MaskSet
 
-        ids = sorted({segment.id for segment in self.segments})
-        return MaskSet.concatenate(
-            [MaskSet.empty(self.segment_map.shape), *(MaskSet.from_dense((self.segment_map == i)[None]) for i in ids)]
-        )
+        return MaskSet.from_labels(self.segment_map, sorted({segment.id for segment in self.segments}))
 
     def to_dict(self) -> dict[str, Any]:
         """`{"segments": [{"id", "class_id", "label", "score", "area"}, ...], "masks": {id: RLE}, "detections"}`.

@@ -64,16 +64,17 @@ class SemanticSegmentation:
         """
         from edgevtx.masks import MaskSet
 
-        areas = self.areas
+        areas, present = self.areas, self.present()
+        runs = MaskSet.from_labels(self.class_map, [class_id for class_id, _ in present]).rle()
         rows = [
             {
                 "class_id": class_id,
                 "label": self.labels[class_id],
                 "area": int(areas[class_id]),
                 "share": round(share, 5),
-                "rle": MaskSet.from_dense((self.class_map == class_id)[None]).rle()[0],
+                "rle": run,
             }
-            for class_id, share in self.present()
+            for (class_id, share), run in zip(present, runs, strict=True)
         ]
         facts: dict[str, Any] = {"size": list(self.class_map.shape), "classes": rows}
         if self.scores is not None and self.scores.size:

@@ -32,15 +32,9 @@ from edgevtx.rules import EmbedDecode  # noqa: E402
 from edgevtx.runtimes.base import EngineOptions, PlanOptions  # noqa: E402
 from edgevtx.runtimes.plan import PLAN, ShapeRange, read_plan  # noqa: E402
 from edgevtx.runtimes.trt_build import build_plan  # noqa: E402
+from tests.export.kinds import CONFIGURED, each, each_configured  # noqa: E402
 from tests.export.onnx_files import SIZE, STYLES, Written, network  # noqa: E402
 
-# a family's further tasks stand behind the type, as in "swin embed"
-CONFIGURED = [
-    (family, f"{kind} {task}" if task in get_recipe(family).further else kind)
-    for family in FAMILIES
-    for kind in get_recipe(family).tiny_config()
-    for task in get_recipe(family).results
-]
 # the family onnx reads no config but graphs, which are written here: a type is a layout of outputs
 TYPES = [*CONFIGURED, *(("onnx", style) for style in STYLES)]
 # attention to the window around each position: products of tiles, not the operator
@@ -48,11 +42,7 @@ WINDOWED = ("sasa_resnet", "local_relation_resnet")
 CLASSLESS = ("embed", "prompt")
 
 
-def each(cases):
-    return pytest.mark.parametrize(("family", "kind"), cases, ids=[f"{family}-{kind}" for family, kind in cases])
-
-
-each_type, each_configured = each(TYPES), each(CONFIGURED)
+each_type = each(TYPES)
 
 
 def task_of(family, kind):
