@@ -121,10 +121,11 @@ class PromptPredictor(Predictor):
         """The masks for one prompt, or for N at once, in px of the frame that was set.
 
         `points` (K,2) x, y of one prompt, (N,K,2), or a list of N arrays (K,2); `point_labels` alike without the last
-        axis: 1 on the object (the default), 0 not on it; `boxes` (4,) or (N,4) xyxy; `mask` (h,w) or (N,h,w), logits of
-        an earlier answer (`found.low_res_logits[prompt, mask]`); `text` one or N, where the model takes texts. What is
-        given together belongs together, prompt by prompt. `multimask`: the three readings of each prompt, or the one
-        for prompts that leave no doubt. Raises `InputError`, also before `set_image`.
+        axis: 1 on the object (the default), 0 not on it; `boxes` (4,) or (N,4) xyxy, which may reach beyond the frame
+        as a detector's do; `mask` (h,w) or (N,h,w), logits of an earlier answer (`found.low_res_logits[prompt, mask]`);
+        `text` one or N, where the model takes texts, of as many tokens as it reads (CLIP: 77) or fewer. What is given
+        together belongs together, prompt by prompt. `multimask`: the three readings of each prompt, or the one for
+        prompts that leave no doubt. Raises `InputError`, also before `set_image`.
         """
         if self._scene is None:
             raise InputError("there is no image to ask about; call set_image(frame) before predict")

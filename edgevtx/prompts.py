@@ -89,19 +89,32 @@ def read_prompts(
 
 
 def check_inside(prompts: Prompts, geometry: Geometry) -> None:
-    """Raise `InputError` where a point or a box lies outside the frame, or outside the roi that is looked at."""
+    """Raise `InputError` for a point outside the frame, or outside the roi that is looked at, and for a box of which no
+    part lies inside.
+
+    A box that reaches beyond the edge is asked as it is, as by the reference: a detector's boxes are not clipped.
+    """
     x0, y0, x1, y1 = geometry.roi
     place = f"the frame of {x1}x{y1} px"
     if geometry.roi != (0, 0, *geometry.frame_size[::-1]):
         place = f"the roi {geometry.roi}, the only part of the frame that is looked at"
-    corners = [("point", item) for item in prompts.points or ()]
-    if prompts.boxes is not None:
-        corners.append(("box corner", prompts.boxes.reshape(-1, 2)))
-    for kind, item in corners:
+    for item in prompts.points or ():
         outside = np.flatnonzero(((item < (x0, y0)) | (item > (x1, y1))).any(1))
         if len(outside):
             x, y = item[outside[0]]
-            raise InputError(f"the {kind} at x {x:g}, y {y:g} lies outside {place}; give it in px of the frame")
+            raise InputError(
+                f"the point at x {x:g}, y {y:g} lies outside {place}; give x in {x0}..{x1} and y in {y0}..{y1}, in px "
+                "of the frame"
+            )
+    if prompts.boxes is not None:
+        upper, lower = np.maximum(prompts.boxes[:, :2], (x0, y0)), np.minimum(prompts.boxes[:, 2:], (x1, y1))
+        outside = np.flatnonzero((upper >= lower).any(1))
+        if len(outside):
+            shown = ", ".join(f"{value:g}" for value in prompts.boxes[outside[0]])
+            raise InputError(
+                f"the box ({shown}) lies wholly outside {place}; leave it out, or give x0, y0, x1, y1 in px of the "
+                f"frame, some of it in x {x0}..{x1} and y {y0}..{y1}"
+            )
 
 
 def encode_prompts(prompts: Prompts, geometry: Geometry, rule: PromptDecode) -> list[Batch]:

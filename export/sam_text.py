@@ -53,8 +53,7 @@ class Texts:
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.tokenizer))
-        limits = {"truncation": True, "max_length": self.prompts.length}
-        rows = [tokenizer(text, **limits)["input_ids"] for text in texts]
+        rows = [tokenizer(text)["input_ids"] for text in texts]
         return torch.cat([self._embed(torch.tensor([row])) for row in rows])
 
     def answer(self, texts: Sequence[str]) -> torch.Tensor:

@@ -128,7 +128,13 @@ RECIPE = Recipe(
     task="classify",
     result="Classification",
     model_types=("vivit",),
-    layouts=("Hugging Face directory", "edgevtx directory (models 2 to 4)", "config.json alone with a seed"),
+    layouts=(
+        "Hugging Face directory",
+        "edgevtx directory (models 2 to 4)",
+        "edgevtx directory to be trained, begun from a ViT image checkpoint by central frame or filter inflation: "
+        "scripts/vivit_from_vit.py",
+        "config.json alone with a seed",
+    ),
     variants=(
         "model 1: spatio-temporal attention",
         "model 2: factorised encoder",

@@ -355,8 +355,8 @@ def _library() -> Library:
         return Library(ctypes.CDLL(LIBRARY))
     except (OSError, AttributeError) as error:  # a driver from before CUDA 11.4 lacks a function
         raise RuntimeUnavailableError(
-            f"a GPU was asked for, but NVIDIA's driver is not usable here ({host.first_line(error)}); install the "
-            "driver, for CUDA 12 or newer"
+            f"a GPU was asked for, but NVIDIA's driver is not usable here ({host.first_line(error)}); "
+            f"{host.driver_step()}"
         ) from None
 
 
@@ -372,10 +372,10 @@ def _start(target: str) -> Any:
         found = driver.Device.count()
     except driver.Error as error:
         raise RuntimeUnavailableError(
-            f"a GPU was asked for, but CUDA does not start here ({host.first_line(error)}); check it with nvidia-smi"
+            f"a GPU was asked for, but CUDA does not start here ({host.first_line(error)}); {host.gpu_step()}"
         ) from error
     if not found:
-        raise RuntimeUnavailableError("a GPU was asked for, but the driver finds none; check it with nvidia-smi")
+        raise RuntimeUnavailableError(f"a GPU was asked for, but the driver finds none; {host.gpu_step()}")
     return driver
 
 

@@ -368,13 +368,16 @@ class Execution:
             self._enqueue(staged)
             self._runs += 1
 
-    def _enqueue(self, staged: Sequence[str]) -> None:
+    def _enqueue(self, staged: Sequence[str], mark: Step = _nothing) -> None:
+        """Put copies and engine on the stream; `mark` is called before and after the engine."""
         for name in staged:
             self._buffers[name].upload(self._views[name].nbytes, self._stream)
+        mark()
         with self._loaded.executing():
             executed = self._context.execute_async_v3(self._stream.handle)
         if not executed:
             raise self._loaded.failed("execute_async_v3")
+        mark()
         for spec in self._record.outputs:
             self._buffers[spec.name].download(self._views[spec.name].nbytes, self._stream)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -47,15 +48,19 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def data_file() -> Callable[[str], Path]:
     """data_file(name) -> a real file that is no part of the repository; skips the test where it is absent.
 
-    Looked for in `EDGEVTX_TEST_DATA`, or in `shared/data` beside the checkout.
+    Looked for in `EDGEVTX_TEST_DATA`, or in `shared/data` beside the checkout, and then among the pictures of the
+    package ultralytics, where that is installed; it is not imported.
     """
     named = os.environ.get("EDGEVTX_TEST_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    folders = [Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"]
+    package = importlib.util.find_spec("ultralytics")
+    folders += [Path(place) / "assets" for place in (package and package.submodule_search_locations) or ()]
 
     def find(name: str) -> Path:
-        if not (folder / name).is_file():
-            pytest.skip(f"{name} is not in {folder}; set EDGEVTX_TEST_DATA to a folder that has it")
-        return folder / name
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+        pytest.skip(f"{name} is not in {folders[0]}; set EDGEVTX_TEST_DATA to a folder that has it")
 
     return find
 

@@ -72,13 +72,54 @@ def test_texts_without_words(text):
         read_prompts(text=text, rule=WITH_TEXT)
 
 
-@pytest.mark.parametrize("given", [{"points": [[-1, 5]]}, {"points": [[5, 91]]}, {"boxes": [10, 10, 201, 50]}])
-def test_prompts_outside_the_frame(given):
-    with pytest.raises(InputError, match=r"lies outside the frame of 200x90 px"):
+OUTSIDE = "outside the frame of 200x90 px"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"points": [[-1, 5]]}, rf"the point at x -1, y 5 lies {OUTSIDE}; give x in 0\.\.200 and y in 0\.\.90, in px"),
+        ({"points": [[[5, 5]], [[5, 91]]]}, f"the point at x 5, y 91 lies {OUTSIDE}; give x"),
+        (
+            {"boxes": [[0, 0, 9, 9], [210, 10, 250.5, 50]]},
+            rf"the box \(210, 10, 250.5, 50\) lies wholly {OUTSIDE}; leave it out, or give x0, y0, x1, y1 in px of the "
+            r"frame, some of it in x 0\.\.200 and y 0\.\.90",
+        ),
+        ({"boxes": [10, -20, 50, 0]}, "wholly outside"),  # it touches the edge, and nothing of the frame is in it
+        ({"boxes": [200, 10, 250, 50]}, "wholly outside"),
+    ],
+    ids=str,
+)
+def test_prompts_outside_the_frame(given, words):
+    with pytest.raises(InputError, match=words):
         check_inside(read_prompts(**given, rule=RULE), GEOMETRY)
-    check_inside(read_prompts(points=[[0, 0], [200, 90]], rule=RULE), GEOMETRY)
-    with pytest.raises(InputError, match="outside the roi"):
-        check_inside(read_prompts(points=[[5, 5]], rule=RULE), plan((90, 200), PREPROCESS, roi=(20, 20, 90, 80)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"points": [[0, 0], [200, 90]]},
+        {"boxes": [10, 10, 201.3, 50]},
+        {"boxes": [[-30, -5, 1, 1], [199, 89, 300, 100], [-5, -5, 205, 95]]},
+    ],
+    ids=str,
+)
+def test_prompts_at_and_across_the_edge_of_the_frame(given):
+    check_inside(read_prompts(**given, rule=RULE), GEOMETRY)
+
+
+def test_prompts_outside_the_part_that_is_looked_at():
+    part = plan((90, 200), PREPROCESS, roi=(20, 20, 90, 80))
+    for given in ({"points": [[5, 5]]}, {"boxes": [5, 5, 20, 80]}):
+        with pytest.raises(InputError, match=r"outside the roi .* x (in )?20\.\.90 and y (in )?20\.\.80"):
+            check_inside(read_prompts(**given, rule=RULE), part)
+    check_inside(read_prompts(boxes=[5, 5, 21, 80], rule=RULE), part)
+
+
+def test_a_box_across_the_edge_is_not_cut_there():
+    (batch,) = encode_prompts(read_prompts(boxes=[-20, -10, 250, 100], rule=RULE), GEOMETRY, RULE)
+    # 200 px of the frame are 128 of the input, 90 are 58
+    np.testing.assert_allclose(batch.inputs["points"][0], [[-12.8, -6.44], [160, 64.44]], atol=0.01)
 
 
 def test_prompts_of_unequal_length_go_apart_and_keep_their_rows():

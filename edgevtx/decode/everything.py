@@ -91,7 +91,10 @@ def point_grid(per_side: int, box: Box) -> NDArray[np.float64]:
 
 
 def crop_boxes(whole: Box, layers: int) -> list[tuple[Box, int]]:
-    """The crops xyxy of a frame, or of its part `whole`, and the layer of each: that itself, then 4, 16, ... of it."""
+    """The crops xyxy of a frame, or of its part `whole`, and the layer of each: that itself, then 4, 16, ... of it.
+
+    Fewer of a frame so small that some would be empty.
+    """
     x0, y0, x1, y1 = whole
     width, height = x1 - x0, y1 - y0
     boxes: list[tuple[Box, int]] = [(whole, 0)]
@@ -101,7 +104,9 @@ def crop_boxes(whole: Box, layers: int) -> list[tuple[Box, int]]:
         wide, tall = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
         lefts = [x0 + (wide - overlap) * i for i in range(count)]
         tops = [y0 + (tall - overlap) * i for i in range(count)]
-        boxes += [((left, top, min(left + wide, x1), min(top + tall, y1)), layer) for left in lefts for top in tops]
+        crops = [(left, top, min(left + wide, x1), min(top + tall, y1)) for left in lefts for top in tops]
+        # rounded up, the last crops of a small frame begin beyond its end
+        boxes += [(crop, layer) for crop in crops if crop[0] < crop[2] and crop[1] < crop[3]]
     return boxes
 
 

@@ -68,13 +68,14 @@ class StateDict(NamedTuple):
 def state_dict(path: Path) -> StateDict:
     """A file's state dict.
 
-    A dictionary without tensors is opened by the first of `WRAPPERS` that it has; then a prefix that every name
-    has is taken off (`module.`, `_orig_mod.`, `teacher.` where the rest is `student.`). Raises `CheckpointError`.
+    A dictionary is opened by the first of `WRAPPERS` under which it holds tensors, whatever lies beside that; then a
+    prefix that every name has is taken off (`module.`, `_orig_mod.`, `teacher.` where the rest is `student.`). Raises
+    `CheckpointError`.
     """
     found, under = read_weights(path), list[str]()
     classes = _class_names(found)
-    while isinstance(found, dict) and not any(isinstance(value, torch.Tensor) for value in found.values()):
-        key = next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None)
+    while isinstance(found, dict):
+        key = next((key for key in WRAPPERS if isinstance(found.get(key), dict) and _holds_tensors(found[key])), None)
         if key is None:
             break
         found = found[key]
@@ -89,6 +90,14 @@ def state_dict(path: Path) -> StateDict:
             f"or under {', '.join(WRAPPERS)}"
         )
     return StateDict(_without_prefix(tensors), ".".join(under), classes)
+
+
+def _holds_tensors(found: dict[Any, Any]) -> bool:
+    """Whether there are any, at whatever depth."""
+    return any(
+        isinstance(value, torch.Tensor) or (isinstance(value, dict) and _holds_tensors(value))
+        for value in found.values()
+    )
 
 
 def _class_names(found: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@
     python -m samples.forest_fire.train --model detr --out tests/assets/tiny_detr
     python -m samples.forest_fire.train --model setr --out tests/assets/tiny_setr
     python -m samples.forest_fire.train --model detr_panoptic --out tests/assets/tiny_detr_panoptic
+    python -m samples.forest_fire.train --model sam --out tests/assets/tiny_sam
 
 The committed checkpoints come from such runs; README.md says what differed. A run can be stopped at any time and
 taken up again with --resume; what it needs for that lies in --work.

@@ -41,7 +41,7 @@ ROWS: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
     ),
     "vivit": (
         {"classify": "Classification"},
-        ["Hugging Face"],
+        ["Hugging Face", "a ViT image checkpoint by central frame or filter inflation: scripts/vivit_from_vit.py"],
         [
             "1: spatio-temporal attention",
             "2: factorised encoder",

@@ -54,6 +54,15 @@ def test_crops_of_a_part_of_a_frame_are_those_of_that_part_alone():
     assert touches_crop(masks, crop, (70, 30, 370, 230)).tolist() == [False, True]
 
 
+@pytest.mark.parametrize(("side", "layers"), [(20, 3), (90, 4), (1, 2), (333, 4)])
+def test_no_crop_of_a_small_frame_is_empty_and_together_they_show_all_of_it(side, layers):
+    shown = np.zeros((layers + 1, side, side), np.bool_)
+    for (x0, y0, x1, y1), layer in crop_boxes((7, 5, 7 + side, 5 + side), layers):
+        assert 7 <= x0 < x1 <= 7 + side and 5 <= y0 < y1 <= 5 + side
+        shown[layer, y0 - 5 : y1 - 5, x0 - 7 : x1 - 7] = True
+    assert shown.all()
+
+
 def blobs(count, size, seed=0):
     """Smooth random logits, whose masks are of all sizes and places."""
     random = np.random.default_rng(seed)

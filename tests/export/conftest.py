@@ -88,7 +88,7 @@ def photographs() -> dict[str, Array]:
     return {name: np.ascontiguousarray(image[..., 2::-1]) for name, image in found.items()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photos() -> dict[str, Array]:
     """See `photographs`."""
     return photographs()

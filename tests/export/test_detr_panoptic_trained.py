@@ -60,6 +60,43 @@ def test_map_segments_and_masks_on_a_photograph_are_the_references(traceable, na
     assert (masks == wanted).mean() > 0.999
 
 
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    from edgevtx.export.pipeline import ExportOptions, export
+
+    out = tmp_path_factory.mktemp("panoptic") / "panoptic.vtx"
+    report = export("detr_panoptic", Checkpoint.open(CHECKPOINT), out, ExportOptions())
+    assert [item.status for item in report.manifest.verdicts] == ["passed-here"] * 2
+    return report.bundle
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_engines_give_the_references_map_segments_and_masks(runtime, bundle, traceable):
+    """Of a photograph, and of a frame of 16:9 with a fire in each third."""
+    import edgevtx
+
+    pytest.importorskip(runtime)
+    with edgevtx.load(bundle, runtime=runtime, precision="fp32") as model:
+        for frame in (burning("rocket").frame, wide_frame()):
+            wanted, found = traceable.reference(frame, 0.5), model(frame, threshold=0.5)
+            assert len(wanted.segments) >= 3 and len(wanted.detections) >= 10, "too little to compare"
+            check = compare_results(wanted, found)
+            assert check.passed, check.note
+            kinds = [[(one.class_id, one.label) for one in result.segments] for result in (wanted, found)]
+            assert kinds[0] == kinds[1]
+            assert (wanted.segment_map == found.segment_map).mean() > 0.999
+            masks = found.detections.masks.dense()
+            assert (masks == wanted.detections.masks.dense()).mean((1, 2)).min() > 0.999
+
+
+def wide_frame():
+    """(540,960,3): photographs with fires painted in, side by side."""
+    import cv2
+
+    pictures = [cv2.resize(burning(name).frame, (320, 540)) for name in ("rocket", "coffee", "chelsea")]
+    return np.ascontiguousarray(np.concatenate(pictures, 1))
+
+
 def test_masks_lie_on_the_smoke_and_the_flames(traceable):
     """By the renderer's own account of what it painted: far better than a mask of the same size elsewhere."""
     overlaps, elsewhere = [], []

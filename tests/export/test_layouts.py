@@ -18,12 +18,12 @@ from safetensors.torch import save_file  # noqa: E402
 from edgevtx.decode import decode  # noqa: E402
 from edgevtx.errors import CheckpointError  # noqa: E402
 from edgevtx.export import detr as detr_recipe  # noqa: E402
+from edgevtx.export import detr_panoptic as panoptic_recipe  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.layouts import LAYOUTS, names_for  # noqa: E402
 from edgevtx.export.layouts.mapping import Source  # noqa: E402
 from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
-from edgevtx.export.resnet_keys import timm_to_native, without_timm  # noqa: E402
 from edgevtx.geometry import plan  # noqa: E402
 from edgevtx.preprocess import prepare  # noqa: E402
 from tests.export.replicas import detr, rtdetr, sam, swin, vit  # noqa: E402
@@ -31,6 +31,7 @@ from tests.export.replicas.weights import noise, randomise  # noqa: E402
 
 TWO_HEADS = {"num_attention_heads": 2}
 DETR_HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+EIGHT_HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,6 @@ def detections(model: Any, images: Any) -> tuple[Any, ...]:
 
 def panoptic(model: Any, images: Any) -> tuple[Any, ...]:
     return *detections(model, images), model(pixel_values=images).pred_masks
-
-
-def load_panoptic(checkpoint: Checkpoint) -> Any:
-    """As a recipe loads it: transformers' own ResNet in place of timm's."""
-    config = without_timm(checkpoint.config)
-    config["backbone_config"]["out_features"] = ["stage1", "stage2", "stage3", "stage4"]
-    return checkpoint.load(transformers.DetrForSegmentation, config=config, rename=timm_to_native(), unused=("fc.",))
 
 
 def load_rtdetr(checkpoint: Checkpoint) -> Any:
@@ -234,10 +228,20 @@ CASES = {
     "detr, panoptic": Case(
         "facebookresearch DETR panoptic",
         lambda: detr.Panoptic(width=128, heads=8, classes=250),
-        load_panoptic,
+        panoptic_recipe._load,
         panoptic,
         96,
-        {"encoder_attention_heads": 8, "decoder_attention_heads": 8},
+        EIGHT_HEADS,
+        wrap=under("model"),
+    ),
+    "detr, panoptic dc5": Case(
+        "facebookresearch DETR panoptic",
+        lambda: detr.Panoptic(deep=True, depths=(3, 4, 6, 3), dilated=True, width=128, heads=8, classes=250),
+        panoptic_recipe._load,
+        panoptic,
+        96,
+        EIGHT_HEADS,
+        file="detr-r50-dc5-panoptic-da08f1b1.pth",
         wrap=under("model"),
     ),
     "rtdetr": Case(
@@ -512,6 +516,7 @@ def test_queries_of_one_kind_of_cocos_stuff_are_one_segment(publish, tmp_path):
         ("swin", "swin, timm"),
         ("swin", "swin v2, pretrained smaller"),
         ("detr_panoptic", "detr, panoptic"),
+        ("detr_panoptic", "detr, panoptic dc5"),
     ],
 )
 def test_a_recipe_takes_the_authors_file_as_it_takes_a_directory(family, name, publish, photos, tmp_path):

@@ -217,6 +217,23 @@ def test_boxes_alone_and_with_points(model, reference, photos):
     assert_same(model.predict(point, [0], boxes=boxes[0]), expected)
 
 
+def test_boxes_across_the_edge_of_the_frame_are_asked_as_a_detector_gives_them(model, reference, photos):
+    """Not clipped, as transformers clips none; one that shows nothing of the frame is refused."""
+    from edgevtx.results import Detections
+
+    frame = photos["portrait"]
+    height, width = frame.shape[:2]
+    boxes = np.array([[-7.5, 60, 250, 400], [100, 300.5, width + 1.3, height + 40]], np.float32)
+    detected = Detections(boxes, np.ones(2, np.float32), np.zeros(2, np.int64), ("dog", "dog"))
+    model.set_image(frame)
+    found = model.predict(boxes=detected.boxes)
+    assert_same(found, reference(frame, input_boxes=[boxes.tolist()]))
+    clipped = model.predict(boxes=boxes.clip(0, [width, height, width, height]))
+    assert np.abs(found.low_res_logits - clipped.low_res_logits).max() > 0.005
+    with pytest.raises(InputError, match=rf"wholly outside the frame of {width}x{height} px; leave it out"):
+        model.predict(boxes=[*boxes, [width + 1, 5, width + 40, 50]])
+
+
 def test_a_mask_of_an_earlier_answer(model, reference, photos):
     frame = photos["coffee"]
     model.set_image(frame)
@@ -263,8 +280,11 @@ def test_prompts_that_cannot_be_answered(model, photos):
         fresh.predict([[1, 1]])
     model.set_image(photos["chelsea"])
     for given, words in (
-        ({"points": [[500, 10]]}, "lies outside the frame of 451x300 px"),
-        ({"boxes": [10, 10, 20, 400]}, "lies outside the frame"),
+        (
+            {"points": [[500, 10]]},
+            r"outside the frame of 451x300 px; give x in 0\.\.451 and y in 0\.\.300, in px of the frame",
+        ),
+        ({"boxes": [10, 310, 20, 400]}, r"wholly outside the frame .*; leave it out, or give .* in x 0\.\.451"),
         ({}, "but got none"),
         ({"text": "a cat"}, "takes no texts"),
         ({"points": [[5, 5]], "mask": np.zeros((256, 256))}, r"mask must be \(64, 64\)"),
@@ -401,6 +421,16 @@ def test_crops_find_what_the_grid_alone_does_not(model, photos, cut_masks):
     of_crop = {box for box, _ in further for found in crops.masks.boxes if _inside(found, box)}
     assert len(of_crop) == 4
     assert all(_inside(found, first) for found in crops.masks.boxes)
+
+
+def test_a_frame_smaller_than_its_crops_are_many(model, photos):
+    """Of 64 crops of 20 px the last ones would begin beyond the frame."""
+    few = replace(LOOSE, points_per_side=1, crop_layers=3)
+    for found in (
+        model.segment_everything(photos["coffee"][:20, :20].copy(), few),
+        model.segment_everything(photos["coffee"], few, roi=(100, 50, 120, 70)),
+    ):
+        assert found.masks.size in ((20, 20), photos["coffee"].shape[:2])
 
 
 def _inside(found, box):

@@ -23,8 +23,9 @@ from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.trial import seed_weights  # noqa: E402
 
 WORDS = ["<start>", "<end>", "smoke", "flame", "a", "column", "of", "white", "grey", "the", "tree"]
-TEXTS = ["a column of white smoke", "flame", "the grey tree of the white tree of the smoke of a flame of the tree"]
 LENGTH = 12
+# the last one is as long as may be, its start and end counted
+TEXTS = ["a column of white smoke", "flame", "the grey tree of the white tree of the smoke"]
 OPTIONS = ExportOptions(targets=("onnxruntime",), precisions=("fp32",))
 
 
@@ -89,10 +90,20 @@ def test_the_text_encoder_is_clips(model, checkpoint):
     clip = transformers.CLIPTextModelWithProjection.from_pretrained(checkpoint / "text_encoder").eval()
     projection = load_file(checkpoint / "text_projection.safetensors")
     for text in TEXTS:
-        ids = [0, *[WORDS.index(word) for word in text.split()][: LENGTH - 2], 1]
+        ids = [0, *[WORDS.index(word) for word in text.split()], 1]
         with torch.no_grad():
             expected = clip(input_ids=torch.tensor([ids])).text_embeds[0] @ projection["weight"].T + projection["bias"]
         np.testing.assert_allclose(model._embed_texts([text])[0], expected, atol=1e-4)
+
+
+def test_a_text_that_is_too_long_is_refused_and_not_answered_for_its_beginning(model, photos):
+    model.set_image(photos["chelsea"])
+    longer = f"{TEXTS[-1]} tree"
+    words = r"the text 'the grey tree of the white tree of the s\.\.\.' is 13 tokens long, .* at most 12; shorten it"
+    for ask in (model.predict, model.ask):
+        with pytest.raises(InputError, match=words):
+            ask(text=["flame", longer])
+    assert model.question is None
 
 
 @pytest.mark.parametrize("end", [1, 2])

@@ -54,17 +54,19 @@ def ask(traceable, frame, **prompts):
 
 
 @torch.no_grad()
-def reference(traceable, frame, boxes):
-    """Transformers' answer: masks (N,H,W), iou (N,), and the logits (N,H,W) that were thresholded."""
+def reference(traceable, frame, *, multimask=False, **prompts):
+    """Transformers' answer: masks (N,M,H,W), iou (N,M), and the logits (N,M,H,W) that were thresholded."""
     from transformers import SamProcessor
 
     model, image_processor = traceable.reference.args
     processor = SamProcessor(image_processor)
-    asked = processor(images=frame[..., ::-1].copy(), input_boxes=[boxes.tolist()], return_tensors="pt")
-    found = model(pixel_values=asked["pixel_values"], input_boxes=asked["input_boxes"].float(), multimask_output=False)
+    asked = processor(images=frame[..., ::-1].copy(), return_tensors="pt", **prompts)
+    given = {name: asked[name] for name in prompts}
+    given = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+    found = model(pixel_values=asked["pixel_values"], multimask_output=multimask, **given)
     sizes = asked["original_sizes"], asked["reshaped_input_sizes"]
-    logits = processor.post_process_masks(found.pred_masks, *sizes, pad_size=PAD, binarize=False)[0][:, 0]
-    return (logits > 0).numpy(), found.iou_scores[0, :, 0].numpy(), logits.numpy()
+    logits = processor.post_process_masks(found.pred_masks, *sizes, pad_size=PAD, binarize=False)[0]
+    return (logits > 0).numpy(), found.iou_scores[0].numpy(), logits.numpy()
 
 
 def iou(first, second):
@@ -79,7 +81,7 @@ def test_masks_are_the_references_and_show_the_objects(size, traceable):
         if not len(boxes):
             continue
         found = ask(traceable, frame, boxes=boxes)
-        masks, scores, logits = reference(traceable, frame, boxes)
+        masks, scores, logits = (one[:, 0] for one in reference(traceable, frame, input_boxes=[boxes.tolist()]))
         mine = found.dense()[:, 0]
         assert (mine != masks).mean((1, 2)).max() < 1e-3
         np.testing.assert_allclose(found.iou[:, 0], scores, atol=1e-3)
@@ -88,6 +90,43 @@ def test_masks_are_the_references_and_show_the_objects(size, traceable):
         overlaps += iou(mine, truth).tolist()
     assert len(overlaps) >= 5
     assert np.mean(overlaps) > 0.5
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    from edgevtx.export.pipeline import ExportOptions, export
+
+    report = export("sam", Checkpoint.open(ASSET), tmp_path_factory.mktemp("sam") / "sam.vtx", ExportOptions())
+    assert [item.status for item in report.manifest.verdicts] == ["passed-here"] * 2
+    return report.bundle
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_engines_give_the_references_masks_of_a_wide_frame(runtime, bundle, traceable):
+    """A point on each object and its three masks, and a box around each and its one, on 1920x1080 px."""
+    import edgevtx
+
+    pytest.importorskip(runtime)
+    frame, boxes, truth = scene(1, (1080, 1080))
+    wide = cv2.resize(frame, (1920, 1080), interpolation=cv2.INTER_CUBIC)
+    boxes = boxes * (1920 / 1080, 1, 1920 / 1080, 1)
+    places = [np.argwhere(one)[len(np.argwhere(one)) // 2] for one in truth]  # rows and columns inside the objects
+    points = [[[float(x * 1920 / 1080), float(y)]] for y, x in places]
+    labels = [[1] for _ in points]
+    with edgevtx.load(bundle, runtime=runtime, precision="fp32") as model:
+        model.set_image(wide)
+        asked = (
+            (model.predict(points, labels), {"multimask": True, "input_points": [points], "input_labels": [labels]}),
+            (model.predict(boxes=boxes, multimask=False), {"input_boxes": [boxes.tolist()]}),
+        )
+    for found, prompts in asked:
+        masks, scores, _ = reference(traceable, wide, **prompts)
+        assert found.dense().shape == masks.shape == (len(points), 3 if "multimask" in prompts else 1, 1080, 1920)
+        shown = masks.mean((2, 3)) > 1e-3
+        assert shown.mean() > 0.8, "too little to compare"
+        assert (found.dense() != masks).mean((2, 3)).max() < 1e-3
+        assert iou(found.dense()[shown], masks[shown]).min() > 0.98  # 0.1% of the frame may be half of a small mask
+        np.testing.assert_allclose(found.iou, scores, atol=1e-3)
 
 
 def test_a_mask_given_back_keeps_what_it_shows(traceable):
@@ -124,3 +163,19 @@ def test_in_bf16_the_decoder_keeps_fp32(tmp_path):
         frame, boxes, truth = scene(1, (301, 301))
         model.set_image(frame)
         assert np.mean(iou(model.predict(boxes=boxes, multimask=False).dense()[:, 0], truth)) > 0.5
+
+
+def test_in_int8_the_encoder_is_quantised_and_the_decoder_keeps_fp32(tmp_path, monkeypatch):
+    from edgevtx.export import judge
+    from edgevtx.export.pipeline import ExportOptions, export
+    from edgevtx.runtimes.base import Probe
+
+    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
+    options = ExportOptions(targets=("tensorrt-rtx",), precisions=("int8",))
+    report = export("sam", Checkpoint.open(ASSET), tmp_path / "sam", options)
+    (verdict,) = report.manifest.verdicts
+    assert (verdict.status, verdict.parts) == ("graph-only", {"decoder": "fp32"}), verdict.reason
+    assert "decoder runs in fp32, since in int8 it is failed (graph.decoder.tensorrt-rtx.int8.onnx: " in verdict.reason
+    graphs = {graph.file: graph.precisions for graph in report.manifest.graphs}
+    assert graphs == {"graph.tensorrt-rtx.int8.onnx": ("int8",), "graph.decoder.tensorrt-rtx.onnx": ("fp32",)}
+    assert {path.name for path in report.bundle.glob("*.onnx")} == set(graphs)

@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,7 @@ from edgevtx.export.models.vivit import Settings, make  # noqa: E402
 from edgevtx.export.pipeline import ExportOptions, export  # noqa: E402
 from edgevtx.export.processor import load_processor, preprocess_of  # noqa: E402
 from edgevtx.export.recipe import BuildOptions, get_recipe  # noqa: E402
-from edgevtx.export.rewrite import lower  # noqa: E402
 from edgevtx.export.samples import Photo, load_clips, move_over  # noqa: E402
-from edgevtx.export.trace import trace  # noqa: E402
 from edgevtx.export.trial import seed_weights  # noqa: E402
 from edgevtx.export.verify import make_samples, measure_sensitivity  # noqa: E402
 from edgevtx.export.vivit_from_vit import Wanted, inflate, write_vivit  # noqa: E402
@@ -269,42 +266,6 @@ def test_models_2_to_4_are_the_papers(name):
     # time matters: the same frames in another order are another clip
     with torch.no_grad():
         assert error_of(found, module(frames.flip(1)).numpy()) > 0.01
-
-
-# -- graphs ----------------------------------------------------------------------------------------------------
-
-# attentions of two layers (the factorised encoder has two more over time)
-ATTENTIONS = {
-    "vivit": 2,
-    "vivit-factorised-encoder": 4,
-    "vivit-factorised-self-attention": 4,
-    "vivit-factorised-dot-product": 4,
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_attention_stays_fused(kind, build):
-    """On ONNX Runtime one operator each; OpenVINO's compiler leaves no softmax but the classifier's."""
-    openvino, ir = pytest.importorskip("openvino"), pytest.importorskip("onnx_ir")
-    model = trace(build(kind))
-    assert [user.op_type for user in model.graph.inputs[0].consumers()] == ["Cast"]  # nothing else may touch uint8
-    assert Counter(node.op_type for node in model.graph)["Attention"] == ATTENTIONS[kind]
-    (ort,) = lower(model, "onnxruntime")
-    count = Counter(node.op_type for node in ort.model.graph)
-    assert (count["MultiHeadAttention"], count["Attention"], count["Softmax"]) == (ATTENTIONS[kind], 0, 1)
-    core = openvino.Core()
-    for lowered in lower(model, "openvino"):
-        assert not {"IsNaN", "Where", "Expand"} & (set(count) | {node.op_type for node in lowered.model.graph})
-        graph = core.read_model(ir.to_proto(lowered.model).SerializeToString(), b"")
-        for precision in lowered.precisions:
-            if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-                continue
-            hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-            compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-            ops = compiled.get_runtime_model().get_ops()
-            kinds = Counter(node.get_rt_info()["layerType"].astype(str) for node in ops)
-            assert kinds["Softmax"] == 1
-            assert kinds["MatMul"] == 0, kinds  # the products of queries, keys and values are inside the fused blocks
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------

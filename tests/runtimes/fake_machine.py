@@ -41,6 +41,7 @@ class Machine:
         self.streams: dict[int, FakeStream] = {}
         self.stacks = threading.local()
         self.retained = 0
+        self.clock = 0  # each piece of work takes 1 ms, an event none
         self._next = 1 << 20
         self._lock = threading.RLock()
 
@@ -114,6 +115,7 @@ class FakeStream:
 
     def drain(self) -> None:
         while self.work:
+            self.machine.clock += 1
             self.work.pop(0)()
 
 
@@ -208,6 +210,26 @@ def make_driver(machine: Machine) -> ModuleType:
                 machine.made("stream", -1)
                 del machine.streams[self.handle]
 
+    class Event:
+        def __init__(self) -> None:
+            machine.need_context("cuEventCreate")
+            did("cuEventCreate")
+            self._passed: int | None = None
+
+        def record(self, stream: Any) -> Event:
+            did("cuEventRecord")
+            machine.submit(stream.handle, self._note)
+            return self
+
+        def _note(self) -> None:
+            machine.clock -= 1
+            self._passed = machine.clock
+
+        def time_since(self, earlier: Event) -> float:
+            if self._passed is None or earlier._passed is None:
+                raise Error("cuEventElapsedTime failed: not ready")
+            return float(self._passed - earlier._passed)
+
     class Locked:
         def __init__(self, size: int, flags: int) -> None:
             machine.need_context("cuMemHostAlloc")
@@ -287,6 +309,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
     module: Any = ModuleType("pycuda.driver")
     module.Error, module.Context, module.Device, module.Stream = Error, Context, Device, Stream
+    module.Event = Event
     module.init = lambda: did("cuInit")
     module.pagelocked_empty, module.mem_alloc = locked, Memory
     module.memcpy_htod_async, module.memcpy_dtoh_async, module.memcpy_dtod_async = upload, download, between

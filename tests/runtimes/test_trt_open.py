@@ -478,30 +478,3 @@ def test_a_plan_of_rtx_is_adopted_on_any_gpu_of_its_architecture(machine: Machin
     bundle, plan = ship(made, "tensorrt-rtx")
     machine.gpus, machine.multiprocessors = ("Another",), 16
     adopt_plan(bundle, plan, "tensorrt-rtx", EngineOptions(device="GPU"))
-
-
-# what is called of the package, by its class; the fakes have no more than this
-CALLED = {
-    "Runtime": ("deserialize_cuda_engine",),
-    "ICudaEngine": (
-        "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_location", "create_execution_context",
-        "create_runtime_config", "create_engine_inspector",
-    ),
-    "EngineInspector": ("get_engine_information",),
-    "LayerInformationFormat": ("JSON",),
-    "IExecutionContext": (
-        "active_optimization_profile", "set_optimization_profile_async", "set_input_shape", "infer_shapes",
-        "get_tensor_shape", "set_tensor_address", "execute_async_v3",
-    ),
-    "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy"),
-    "IRuntimeCache": ("serialize", "deserialize"),
-    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
-    "TensorIOMode": ("INPUT", "OUTPUT"),
-    "TensorLocation": ("DEVICE",),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", CALLED)
-def test_what_is_called_is_in_the_real_package(kind: str) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="the package has wheels for x86-64 Linux alone")
-    assert not [name for name in CALLED[kind] if not hasattr(getattr(trt, kind), name)]
