@@ -243,6 +243,7 @@ def our_graph(name: str, target: str, precision: str, *, dynamic: bool = False) 
     from edgevtx.export.recipe import get_recipe
     from edgevtx.export.rewrite import lower
     from edgevtx.export.trace import trace, trace_all
+    from edgevtx.golden import GOLDEN, Golden, write_golden
 
     whole, part = PARTS.get(name, (name, ""))
     model = replace(MODELS[whole], frame=None if dynamic else SIZES[name])
@@ -256,6 +257,9 @@ def our_graph(name: str, target: str, precision: str, *, dynamic: bool = False) 
         built = get_recipe(model.family).build(open_checkpoint(model), build_options(model))
         traced = trace_all(built)[part] if part else trace(built)
         write_graphs({"": [graph for target in TARGETS for graph in lower(traced, target)]}, folder)
+        # a bundle's golden sample says which shapes are usual
+        frame = np.zeros((1, 1, 3), np.uint8)
+        write_golden(folder / GOLDEN, Golden(frame, inputs_of(name)[1], {}))
         mark.write_text(stamp, encoding="utf-8")
     special = folder / f"graph.{target}.{precision}.onnx"
     return special if special.is_file() else folder / f"graph.{target}.onnx"

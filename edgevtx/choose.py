@@ -81,8 +81,8 @@ def choose_precision(
     """The precision asked for, or the one that the bundle recommends for the target.
 
     Where the device does not have the recommended one, such as bf16 on a GPU of before 2020, it is the next that passed
-    verification and that the device has. Raises `VerificationError` where the bundle has no verdict for it or one that
-    refuses it, unless `allow_unverified`.
+    verification and that the device has, but for int8, which is recommended or asked for by name. Raises
+    `VerificationError` where the bundle has no verdict for it or one that refuses it, unless `allow_unverified`.
     """
     precision = asked or _recommended(manifest, target)
     if not (allow_unverified or target == "null" or _is_accepted(manifest, target, precision)):
@@ -99,11 +99,11 @@ def choose_precision(
 def _lacking(manifest: Manifest, target: str, asked: str | None, options: EngineOptions) -> dict[str, str]:
     """The precisions to try, the best first: each with why this device does not have it, or "".
 
-    Those are the one asked for alone, or the recommended one and the others that passed. After the first that the
-    device has, none is looked at.
+    Those are the one asked for alone, or the recommended one and the others that passed, but int8. After the first that
+    the device has, none is looked at.
     """
     wanted = asked or _recommended(manifest, target)
-    others = [] if asked else [item.precision for item in manifest.verdicts if item.target == target]
+    others = [] if asked else _unasked(manifest, target)
     tried: dict[str, str] = {}
     for precision in dict.fromkeys((wanted, *(name for name in others if _is_accepted(manifest, target, name)))):
         tried[precision] = _objection(target, replace(options, precision=precision))
@@ -131,9 +131,13 @@ def _listed(reasons: Mapping[str, str]) -> str:
 
 
 def _recommended(manifest: Manifest, target: str) -> str:
-    """The one recommended at export, or where none is, the first that has a verdict."""
-    known = (item.precision for item in manifest.verdicts if item.target == target)
-    return manifest.recommended.get(target) or next(known, "fp32")
+    """The one recommended at export, or where none is, the first that has a verdict and need not be asked for."""
+    return manifest.recommended.get(target) or next(iter(_unasked(manifest, target)), "fp32")
+
+
+def _unasked(manifest: Manifest, target: str) -> list[str]:
+    """The precisions that have a verdict, in their order; int8 is taken only where it was named first."""
+    return [item.precision for item in manifest.verdicts if item.target == target and item.precision != "int8"]
 
 
 def _refuse(manifest: Manifest, target: str, precision: str) -> None:

@@ -98,7 +98,7 @@ class Predictor:
 
     @property
     def batch_size(self) -> int | None:
-        """How many frames the engine takes at once; None where it takes any number."""
+        """How many frames the engine takes at once; None where it takes any number, up to `engine.most_rows`."""
         return self.manifest.image_input.shape[0]
 
     def __call__(
@@ -131,11 +131,12 @@ class Predictor:
         top_k: int | None = None,
         color: Literal["bgr", "rgb"] = "bgr",
     ) -> list[Result]:
-        """Answer several frames (or clips, where the model takes those), as many at once as the engine takes.
+        """Answer any number of frames (or clips, where the model takes those), as many at once as the engine takes.
 
-        Where the input's size follows the frame, frames of unequal size are padded as the reference pads a batch.
+        Where the input's size follows the frame, frames of unequal size are padded as the reference pads a batch, those
+        that go in at once to each other's size. Results are in the order of the frames, `stages` those of all.
         """
-        size = self.batch_size or max(len(frames), 1)
+        size = self.batch_size or self.engine.most_rows or max(len(frames), 1)
         results: list[Result] = []
         stages = dict.fromkeys(("preprocess", "engine", "decode"), 0.0)
         for start in range(0, len(frames), size):
@@ -174,7 +175,7 @@ class Predictor:
         what is good enough (see `edgevtx.prompt`).
         """
         start = perf_counter()
-        outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size)
+        outputs = run_in_turns(self._runtime.run, prepared.inputs, self.batch_size, self.engine.most_rows)
         self.stages = {**prepared.stages, "engine": 1e3 * (perf_counter() - start), "decode": 0.0}
         return outputs
 

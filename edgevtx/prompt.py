@@ -273,7 +273,8 @@ class PromptPredictor(Predictor):
 
     def _embed(self, inputs: Arrays, at_once: int | None) -> Array:
         """(N,C,h,w), a copy; `at_once` rows in a run where the engine takes any number."""
-        outputs = run_in_turns(self._runtime.run, inputs, self.batch_size or at_once)
+        most = min(filter(None, (at_once, self.engine.most_rows)), default=None)
+        outputs = run_in_turns(self._runtime.run, inputs, self.batch_size, most)
         check_finite(outputs)
         return np.array(outputs["embedding"], np.float32)
 

@@ -56,17 +56,19 @@ def middle_window(image: Array, windows: Windows | None) -> Array:
     return views[len(views) // 2]
 
 
-def run_in_turns(run: Callable[[Arrays], Arrays], inputs: Arrays, batch: int | None) -> Arrays:
-    """Run the rows of `inputs`, `batch` at a time (None: all at once), and put the outputs together.
+def run_in_turns(run: Callable[[Arrays], Arrays], inputs: Arrays, batch: int | None, most: int | None = None) -> Arrays:
+    """Run the rows of `inputs`, `batch` at a time, and put the outputs together; None: all at once, or `most` of them.
 
-    A last turn that is short repeats its last row, whose further answers are dropped.
+    A last turn that is shorter than `batch` repeats its last row, whose further answers are dropped.
     """
     count = len(inputs["pixels"])
-    if batch is None or batch == count:
+    size = batch or min(count, most or count)
+    if size == count:
         return run(inputs)
     turns = []
-    for start in range(0, count, batch):
-        rows = np.minimum(np.arange(start, start + batch), count - 1)
+    for start in range(0, count, size):
+        stop = start + size if batch else min(start + size, count)
+        rows = np.minimum(np.arange(start, stop), count - 1)
         outputs = run({name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()})
         # copies, since a runtime may reuse its output buffers
         turns.append({name: array[: count - start].copy() for name, array in outputs.items()})

@@ -275,8 +275,9 @@ def _write_golden(folder: Path, samples: tuple[Sample, ...], manifest: Manifest)
             "in every image some selection inside the model is a tie, so no golden sample can be chosen; "
             "give other images with --images"
         )
+    # of a part the first, whose shapes are the usual ones, if it shows anything
     parts = {
-        name: max(pairs, key=lambda pair: content(pair.outputs, manifest.parts[name].decode))
+        name: max(pairs, key=lambda pair: content(pair.outputs, manifest.parts[name].decode) > 0)
         for name, pairs in golden.parts.items()
     }
     try:

@@ -120,10 +120,11 @@ class TraceablePart:
     """A further network of a family, such as SAM's mask decoder, that reads what the one that takes frames gives.
 
     `module.forward` takes tensors in the order of `inputs` and returns a tuple in the order of `outputs`; `dynamic` as
-    for `Traceable`. `examples(outputs)` makes inputs from the first network's outputs for one frame: the first of them
-    is traced (its dynamic dimensions must be 2 or more), and all are verified. `decode` is None where the outputs are
-    only another network's inputs. `reference(inputs)` is what the reference's own network answers to such inputs, for
-    those that it has one for.
+    for `Traceable`. `examples(outputs)` makes inputs from the first network's outputs for one frame: all are verified,
+    the largest is traced (its dynamic dimensions must be 2 or more), and the first has the usual shapes, which engines
+    are made for: it is the golden sample if it shows anything. `decode` is None where the outputs are only another
+    network's inputs. `reference(inputs)` is what the reference's own network answers to such inputs, for those that it
+    has one for.
     """
 
     module: torch.nn.Module

@@ -146,9 +146,11 @@ def _parts(
 
 
 def _examples(rule: PromptDecode, side: float, text: int | None, outputs: Arrays) -> list[Arrays]:
-    """Inputs of the decoder for one frame: four prompts of three points, two of five and two masks alone."""
+    """Inputs of the decoder for one frame: a click, which is usual, four prompts of three points, two of five and two
+    masks alone. The click has a mask as well, so that every part of the network has its share in the answer."""
     random = np.random.default_rng(0)
     labels: tuple[list[list[int]], ...] = (
+        [[1, -1]],
         [[1, 0, -1], [1, 1, -1], [1, 2, 3], [0, 1, -1]],
         [[1, 1, 0, 0, -1], [1, 0, 1, 2, 3]],  # the second row has a mask, beside its box
         [[], []],
@@ -164,7 +166,7 @@ def _examples(rule: PromptDecode, side: float, text: int | None, outputs: Arrays
             "points": random.uniform(0, side, (count, len(kinds[0]), 2)).astype(np.float32),
             "point_labels": np.array(kinds, np.int32),
             "mask_prompt": 4 * masks,
-            "has_mask": (np.arange(count) % 2).astype(np.float32) if kinds[0] else np.ones(count, np.float32),
+            "has_mask": (np.arange(count) % 2 if count > 1 and kinds[0] else np.ones(count)).astype(np.float32),
         }
         if text is not None:
             feeds["point_labels"][0, -1:] = TEXT

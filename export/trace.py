@@ -38,8 +38,9 @@ def trace_all(traceable: Traceable) -> dict[str, ir.Model]:
             values = traceable.module(*example_inputs(traceable))
         outputs = {info.name: value.numpy() for info, value in zip(traceable.outputs, values, strict=True)}
     for name, part in traceable.parts.items():
-        first = part.examples(outputs)[0]
-        example = tuple(torch.from_numpy(first[info.name]) for info in part.inputs)
+        # the largest: torch.export takes a dimension of one for a constant
+        largest = max(part.examples(outputs), key=lambda feeds: sum(array.size for array in feeds.values()))
+        example = tuple(torch.from_numpy(largest[info.name]) for info in part.inputs)
         models[name] = _trace(f"{traceable.family} {name}", part, example)
     return models
 

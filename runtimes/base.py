@@ -239,6 +239,8 @@ class Engine:
 
     With `on_gpu` its runtimes take `DeviceArray`s, what offers `__cuda_array_interface__`, and `Frames`.
     `executed_share` is as `BuildReport.precision_share`, read from the open engine where that tells it, else empty.
+    With `two_forms` the golden sample's shapes are served by a form of their own, all others by a second one.
+    `most_rows` is the largest batch of its first input, None where that takes any, or one alone that its shape says.
     """
 
     target: str
@@ -248,6 +250,8 @@ class Engine:
     close: Callable[[], None] = lambda: None
     on_gpu: bool = False
     executed_share: dict[str, float] = field(default_factory=dict)
+    two_forms: bool = False
+    most_rows: int | None = None
 
 
 class Backend(Protocol):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgevtx.errors import DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import host
+from edgevtx.runtimes import host, turns
 from edgevtx.runtimes.base import Array, DeviceArray, device_facts
 
 LIBRARY = "libcuda.so.1"
@@ -148,7 +148,8 @@ class Device:
     def wait_for(self, stream: int | None) -> None:
         """Wait until an array that comes with this stream is written; see `DeviceArray`."""
         if stream == DeviceArray.ANY_STREAM:
-            _call("cuCtxSynchronize", self.driver.Context.synchronize)
+            with turns.waiting():
+                _call("cuCtxSynchronize", self.driver.Context.synchronize)
         elif stream is not None:
             self.library.call("cuStreamSynchronize", stream)
 
@@ -188,17 +189,18 @@ class Stream:
         Raises what `work` raises and `DeviceError` where one of them cannot be captured; the stream is as before then.
         """
         call, template, executable = self._library.call, _POINTER(), _POINTER()
-        call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
-        try:
-            work()
-        except BaseException:
-            # the stream takes no ordinary work until its capture has ended
-            with contextlib.suppress(DeviceError):
-                call("cuStreamEndCapture", self.handle, ctypes.byref(template))
-            if template:
-                call("cuGraphDestroy", template)
-            raise
-        call("cuStreamEndCapture", self.handle, ctypes.byref(template))
+        with turns.capturing():
+            call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
+            try:
+                work()
+            except BaseException:
+                # the stream takes no ordinary work until its capture has ended
+                with contextlib.suppress(DeviceError):
+                    call("cuStreamEndCapture", self.handle, ctypes.byref(template))
+                if template:
+                    call("cuGraphDestroy", template)
+                raise
+            call("cuStreamEndCapture", self.handle, ctypes.byref(template))
         try:
             call("cuGraphInstantiateWithFlags", ctypes.byref(executable), template, 0)
         finally:
@@ -225,6 +227,20 @@ class Graph:
         self._library.call("cuGraphExecDestroy", self._executable)
 
 
+class Memory:
+    """Bytes that stay on the GPU, at `pointer`."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.size = size
+        self._own = _call("cuMemAlloc", device.driver.mem_alloc, size)
+        self.pointer = int(self._own)
+        keep_in_forks(self)
+
+    def free(self) -> None:
+        """Free it."""
+        _call("cuMemFree", self._own.free)
+
+
 class Buffer:
     """Bytes that travel between host and GPU: `host` (n,) uint8, page-locked, and `pointer`, where the GPU has them.
 
@@ -236,13 +252,14 @@ class Buffer:
         shared = device.gpu.integrated
         flags = driver.host_alloc_flags.DEVICEMAP if shared else 0
         self.host: Array = _call("cuMemHostAlloc", driver.pagelocked_empty, (size,), np.uint8, "C", flags)
-        self._locked, self._own = self.host.base, None
+        self._locked = self.host.base
+        self._own: Memory | None = None
         try:
             if shared:
                 self.pointer = int(_call("cuMemHostGetDevicePointer", self._locked.get_device_pointer))
             else:
-                self._own = _call("cuMemAlloc", driver.mem_alloc, size)
-                self.pointer = int(self._own)
+                self._own = Memory(device, size)
+                self.pointer = self._own.pointer
         except DeviceError:
             self._locked.free()
             raise
@@ -269,7 +286,7 @@ class Buffer:
     def free(self) -> None:
         """Free both. No array over `host` may be used after it."""
         if self._own is not None:
-            _call("cuMemFree", self._own.free)
+            self._own.free()
         _call("cuMemFreeHost", self._locked.free)
 
 
@@ -338,8 +355,8 @@ def _library() -> Library:
         return Library(ctypes.CDLL(LIBRARY))
     except (OSError, AttributeError) as error:  # a driver from before CUDA 11.4 lacks a function
         raise RuntimeUnavailableError(
-            f"a GPU was asked for, but NVIDIA's driver is not usable here ({host.first_line(error)}); install the "
-            "driver, for CUDA 12 or newer"
+            f"a GPU was asked for, but NVIDIA's driver is not usable here ({host.first_line(error)}); "
+            f"{host.driver_step()}"
         ) from None
 
 
@@ -355,10 +372,10 @@ def _start(target: str) -> Any:
         found = driver.Device.count()
     except driver.Error as error:
         raise RuntimeUnavailableError(
-            f"a GPU was asked for, but CUDA does not start here ({host.first_line(error)}); check it with nvidia-smi"
+            f"a GPU was asked for, but CUDA does not start here ({host.first_line(error)}); {host.gpu_step()}"
         ) from error
     if not found:
-        raise RuntimeUnavailableError("a GPU was asked for, but the driver finds none; check it with nvidia-smi")
+        raise RuntimeUnavailableError(f"a GPU was asked for, but the driver finds none; {host.gpu_step()}")
     return driver
 
 
@@ -390,9 +407,5 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _failed(name: str, words: str) -> DeviceError:
-    advice = (
-        "free memory of the GPU, or use a smaller batch, size or model"
-        if "out of memory" in words.lower().replace("_", " ")
-        else "after most errors of the driver a process cannot use the GPU any more: start it anew"
-    )
+    advice = host.advise(words, "after most errors of the driver a process cannot use the GPU any more: start it anew")
     return DeviceError(f"CUDA's {name} failed: {words.removeprefix(f'{name} failed: ')}; {advice}")

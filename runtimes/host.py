@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import platform
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,15 +14,49 @@ from typing import Any
 from edgevtx.errors import RuntimeUnavailableError
 from edgevtx.runtimes.base import Probe
 
+# in the words of CUDA, TensorRT and C++: "out of memory", "CUDA_ERROR_OUT_OF_MEMORY", "OutOfMemory", "std::bad_alloc"
+_NO_MEMORY = re.compile(r"out[ _]?of[ _]?memory|bad[ _]alloc", re.IGNORECASE)
+
 TEGRA = Path("/etc/nv_tegra_release")
 """A Jetson has this file: one line with its release of L4T."""
 
 
+# extra -> what installs it on a Jetson, and what installs it again. Its TensorRT is JetPack's: no package may hide it.
+# pycuda is compiled there, and what it needs is left alone: JetPack's OpenCV breaks with numpy 2
+_JETPACK = "sudo apt install nvidia-jetpack, and python3 -m venv --system-site-packages for an environment with it"
+_NVCC = "PATH=/usr/local/cuda/bin:$PATH"
+_ON_JETSON = {
+    "tensorrt": (_JETPACK, _JETPACK),
+    "tensorrt-rtx": ("tensorrt in its place: TensorRT-RTX is not made for a Jetson",) * 2,
+    "cuda": (
+        f'{_NVCC} pip install pycuda "numpy<2"; it is compiled with the system\'s nvcc',
+        f"{_NVCC} pip install --force-reinstall --no-cache-dir --no-deps pycuda; it is compiled for the CUDA here",
+    ),
+}
+
+
 def install_command(extra: str, *, again: bool = False) -> str:
-    """The command that installs an extra of edgevtx. A Jetson's TensorRT is JetPack's: no package may hide it."""
-    if extra == "tensorrt" and TEGRA.is_file():
-        return "sudo apt install nvidia-jetpack, and python3 -m venv --system-site-packages for an environment with it"
-    return f'pip install "edgevtx[{extra}]"{" --force-reinstall" if again else ""}'
+    """The command that installs an extra of edgevtx, or installs it again."""
+    jetson = TEGRA.is_file()
+    if jetson and extra in _ON_JETSON:
+        return _ON_JETSON[extra][again]
+    return f'pip install "edgevtx[{extra}]"' + (
+        " --force-reinstall" + (' "numpy<2"' if jetson else "") if again else ""
+    )
+
+
+def driver_step() -> str:
+    """The step that gives this machine the driver's library, libcuda.so.1."""
+    if TEGRA.is_file():
+        return "sudo apt install --reinstall nvidia-l4t-cuda; a container is to be started with --runtime nvidia"
+    return "install the driver, for CUDA 12 or newer"
+
+
+def gpu_step() -> str:
+    """The step where the driver's library is there, and finds no GPU or does not start."""
+    if TEGRA.is_file():
+        return "sudo usermod -aG video,render $USER, and log in again"
+    return "check it with nvidia-smi"
 
 
 def import_package(package: str, *, target: str, extra: str) -> Any:
@@ -52,6 +87,16 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '", "[ERROR]"))]
     return (said or lines or [type(error).__name__])[0][:300]
+
+
+def lacks_memory(words: str) -> bool:
+    """Whether a vendor's message speaks of memory that could not be had."""
+    return _NO_MEMORY.search(words) is not None
+
+
+def advise(words: str, otherwise: str) -> str:
+    """What to do about a GPU's error of these words: what helps against a lack of memory, or `otherwise`."""
+    return "free memory of the GPU, or use a smaller batch, size or model" if lacks_memory(words) else otherwise
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from edgevtx.errors import DeviceError
 from edgevtx.geometry import Geometry, Size
 from edgevtx.runtimes.base import Array, DeviceArray, Frames
-from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Kernel, Stream
+from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Kernel, Memory, Stream
 
 Floats = NDArray[np.float64]
+Held = TypeVar("Held", Buffer, Memory)
 
 _BITS = 22  # of a weight's fraction
 _HALF = 1 << (_BITS - 1)
@@ -198,7 +200,7 @@ class Resizer:
         """Resizes a small frame to see that it is right; raises `DeviceError` where it is not, or is not compiled."""
         self._device = device
         self._staging: Buffer | None = None
-        self._middle: Buffer | None = None
+        self._middle: Memory | None = None
         self._kernel = Kernel(device, KERNEL, "resample")
         try:
             self._prove(stream)
@@ -216,7 +218,7 @@ class Resizer:
             target.fill(feed.fill, feed.size, stream)
         views = [_view(*pair, feed) for pair in zip(feed.frames, feed.geometries, strict=True)]
         staged = iter(self._stage([array for view in views for array in view.arrays], stream))
-        self._middle = self._grow(self._middle, max(view.middle for view in views))
+        self._middle = self._grow(Memory, self._middle, max(view.middle for view in views))
         for number, view in enumerate(views):
             self._device.wait_for(view.stream)
             columns, rows = ((next(staged), next(staged)) for _ in range(2))
@@ -233,10 +235,10 @@ class Resizer:
         """Free all of it; twice is allowed."""
         self._kernel.close()
         for name in ("_staging", "_middle"):
-            buffer: Buffer | None = getattr(self, name)
+            held: Buffer | Memory | None = getattr(self, name)
             setattr(self, name, None)
-            if buffer is not None:
-                buffer.free()
+            if held is not None:
+                held.free()
 
     def _launch(self, places: Sequence[int], taps: Taps, lines: int, samples: int, stream: Stream) -> None:
         """`places` are the kernel's addresses and strides, in its order."""
@@ -249,7 +251,7 @@ class Resizer:
         """Copy arrays to the GPU, in one piece; where each of them lies there."""
         ends = np.cumsum([-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays])
         size = int(ends[-1])
-        self._staging = self._grow(self._staging, size)
+        self._staging = self._grow(Buffer, self._staging, size)
         starts = [0, *map(int, ends[:-1])]
         for start, array in zip(starts, arrays, strict=True):
             bytes_ = self._staging.host[start : start + array.nbytes]
@@ -257,12 +259,12 @@ class Resizer:
         self._staging.upload(size, stream)
         return [self._staging.pointer + start for start in starts]
 
-    def _grow(self, buffer: Buffer | None, size: int) -> Buffer:
-        if buffer is not None and buffer.size >= size:
-            return buffer
-        made = Buffer(self._device, size)
-        if buffer is not None:
-            buffer.free()
+    def _grow(self, kind: type[Held], held: Held | None, size: int) -> Held:
+        if held is not None and held.size >= size:
+            return held
+        made = kind(self._device, size)
+        if held is not None:
+            held.free()
         return made
 
     def _prove(self, stream: Stream) -> None:

@@ -15,6 +15,7 @@ from edgevtx.runtimes import context, cuda, host, sample, trt_inspect
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
 from edgevtx.runtimes.plan import PLAN, PlanRecord, Profile, check_plan, read_plan
 from edgevtx.runtimes.trt_build import architectures, build_plan, check_gpu
+from edgevtx.runtimes.trt_profiles import most_rows
 from edgevtx.runtimes.trt_run import Execution, Loaded
 
 # "CPU" is the device that `load` asks for unless it is told another
@@ -137,7 +138,14 @@ class TensorRt:
             share = executed.share
             trt_inspect.warn(executed, record.precision, target=self.target, device=str(gpu))
         return context.engine(
-            self.target, str(trt.__version__), str(gpu), new_runtime, release, on_gpu=True, executed_share=share
+            self.target,
+            str(trt.__version__),
+            str(gpu),
+            new_runtime,
+            release,
+            on_gpu=True,
+            executed_share=share,
+            most_rows=most_rows(record),
         )
 
     def _package(self) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgevtx.runtimes import host
+
 log = logging.getLogger(__name__)
 
 _ERRORS = ("ERROR", "INTERNAL_ERROR")
@@ -80,17 +82,20 @@ _here = threading.local()  # TensorRT speaks on the thread that called it
 
 
 class _LastError(Messages):
-    """Keeps the last error of each thread alone: an engine may run for months."""
+    """Keeps one error of each thread alone: an engine may run for months.
+
+    It is the last one, or that of a lack of memory, from which the others after it follow.
+    """
 
     def add(self, severity: str, message: str) -> None:
-        if severity in _ERRORS:
+        if severity in _ERRORS and not host.lacks_memory(getattr(_here, "error", "")):
             _here.error = tidy(message)
 
 
 def logger(trt: Any) -> Any:
     """The logger of a package's engines: TensorRT keeps the first that a process gives it."""
-    if trt.__name__ not in _loggers:
-        _loggers[trt.__name__] = make_logger(trt, _LastError(), log.debug)
+    if trt.__name__ not in _loggers:  # of several threads that come here at once the first one's is everyone's
+        _loggers.setdefault(trt.__name__, make_logger(trt, _LastError(), log.debug))
     return _loggers[trt.__name__]
 
 

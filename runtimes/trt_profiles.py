@@ -160,6 +160,12 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape], act
     return active if active in fitting else min(fitting, default=None)
 
 
+def most_rows(record: PlanRecord) -> int | None:
+    """The largest batch of the first input, within every profile; None of a plan of static shapes."""
+    first = record.inputs[0].name
+    return min((profile[first].max[0] for profile in record.profiles if first in profile), default=None)
+
+
 def explain_lack(record: PlanRecord, shapes: Mapping[str, Shape]) -> str:
     """Why a plan has no profile for inputs of these shapes: its ranges and, for frames, the command for another."""
     ranges = ", or ".join(

@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from edgevtx import disk
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import host, trt_inspect, trt_log
+from edgevtx.runtimes import host, trt_inspect, trt_log, turns
 from edgevtx.runtimes.base import Arrays, DeviceArray, Feed, Frames, TensorSpec
 from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Graph, Stream, keep_in_forks
 from edgevtx.runtimes.plan import PlanRecord
@@ -51,7 +52,10 @@ class Loaded:
     """
 
     def __init__(self, trt: Any, target: str, device: Device, plan: Path, record: PlanRecord, graphs: bool) -> None:
-        """Takes over `device`, also where it fails. Raises `CompileError` for a plan that TensorRT does not open."""
+        """Takes over `device`, also where it fails.
+
+        Raises `CompileError` for a plan that TensorRT does not open, and `DeviceError` where the GPU lacks memory.
+        """
         self.target, self.device, self.record = target, device, record
         self._trt, self._pid, self._lock = trt, os.getpid(), threading.RLock()
         self._users: set[object] = set()
@@ -61,14 +65,19 @@ class Loaded:
         self._settings: Any = None  # both of TensorRT-RTX
         self._cache: Any = None
         self._plan, self._cache_path, self._cached = plan, plan.parent / RUNTIME_CACHE, b""
-        # TensorRT-RTX captures by itself: its kernels change while it runs
-        self.captures = graphs and not hasattr(trt, "CudaGraphStrategy")
+        # TensorRT-RTX captures by itself, within its call: its kernels change while it runs
+        by_itself = hasattr(trt, "CudaGraphStrategy")
+        self.captures = graphs and not by_itself
+        self.executing: Callable[[], AbstractContextManager[None]] = (
+            turns.capturing if graphs and by_itself else contextlib.nullcontext
+        )
         owner = object()
         keep_in_forks(self)
         self.join(owner)
         try:
             with device.current():
-                self._runtime = trt.Runtime(trt_log.logger(trt))
+                trt_log.last_error()  # what was said before this is of no call of it
+                self._start(trt)
                 self._deserialize(plan)
                 self._check_tensors(plan)
                 if hasattr(trt, "IRuntimeCache"):
@@ -85,16 +94,18 @@ class Loaded:
 
     def new_context(self) -> Any:
         """Another execution context of TensorRT's, on the first profile; None where it fails."""
+        trt_log.last_error()  # of an earlier call
         if self._settings is None:
             return self._engine.create_execution_context()
         return self._engine.create_execution_context(self._settings)
 
-    def failed(self, call: str) -> DeviceError:
+    def failed(self, call: str, said: str = "") -> DeviceError:
         """The error for a call of TensorRT's that did not succeed, with what TensorRT said of it."""
-        return DeviceError(
-            f"{self.target}'s {call} failed on {self.device.gpu}: {trt_log.last_error() or 'it gave no reason'}; "
-            "free memory of the GPU or compile the bundle again, and start the process anew if it goes on"
+        said = said or trt_log.last_error() or "it gave no reason"
+        advice = host.advise(
+            said, "free memory of the GPU or compile the bundle again, and start the process anew if it goes on"
         )
+        return DeviceError(f"{self.target}'s {call} failed on {self.device.gpu}: {said}; {advice}")
 
     def keep_cache(self) -> None:
         """Write TensorRT-RTX's runtime cache beside the plan, where it has grown; a folder that is gone forgets it."""
@@ -162,6 +173,12 @@ class Loaded:
         self._engine = None
         self._runtime = None
 
+    def _start(self, trt: Any) -> None:
+        try:
+            self._runtime = trt.Runtime(trt_log.logger(trt))
+        except TypeError as error:  # so the bindings say that they were given none
+            raise self.failed("Runtime", trt_log.last_error() or host.first_line(error)) from None
+
     def _deserialize(self, plan: Path) -> None:
         try:
             with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -169,10 +186,10 @@ class Loaded:
         except (OSError, ValueError) as error:  # of an empty file nothing can be mapped
             raise CompileError(f"cannot read the plan {plan}: {error}; compile the bundle again") from None
         if self._engine is None:
-            raise CompileError(
-                f"{self.target} cannot open its plan {plan}: {trt_log.last_error() or 'it gave no reason'}; compile "
-                "the bundle again"
-            )
+            said = trt_log.last_error() or "it gave no reason"
+            if host.lacks_memory(said):  # the plan is sound, and compiling it again would take more
+                raise self.failed("deserialize_cuda_engine", said)
+            raise CompileError(f"{self.target} cannot open its plan {plan}: {said}; compile the bundle again")
 
     def _check_tensors(self, plan: Path) -> None:
         """Raise `CompileError` unless plan and record have the same inputs and outputs, all in the GPU's memory."""
@@ -241,6 +258,7 @@ class Execution:
         with self._lock:
             if self._stream is None:
                 raise RuntimeUnavailableError(f"this {self._loaded.target} runtime was closed; open the bundle again")
+            trt_log.last_error()  # what was said before this run is of no call of it
             with self._loaded.device.current():
                 shapes = tuple(tuple(feeds[spec.name].shape) for spec in self._record.inputs)
                 if shapes != self._shapes:
@@ -270,6 +288,7 @@ class Execution:
             if not self._context.set_optimization_profile_async(profile, self._stream.handle):
                 raise self._loaded.failed("set_optimization_profile_async")
             self._stream.synchronize()
+            self._addresses.clear()  # nothing says that a context keeps them
         for name, shape in named.items():
             if not self._context.set_input_shape(name, shape):
                 raise self._refused(named, trt_log.last_error())
@@ -349,11 +368,16 @@ class Execution:
             self._enqueue(staged)
             self._runs += 1
 
-    def _enqueue(self, staged: Sequence[str]) -> None:
+    def _enqueue(self, staged: Sequence[str], mark: Step = _nothing) -> None:
+        """Put copies and engine on the stream; `mark` is called before and after the engine."""
         for name in staged:
             self._buffers[name].upload(self._views[name].nbytes, self._stream)
-        if not self._context.execute_async_v3(self._stream.handle):
+        mark()
+        with self._loaded.executing():
+            executed = self._context.execute_async_v3(self._stream.handle)
+        if not executed:
             raise self._loaded.failed("execute_async_v3")
+        mark()
         for spec in self._record.outputs:
             self._buffers[spec.name].download(self._views[spec.name].nbytes, self._stream)
 

@@ -3,12 +3,28 @@
 #
 #     scripts/gpu_check.sh WHEELS [OUT]
 #
-# WHEELS needs edgevtx's own dependencies, pycuda, pytest, hypothesis and onnx. What else lies there is used:
-# tensorrt-rtx-cu13 or tensorrt (or the system's TensorRT, which JetPack has), onnxruntime-gpu, and for exporting and
-# for the comparison torch with the export extra. Without torch, WHEELS/bundles must have what
-# `scripts/export_tiny_bundles.py WHEELS/bundles tensorrt tensorrt-rtx` makes elsewhere, or no family is tested.
-# pycuda comes as source alone: `pip wheel pycuda` on a machine with CUDA's headers, of the same Python and processor;
-# see docs/tensorrt.md.
+# WHEELS is made where there is a network, on a machine with CUDA's headers and the same Python, processor and system,
+# in a clone. pip takes along what the packages themselves need (pycuda's pytools, mako, siphash24, ...), and builds
+# those that come as source alone, as pycuda does:
+#
+#     pip wheel --wheel-dir WHEELS ".[cuda]" pytest hypothesis onnx
+#     pip wheel --wheel-dir WHEELS tensorrt-rtx-cu13                  # or tensorrt; a Jetson has JetPack's
+#     pip wheel --wheel-dir WHEELS onnxruntime-gpu                    # for ONNX Runtime's CUDA provider
+#     pip wheel --wheel-dir WHEELS ".[export,opencv]" scikit-image    # to export here, and to compare with torch
+#
+# For a Jetson add "numpy<2" to each line (JetPack's OpenCV breaks with numpy 2). Made on another machine than one:
+#
+#     pip download --dest WHEELS --only-binary=:all: --python-version 3.10 --platform manylinux_2_17_aarch64 \
+#         --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64 --platform manylinux_2_31_aarch64 \
+#         --platform manylinux_2_35_aarch64 "click>=8.1" "msgspec>=0.18.6" "numpy>=1.26,<2" "pillow>=10.1" \
+#         "platformdirs>=4" "rich>=13" pytest hypothesis onnx pytools mako siphash24
+#
+# and on the Jetson, once: PATH=/usr/local/cuda/bin:$PATH pip wheel --no-deps --wheel-dir WHEELS pycuda
+#
+# Without torch no family is tested, and nothing is measured, but for what lies in WHEELS already:
+#
+#     python scripts/export_tiny_bundles.py WHEELS/bundles tensorrt tensorrt-rtx    # to be tested, on another machine
+#     python bench/gpu.py --export WHEELS/models --target tensorrt                  # to be measured, or bundles of yours
 #
 # OUT (default out/gpu-check) gets machine.txt, tests.txt, tests.xml and the benchmark's tables. The exit code is that
 # of the tests.
@@ -19,19 +35,32 @@ mkdir -p "${2:-out/gpu-check}"
 out=$(cd "${2:-out/gpu-check}" && pwd)
 venv=${VENV_GPU:-$PWD/.venv-gpu}
 
-# JetPack's TensorRT and OpenCV are the system's
+# JetPack's TensorRT and OpenCV are the system's, and its OpenCV was built for numpy 1
+numpy="numpy>=1.26"
+[ ! -e "${NV_TEGRA_RELEASE:-/etc/nv_tegra_release}" ] || numpy="numpy>=1.26,<2"
 python3 -m venv --system-site-packages "$venv"
 python="$venv/bin/python"
-install() { "$python" -m pip install --quiet --no-index --find-links "$wheels" "$@"; }
-install "click>=8.1" "msgspec>=0.18.6" "numpy>=1.26" "pillow>=10.1" "platformdirs>=4" "rich>=13" \
-    pycuda pytest hypothesis onnx
-for extra in tensorrt-rtx-cu13 tensorrt onnxruntime-gpu torch transformers onnx-ir onnxscript safetensors scipy \
-    scikit-image opencv-python-headless; do
-    if "$python" -c "import importlib.metadata as m; m.version('$extra')" 2>/dev/null; then
-        continue # the system's is used as found
+# numpy each time: none of the others may replace it
+install() { "$python" -m pip install --quiet --no-index --find-links "$wheels" "$numpy" "$@"; }
+install "click>=8.1" "msgspec>=0.18.6" "pillow>=10.1" "platformdirs>=4" "rich>=13" pycuda pytest hypothesis onnx
+# what can be imported is used as found, whoever installed it: a distribution's cv2 has no name that pip knows
+while read -r package check; do
+    if ! "$python" -c "$check" 2>/dev/null </dev/null; then
+        install "$package" 2>/dev/null </dev/null || echo "not in $wheels, so left out: $package"
     fi
-    install "$extra" 2>/dev/null || echo "not in $wheels, so left out: $extra"
-done
+done <<'EOF'
+tensorrt-rtx-cu13 import tensorrt_rtx
+tensorrt import tensorrt
+onnxruntime-gpu import onnxruntime; assert "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+torch import torch
+transformers import transformers
+onnx-ir import onnx_ir
+onnxscript import onnxscript
+safetensors import safetensors
+scipy import scipy
+scikit-image import skimage
+opencv-python-headless import cv2
+EOF
 
 export PYTHONPATH=$PWD EDGEVTX_CACHE=$out/cache EDGEVTX_BENCH_DIR=$out/bench
 {
@@ -63,10 +92,14 @@ fi
 
 status=0
 "$python" -m pytest -m gpu -rs --junitxml "$out/tests.xml" tests/gpu 2>&1 | tee "$out/tests.txt" || status=$?
-if "$python" -c 'import transformers, onnxscript, skimage' 2>/dev/null; then
+measured=$wheels/models
+[ -d "$measured" ] || measured=$bundles
+if [ ! -d "$wheels/models" ] && "$python" -c 'import torch, transformers, onnxscript' 2>/dev/null; then
     "$python" bench/gpu.py --out "$out" || echo "the benchmark did not finish" >&2
+elif [ -d "$measured" ]; then
+    "$python" bench/gpu.py --bundles "$measured" --out "$out" || echo "the benchmark did not finish" >&2
 else
-    echo "the benchmark was left out: it exports its models, and $wheels lacks the export extra or scikit-image" >&2
+    echo "the benchmark was left out: there is neither $wheels/models nor the export extra" >&2
 fi
 echo "results are in $out; what has run on which GPU belongs into docs/tensorrt.md"
 exit "$status"

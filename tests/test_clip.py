@@ -276,7 +276,7 @@ def test_what_is_no_clip_is_refused(clip, message):
 class Numbers:
     """An engine that names the frames it was given: class ids are their grey values, scores 0.9 and less."""
 
-    on_gpu = False
+    on_gpu, most_rows = False, None
 
     def __init__(self):
         self.runs = 0

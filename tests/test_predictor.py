@@ -162,6 +162,30 @@ def test_a_precision_that_the_gpu_has_not_gives_way_to_the_next_that_passed(type
         choose_precision(typed, "tensorrt", "fp16", OPTIONS)
 
 
+def test_int8_is_no_way_out(typed, here):
+    int8 = Verdict(target="tensorrt", precision="int8", status="graph-only")
+    found = msgspec.structs.replace(typed, verdicts=(*typed.verdicts, int8))
+    lacking = [("tensorrt", "bf16"), ("tensorrt", "fp32")]
+    here({**NEW, "tensorrt": "10.13"}, lacking)
+    assert choose_runtime(found, "auto", None, OPTIONS) == "openvino"
+    assert choose_precision(found, "tensorrt", None, OPTIONS) == "bf16"  # `load` says why it cannot be
+    assert choose_precision(found, "tensorrt", "int8", OPTIONS) == "int8"
+    named_first = msgspec.structs.replace(found, recommended={**found.recommended, "tensorrt": "int8"})
+    assert choose_precision(named_first, "tensorrt", None, OPTIONS) == "int8"
+    here({**NEW, "tensorrt": "10.13"}, [("tensorrt", "int8"), *lacking[:1]])
+    assert choose_precision(named_first, "tensorrt", None, OPTIONS) == "fp32"
+
+
+def test_int8_is_not_taken_where_nothing_is_recommended(typed, here):
+    here({**NEW, "tensorrt": "10.13"})
+    int8 = Verdict(target="tensorrt", precision="int8", status="graph-only")
+    others = tuple(item for item in typed.verdicts if item.target != "tensorrt")
+    found = msgspec.structs.replace(typed, verdicts=(int8, *others), recommended={})
+    assert choose_runtime(found, "auto", None, OPTIONS) == "openvino"
+    with pytest.raises(VerificationError, match=r"never verified on tensorrt at fp32 \(verified: tensorrt int8"):
+        choose_precision(found, "tensorrt", None, OPTIONS)
+
+
 def test_a_runtime_that_has_no_precision_here_gives_way_to_the_next(typed, here):
     here({**NEW, "tensorrt": "10.13"}, [("tensorrt", "bf16"), ("tensorrt", "fp32")])
     assert choose_runtime(typed, "auto", None, OPTIONS) == "openvino"

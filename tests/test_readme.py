@@ -74,8 +74,9 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 SOURCES = ("edgevtx", "edgevtx/export", "edgevtx/runtimes")  # the last two may be links
-# pip's, nvidia-smi's, venv's
-OTHERS = {"--force-reinstall", "--no-deps", "--upgrade", "--query-gpu", "--format", "--system-site-packages"}
+# pip's, apt's, docker's, nvidia-smi's, venv's
+OTHERS = {"--force-reinstall", "--no-cache-dir", "--no-deps", "--upgrade", "--reinstall", "--runtime", "--query-gpu"}
+OTHERS |= {"--format", "--system-site-packages"}
 COMMAND = re.compile(r"(?:with|with:|by|run|`) ?edgevtx ([a-z]+(?: [^;,`()]*--[^;,`()]*| [a-z]+(?=[;,`)]|$))?)")
 
 

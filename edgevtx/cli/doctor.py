@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -81,16 +82,21 @@ def _machine() -> list[Finding]:
 
 
 def _base() -> list[Finding]:
+    from edgevtx.runtimes import host
+
     rows = []
+    again = "pip install --force-reinstall edgevtx" + (' "numpy<2"' if host.TEGRA.is_file() else "")
     for package in BASE:
         module = {"pillow": "PIL"}.get(package, package)
-        rows.append(_package("base", package, module, required=True, extra=""))
+        rows.append(_package("base", package, module, required=True, install=again, again=again))
     return rows
 
 
-def _package(area: str, package: str, module: str, *, required: bool, extra: str) -> Finding:
-    """Import a package and report its version, or why it cannot be imported."""
-    install = f'pip install "edgevtx[{extra}]"' if extra else "pip install --force-reinstall edgevtx"
+def _package(area: str, package: str, module: str, *, required: bool, install: str, again: str) -> Finding:
+    """Import a package and report its version, or why it cannot be imported.
+
+    `install` is the step where something is missing, `again` where what is there does not load.
+    """
     bad: Level = "broken" if required else "unusable"
     try:
         version = metadata.version(package)
@@ -103,7 +109,7 @@ def _package(area: str, package: str, module: str, *, required: bool, extra: str
             return Finding(area, package, "unusable", "not installed", install)
         return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), install)
     except Exception as error:  # a vendor's package may raise anything when a library of its is missing
-        return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), install)
+        return Finding(area, package, bad, f"{version} cannot be imported: {error}".strip(), again)
     if too_old := _too_old(package, version):
         return Finding(area, package, bad, too_old, install)
     return Finding(area, package, "ok", version or "installed")
@@ -123,35 +129,33 @@ def _too_old(package: str, version: str) -> str:
 
 
 def _opencv() -> list[Finding]:
+    from edgevtx.runtimes import host
+    from edgevtx.stream.opencv import built_with, gstreamer_step, opencv_step
+
     try:
         import cv2
-    except ModuleNotFoundError:
-        help_ = 'pip install "edgevtx[opencv]", or the system\'s own build; images work without it'
+    except ModuleNotFoundError as error:
+        help_ = f"{opencv_step(error)}; images work without it"
         return [Finding("video", "opencv", "unusable", "not installed: no video, no cameras", help_)]
     except Exception as error:
-        return [Finding("video", "opencv", "unusable", f"cannot be imported: {error}", "pip check")]
-    build = cv2.getBuildInformation()
-    media = {name: _built_with(build, name) for name in ("FFMPEG", "GStreamer", "v4l/v4l2")}
+        return [Finding("video", "opencv", "unusable", f"cannot be imported: {error}", opencv_step(error))]
+    media = {name: built_with(cv2, name) for name in ("FFMPEG", "GStreamer", "v4l/v4l2")}
     value = ", ".join([cv2.__version__, *(f"{name} {'yes' if has else 'no'}" for name, has in media.items())])
     if too_old := _too_old("opencv-python-headless", cv2.__version__):
         return [Finding("video", "opencv", "unusable", too_old, 'pip install "edgevtx[opencv]"')]
     rows = [Finding("video", "opencv", "ok", value)]
-    if not media["FFMPEG"] and not media["GStreamer"]:
-        rows.append(
-            Finding("video", "decoding", "unusable", "OpenCV has neither FFmpeg nor GStreamer", "use another build")
-        )
-    rows += [_camera(path) for path in sorted(Path("/dev").glob("video*"))]
-    return rows
-
-
-def _built_with(build: str, name: str) -> bool:
-    return re.search(rf"^\s*{re.escape(name)}:\s*YES", build, re.MULTILINE) is not None
+    if host.TEGRA.is_file() and not media["GStreamer"]:
+        rows.append(Finding("video", "GStreamer", "unusable", "not in this OpenCV: no CSI cameras", gstreamer_step()))
+    elif not media["FFMPEG"] and not media["GStreamer"]:
+        help_ = 'pip install "edgevtx[opencv]", which has FFmpeg'
+        rows.append(Finding("video", "decoding", "unusable", "OpenCV has neither FFmpeg nor GStreamer", help_))
+    return rows + [_camera(path) for path in sorted(Path("/dev").glob("video*"))]
 
 
 def _camera(path: Path) -> Finding:
     if os.access(path, os.R_OK | os.W_OK):
         return Finding("video", str(path), "ok", "readable")
-    return Finding("video", str(path), "unusable", "no permission", "add your user to the group video, log in again")
+    return Finding("video", str(path), "unusable", "no permission", "sudo usermod -aG video $USER, and log in again")
 
 
 def _runtimes() -> list[Finding]:
@@ -177,7 +181,7 @@ def _runtimes() -> list[Finding]:
 
 def _nvidia() -> list[Finding]:
     """JetPack and the driver, where they are; silence where there is nothing of NVIDIA's."""
-    from edgevtx.runtimes import host
+    from edgevtx.runtimes import host, trt_memory
 
     rows = []
     if host.TEGRA.is_file():
@@ -189,14 +193,27 @@ def _nvidia() -> list[Finding]:
     # "NV Power Mode: MAXN" and its number on a line of its own
     if power := _output(["nvpmodel", "-q"]):
         rows.append(Finding("nvidia", "power mode", "note", " ".join(power.split())))
+    if host.TEGRA.is_file():
+        free = f"{trt_memory.free_mb()} MiB free for compiling, swap space on disks included"
+        rows.append(Finding("nvidia", "memory", "note", free))
     if rows and (toolkit := _cuda_toolkit()):
         rows.append(Finding("nvidia", "CUDA", "note", toolkit))
-    if rows and importlib.util.find_spec("pycuda") is None:
-        help_ = "PATH=/usr/local/cuda/bin:$PATH pip install pycuda; it is compiled with the system's nvcc"
-        rows.append(Finding("nvidia", "pycuda", "unusable", "not installed; TensorRT's engines run through it", help_))
-    elif rows:
-        rows.append(_package("nvidia", "pycuda", "pycuda.driver", required=False, extra=""))
-    return rows
+    return rows + _pycuda() if rows else []
+
+
+def _pycuda() -> list[Finding]:
+    """The driver's library, where it is missing, and pycuda, which does not load without it."""
+    from edgevtx.runtimes import cuda, host
+
+    driver = []
+    try:
+        ctypes.CDLL(cuda.LIBRARY)
+    except OSError as error:
+        driver = [Finding("nvidia", "driver", "unusable", str(error), host.driver_step())]
+        if importlib.util.find_spec("pycuda"):  # whether it loads is known when the driver is there
+            return driver
+    steps = {"install": host.install_command("cuda"), "again": host.install_command("cuda", again=True)}
+    return [*driver, _package("nvidia", "pycuda", "pycuda.driver", required=False, **steps)]
 
 
 def _cuda_toolkit() -> str:

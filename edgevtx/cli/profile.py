@@ -58,8 +58,8 @@ def command(
       edgevtx profile fire.vtx
       edgevtx profile fire.vtx clip.mp4 --frames 500 --json
 
-    Without SOURCE, rendered frames are used. An image or folder is repeated; a video or camera is read, and
-    reading is a stage of its own.
+    Without SOURCE, rendered frames are used. An image or folder is repeated; a video, camera, URL or pipeline of
+    GStreamer ("gst:...") is read, and reading is a stage of its own.
     """
     from edgevtx.clip import ClipPredictor
     from edgevtx.predictor import load

@@ -61,7 +61,8 @@ LIVE_VIDEO_FPS = 15.0  # of an annotated video of a live source whose own rate i
 def command(
     bundle: str, source: str, out: str | None, jsonl_only: bool, overwrite: bool, as_json: bool, **options: Any
 ) -> None:
-    """Run a bundle on SOURCE: an image, a folder of images, a video file, a camera ("0") or a URL ("rtsp://...").
+    """Run a bundle on SOURCE: an image, a folder of images, a video file, a camera ("0"), a URL ("rtsp://...") or a
+    pipeline of GStreamer ("gst:nvarguscamerasrc ! ... ! appsink").
 
     \b
     Example:

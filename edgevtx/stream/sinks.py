@@ -18,8 +18,9 @@ import msgspec
 
 from edgevtx import disk
 from edgevtx.errors import OutputError
+from edgevtx.stream.opencv import import_cv2
 from edgevtx.stream.pipeline import Record
-from edgevtx.stream.sources import Skipped, import_cv2
+from edgevtx.stream.sources import Skipped
 
 _SPARE_BYTES = 32 << 20  # left free so that a video's index can still be written when the disk fills
 _LONGEST_GAP = 10.0  # seconds of a live source without frames that its video shows as a standing picture

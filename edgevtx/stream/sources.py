@@ -1,4 +1,4 @@
-"""Where frames come from: an image, a folder of images, a video file, a camera or a network stream.
+"""Where frames come from: an image, a folder of images, a video file, a camera, a network stream or a pipeline.
 
     with open_source("clip.mp4") as source:
         for frame in source:
@@ -25,7 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevtx.errors import RuntimeUnavailableError, SourceError
+from edgevtx.stream.opencv import built_with, gstreamer_step, import_cv2, quiet
 
+PIPELINE = "gst:"
+"""What a pipeline of GStreamer begins with, in place of a URL's scheme."""
+
+_TOLD = ("sensor-id", "sensor_id", "device", "location")  # an element's properties that are no secrets
+_QUOTES = "\"'"
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 10_000
 CLOSE_SECONDS = 1.0  # how long `close` waits for another thread that is reading
@@ -100,13 +106,17 @@ class Source:
 
 
 def open_source(spec: str | Path) -> Source:
-    """Open an image, a folder, a video file, a camera ("0") or a URL ("rtsp://...").
+    """Open an image, a folder, a video file, a camera ("0"), a URL ("rtsp://...") or a pipeline ("gst:... ! appsink").
 
+    A pipeline is GStreamer's, as `gst-launch-1.0` takes it; it ends in BGR frames and `appsink`.
     Raises `SourceError` if there is no such source or it gives no frames, `RuntimeUnavailableError` if it needs
-    OpenCV and that is not installed. An existing file of the name "0" is opened as a file.
+    OpenCV and that is not installed, or was built without GStreamer. An existing file of the name "0" is opened as a
+    file.
     """
     text = str(spec)
     path = Path(spec)
+    if text.startswith(PIPELINE):
+        return Capture(Pipeline(text.removeprefix(PIPELINE).strip()), name=pipeline_name(text), live=True)
     if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+://", text):
         return Capture(text, name=redact(text), live=True)
     if path.is_dir():
@@ -118,13 +128,22 @@ def open_source(spec: str | Path) -> Source:
     if path.exists():
         return Capture(path, name=text, live=True)  # a device node such as /dev/video0
     raise SourceError(
-        f"{text} does not exist; give an image, a folder of images, a video file, a camera index or a URL"
+        f"{text} does not exist; give an image, a folder of images, a video file, a camera index, a URL or a pipeline "
+        f'of GStreamer ("{PIPELINE}... ! appsink")'
     )
 
 
 def redact(url: str) -> str:
     """A URL without user name and password, so that no log or result carries a camera's credentials."""
     return re.sub(r"//[^/?#]*@", "//", url)
+
+
+def pipeline_name(text: str) -> str:
+    """A pipeline's first element with what tells two cameras apart: of all else, passwords may be a part."""
+    element, _, rest = redact(text.removeprefix(PIPELINE)).partition("!")[0].strip().partition(" ")
+    pairs = re.findall(r"([\w:-]+)\s*=\s*(\"[^\"]*\"|'[^']*'|\S+)", rest)
+    told = [f"{key}={value.strip(_QUOTES).partition('?')[0]}" for key, value in pairs if key in _TOLD]
+    return " ".join([PIPELINE + element, *told])
 
 
 # -- images ----------------------------------------------------------------------------------------------------
@@ -195,10 +214,14 @@ def _is_image(path: Path) -> bool:
 # -- video -----------------------------------------------------------------------------------------------------
 
 
-class Capture(Source):
-    """A video file, a camera or a network stream, through OpenCV. Rotation metadata is applied.
+class Pipeline(str):
+    """A pipeline of GStreamer, as `gst-launch-1.0` takes it, that ends in `appsink`."""
 
-    `live` is what the address suggests; a video file behind a URL is found to be none.
+
+class Capture(Source):
+    """A video file, a camera, a network stream or a pipeline, through OpenCV. Rotation metadata is applied.
+
+    `live` is what the address suggests; a video file behind a URL or in a pipeline is found to be none.
     Of a file that ends within a frame, the whole frames are given and `notes` says how many are missing.
     `close` may be called while another thread reads: that thread's iteration ends.
     """
@@ -209,7 +232,7 @@ class Capture(Source):
         self._reading = threading.Lock()  # OpenCV crashes if a capture is released while a thread is in it
         self._capture = _open_capture(address, name)
         self.fps, self.size, self.count = _announced(self._capture)
-        # a URL whose frames are counted is a file on a server
+        # a URL or pipeline whose frames are counted is a file
         self.live = live and not (isinstance(address, str) and self.count)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -231,7 +254,12 @@ class Capture(Source):
             captured, monotonic = time.time(), time.monotonic()
             whole, image = capture.retrieve()
             position = None if self.live else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        return Frame(image, index, captured, self.name, position, monotonic) if whole else None
+        if not whole:
+            return None
+        # OpenCV gives a pipeline's frames as they come
+        if isinstance(self._address, Pipeline) and (image.ndim != 3 or image.shape[2] != 3):
+            raise SourceError(f"{self.name} gives frames of shape {image.shape}, not (H,W,3) BGR; {_BGR}")
+        return Frame(image, index, captured, self.name, position, monotonic)
 
     def _note_end(self, given: int) -> None:
         if not given:
@@ -255,33 +283,35 @@ class Capture(Source):
                 self._reading.release()
 
 
-def import_cv2(purpose: str) -> Any:
-    """OpenCV, or `RuntimeUnavailableError` that says what needs it and how it is installed."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            f'{purpose} needs OpenCV, which cannot be imported ({error}); pip install "edgevtx[opencv]", '
-            "or use the system's own build"
-        ) from None
-    return cv2
-
-
 def _open_capture(address: str | int | Path, name: str) -> Any:
     cv2 = import_cv2(f"reading {name}")
-    with _quiet(cv2), _ffmpeg_options(address):
+    if isinstance(address, Pipeline):
+        _check_pipeline(cv2, address, name)
+    with quiet(cv2), _ffmpeg_options(address):
         if isinstance(address, str):
+            backend = cv2.CAP_GSTREAMER if isinstance(address, Pipeline) else cv2.CAP_FFMPEG
             timeouts = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS
             ]  # fmt: skip
-            capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
+            capture = cv2.VideoCapture(address, backend, timeouts)
         else:
             capture = cv2.VideoCapture(address if isinstance(address, int) else str(address))
-    if not capture.isOpened():
-        capture.release()
-        raise SourceError(f"cannot open {name}; {_advice(address)}")
-    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+        if not capture.isOpened():
+            capture.release()
+            raise SourceError(f"cannot open {name}; {_advice(address)}")
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # GStreamer's captures do not know it, and say so
     return capture
+
+
+def _check_pipeline(cv2: Any, pipeline: Pipeline, name: str) -> None:
+    """Raise what OpenCV would only tell on the terminal, and not as an error."""
+    if not built_with(cv2, "GStreamer"):
+        raise RuntimeUnavailableError(
+            f"reading {name} needs an OpenCV with GStreamer, and {cv2.__version__} here was built without; "
+            f"{gstreamer_step()}"
+        )
+    if re.search(r"(?<![\w-])appsink(?![\w-])", pipeline) is None:
+        raise SourceError(f"{name} is a pipeline without appsink, from which frames are taken; {_BGR}")
 
 
 def _announced(capture: Any) -> tuple[float | None, tuple[int, int] | None, int | None]:
@@ -298,27 +328,20 @@ def _announced(capture: Any) -> tuple[float | None, tuple[int, int] | None, int 
     )
 
 
+_BGR = 'end the pipeline in "! videoconvert ! video/x-raw,format=BGR ! appsink"'
+
+
 def _advice(address: str | int | Path) -> str:
+    if isinstance(address, Pipeline):
+        return (
+            "check that the camera is connected and that no other program uses it, try the pipeline with "
+            f"gst-launch-1.0 and fakesink in place of appsink, and {_BGR}"
+        )
     if isinstance(address, int):
         return "check that the camera is connected, that no other program uses it, and your access to /dev/video*"
     if isinstance(address, str):
         return "check the address, the network and the credentials"
     return "it is no image or video that can be read, or it is damaged"
-
-
-@contextlib.contextmanager
-def _quiet(cv2: Any) -> Iterator[None]:
-    """Keep OpenCV's own warnings off the terminal while a capture opens: a failure is reported by us, once."""
-    try:
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    except AttributeError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
 
 
 @contextlib.contextmanager

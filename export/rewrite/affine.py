@@ -136,7 +136,7 @@ def _fold(node: ir.Node) -> bool:
     linear = linear_behind(other) if tensor is not None else None
     if tensor is None or linear is None or tensor.dtype != ir.DataType.FLOAT:
         return False
-    factors = _per_channel(tensor, linear)
+    factors = _per_channel(tensor, linear) if _keeps_rank(tensor, other) else None
     if factors is None or (node.op_type == "Add" and linear.node.op_type != "Conv"):
         return False
     if node.op_type == "Mul":
@@ -152,7 +152,7 @@ def _per_channel(tensor: ir.TensorProtocol, linear: Linear) -> Array | None:
     """The constant as (channels,) or (), if it broadcasts over all but the channels of the result."""
     if tensor.size == 1:
         return tensor.numpy().reshape(())
-    behind = 2 if linear.node.op_type == "Conv" else 0  # (N,C,H,W) and (...,C)
+    behind = len(linear.weight.shape) - 2 if linear.node.op_type == "Conv" else 0  # (N,C,H,W), (N,C,T,H,W) and (...,C)
     shape = tuple(tensor.shape.numpy())
     if len(shape) > behind and shape[len(shape) - 1 - behind] == tensor.size == linear.channels:
         return tensor.numpy().reshape(-1)
@@ -171,6 +171,11 @@ def _operands(node: ir.Node) -> tuple[ir.TensorProtocol | None, ir.Value | None]
 def _constant_index(node: ir.Node | None) -> int:
     assert node is not None
     return 0 if tensor_of(node.inputs[0]) is not None else 1
+
+
+def _keeps_rank(tensor: ir.TensorProtocol, other: ir.Value | None) -> bool:
+    """Whether the constant adds no axis, as far as the other operand's are known."""
+    return other is None or other.shape is None or len(tensor.shape) <= len(other.shape)
 
 
 def _keeps_shape(tensor: ir.TensorProtocol, other: ir.Value) -> bool:

@@ -44,7 +44,7 @@ class Watch:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Watch a camera, a stream or a video with a detection bundle.")
     parser.add_argument("bundle", help="a detection bundle, such as fire.vtx")
-    parser.add_argument("source", help="a camera's index, a stream's URL, a video or an image")
+    parser.add_argument("source", help="a camera's index, a stream's URL, gst:PIPELINE, a video or an image")
     parser.add_argument("--out", type=Path, default=Path("seen"), help="folder for the pictures")
     options = parser.parse_args()
 

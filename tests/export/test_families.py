@@ -6,6 +6,7 @@ import json
 from functools import cache
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from edgevtx.archive import MANIFEST  # noqa: E402
 from edgevtx.compare.tolerance import error_of  # noqa: E402
 from edgevtx.decode import decode, takes  # noqa: E402
 from edgevtx.errors import InputError  # noqa: E402
@@ -23,12 +25,12 @@ from edgevtx.export.parity import compare_results  # noqa: E402
 from edgevtx.export.recipe import FAMILIES, BuildOptions, get_recipe  # noqa: E402
 from edgevtx.export.rewrite import lower  # noqa: E402
 from edgevtx.export.samples import move_over  # noqa: E402
-from edgevtx.export.trace import trace_all  # noqa: E402
+from edgevtx.export.trace import trace, trace_all  # noqa: E402
 from edgevtx.prepared import collate  # noqa: E402
 from edgevtx.preprocess import prepare_item, state_valid  # noqa: E402
 from edgevtx.rules import EmbedDecode  # noqa: E402
-from edgevtx.runtimes.base import EngineOptions  # noqa: E402
-from edgevtx.runtimes.plan import PLAN, read_plan  # noqa: E402
+from edgevtx.runtimes.base import EngineOptions, PlanOptions  # noqa: E402
+from edgevtx.runtimes.plan import PLAN, ShapeRange, read_plan  # noqa: E402
 from edgevtx.runtimes.trt_build import build_plan  # noqa: E402
 from tests.export.kinds import CONFIGURED, each, each_configured  # noqa: E402
 from tests.export.onnx_files import SIZE, STYLES, Written, network  # noqa: E402
@@ -321,3 +323,29 @@ def test_further_types_compile_with_tensorrt_rtx_in_half_precision(family, kind,
     for graph in write_graphs(lowered, tmp_path):
         build_plan("tensorrt_rtx", tmp_path / graph.file, tmp_path, EngineOptions("fp16", gpu="sm89"))
         assert read_plan(tmp_path / PLAN).precision_share["f16"] > 0.5
+
+
+# the first type of each family; of SAM the encoder, as its decoder takes one frame's answer
+BATCHES = [*{**dict(CONFIGURED[::-1]), "onnx": "detr"}.items()]
+
+
+@each(BATCHES)
+def test_a_graph_of_dynamic_batch_compiles_with_tensorrt_rtx_for_one_to_four_frames(family, kind, build, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
+    traceable = build(family, kind, batch=None, another=True)
+    (row,) = write_graphs({"": lower(trace(traceable), "tensorrt-rtx", ("fp16",))}, tmp_path)
+    beside = {"name": family, "graphs": [{"file": row.file}], "preprocess": {"size": traceable.preprocess.size}}
+    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(beside))
+    options = EngineOptions("fp16", gpu="sm86", plan=PlanOptions(batch=4))
+    build_plan("tensorrt_rtx", tmp_path / row.file, tmp_path, options)
+    record = read_plan(tmp_path / PLAN)
+    for found, specs in ((record.inputs, traceable.inputs), (record.outputs, traceable.outputs)):
+        assert [(item.name, item.shape) for item in found] == [(item.name, item.shape) for item in specs]
+    (profile,) = record.profiles
+    # of DETR's shorter side of 128 and longer side of 213, for frames of up to 2.4:1
+    sides = {"detr": (89, 89, 213), "detr_panoptic": (89, 89, 213)}
+    for spec in traceable.inputs:
+        spans = [(1, 4, 4), *((size,) * 3 if size else sides[family] for size in spec.shape[1:])]
+        assert profile[spec.name] == ShapeRange(*zip(*spans, strict=True))
+    assert len(profile) == len(traceable.inputs)
+    assert record.precision_share["f16"] > 0.5

@@ -55,6 +55,19 @@ def test_affine_steps_behind_a_convolution(case, graph, rewritten):
     assert [node.op_type for node in model.graph] == left
 
 
+@pytest.mark.parametrize(("shape", "left"), [((5, 1, 1, 1), ["Conv"]), ((5, 1, 1), ["Conv", "Mul"])])
+def test_of_a_clip_the_channels_and_not_the_frames_are_folded(shape, left, graph, rewritten):
+    """Of which there are as many here."""
+    sizes = ",".join(map(str, shape))
+    text = (
+        f"(float[n,3,5,h,11] x, float[5,3,1,1,1] w, float[{sizes}] g) => (float[n,5,5,h,11] y) "
+        "{ [c] a = Conv(x, w) [m] y = Mul(a, g) }"
+    )
+    model = graph(text, w=noise(5, 3, 1, 1, 1), g=noise(*shape))
+    assert rewritten(model, fold_affine, n=2) == 2 - len(left)
+    assert [node.op_type for node in model.graph] == left
+
+
 LINEAR = "(float[n,t,6] x, float[6,5] w, float[5] b, float[5] g) => (float[n,t,5] y{more}) {{ {body} }}"
 LINEAR_CASES = {
     "layer scale": ("", "[p] a = MatMul(x, w) [q] c = Add(a, b) [m] y = Mul(c, g)", ["MatMul", "Add"]),
@@ -81,6 +94,15 @@ def test_scales_behind_a_matrix_product(case, graph, rewritten):
     before = len(model.graph)
     assert rewritten(model, fold_affine, n=2) == before - len(left)
     assert [node.op_type for node in model.graph] == left
+
+
+@pytest.mark.parametrize("shape", ["1,1,5", "1,1,1"])
+def test_a_constant_that_adds_an_axis_is_not_folded(shape, graph, rewritten):
+    types = f"(float[n,6] x, float[6,5] w, float[{shape}] g) => (float[1,n,5] y)"
+    model = graph(
+        f"{types} {{ [p] a = MatMul(x, w) [m] y = Mul(a, g) }}", w=noise(6, 5), g=noise(*map(int, shape.split(",")))
+    )
+    assert rewritten(model, fold_affine) == 0
 
 
 @pytest.mark.parametrize(

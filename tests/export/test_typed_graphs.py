@@ -9,6 +9,7 @@ from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -84,10 +85,15 @@ def quantised(model):
     return [node for node in products if all(made_by(value, "DequantizeLinear") for value in node.inputs[:2])]
 
 
+# precision -> the type of what computes in neither float32 nor int8
+HALF_TYPES = {**TYPES, "int8": TYPES["fp16"]}
+
+
 def each(network):
+    """(part, precision, graph) of every typed graph of a family."""
     for part, found in network[1].items():
-        for precision in TYPES:
-            yield part, precision, found["fp32"], found[precision]
+        for precision in HALF_TYPES:
+            yield part, precision, found[precision]
 
 
 def test_typed_graphs_are_valid_and_small(network):
@@ -109,14 +115,23 @@ def test_typed_graphs_are_valid_and_small(network):
 
 
 def test_most_products_run_low_and_what_needs_its_digits_does_not(network):
-    for part, precision, _, model in each(network):
+    for part, precision, model in each(network):
         products = [node for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
-        low = [node for node in products if node.outputs[0].dtype == TYPES[precision]]
+        low = [node for node in products if node.outputs[0].dtype == HALF_TYPES[precision]]
         assert len(low) >= 0.9 * len(products), (part, precision)
         for node in model.graph:
             if node.op_type in EXACT:
                 types = {value.dtype.name for value in (*node.inputs, *node.outputs) if value and value.dtype}
                 assert not types & {"FLOAT16", "BFLOAT16"}, node.name
+
+
+def test_no_operator_mixes_types(network):
+    """As strongly typed networks ask; ONNX's checker does not look at it."""
+    for part, precision, model in each(network):
+        for node in model.graph:
+            inputs = node.inputs[:1] if node.op_type == "Resize" else node.inputs  # its scales are always float32
+            kinds = {value.dtype.name for value in (*inputs, *node.outputs) if value is not None and value.dtype}
+            assert node.op_type == "Cast" or len(kinds & {"FLOAT", *HALVES}) < 2, (part, precision, node.name)
 
 
 # family, part -> what gives boxes, classes, scores and places to sample
@@ -142,8 +157,30 @@ def test_int8_quantises_products_with_weights_and_neither_attention_nor_heads(ne
             assert not [node.name for node in reading if head in node.name]
         pairs = [node for node in model.graph if node.op_type == "DequantizeLinear"]
         assert all(use.node in reading for pair in pairs for use in pair.outputs[0].uses())
+        assert quantised(model) == reading
         for version in versions("tensorrt-rtx"):
             assert not [item for item in preflight(model, "tensorrt-rtx", version) if item.level == "error"]
+
+
+def test_int8_is_symmetric_and_back_with_what_it_was_quantised_with(network):
+    for found in network[1].values():
+        pairs = [node for node in found["int8"].graph if node.op_type == "DequantizeLinear"]
+        assert pairs
+        for back in pairs:
+            whole = made_by(back.inputs[0], "QuantizeLinear")
+            assert whole.inputs[1:] == back.inputs[1:]
+            (axis,) = {axis_of(node) for node in (whole, back)}
+            scale, zero = (value.const_value for value in back.inputs[1:])
+            assert zero.dtype.name == "INT8" and zero.shape == scale.shape and not zero.numpy().any()
+            assert (scale.numpy() > 0).all() and np.isfinite(scale.numpy()).all()
+            reader = next(iter(back.outputs[0].uses())).node
+            is_weight = made_by(reader.inputs[1], "DequantizeLinear") is back
+            assert is_weight == (axis is not None)  # one scale of an activation, one an output channel of weights
+            assert tuple(scale.shape) == ((back.outputs[0].shape[axis],) if is_weight else ())
+
+
+def axis_of(node):
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else None
 
 
 def test_inputs_and_outputs_are_those_of_the_exact_graph(network):
@@ -200,7 +237,7 @@ def reads(model, op_type, index=0):
 
 def test_what_counts_to_the_last_digit_is_float32_from_its_last_product_on(network):
     """Of every family: attention scores with their biases and masks, boxes, places to sample, phases of positions."""
-    for part, precision, _, model in each(network):
+    for part, precision, model in each(network):
         uses = [node.inputs[USES[node.op_type]] for node in model.graph if node.op_type in USES]
         assert not halves(before([*uses, *model.graph.outputs])), (part, precision)
 

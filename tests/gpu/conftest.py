@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ from edgevtx.runtimes import probe
 from edgevtx.runtimes.cuda import Device
 
 NVIDIA = ("tensorrt", "tensorrt-rtx")
-CUDA = "CUDAExecutionProvider"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,6 +42,18 @@ def target(request: pytest.FixtureRequest) -> str:
     if not found.available:
         pytest.skip(f"{request.param}: {found.reason}")
     return str(request.param)
+
+
+@pytest.fixture
+def captured(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fails a test in which an engine could not be captured as a CUDA graph: it runs without, and only the log says so.
+
+    TensorRT-RTX captures by itself and says nothing.
+    """
+    caplog.set_level(logging.INFO, "edgevtx")
+    yield
+    said = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [text for text in said if "runs without a CUDA graph" in text]
 
 
 @pytest.fixture

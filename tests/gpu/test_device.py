@@ -19,7 +19,7 @@ import pytest
 
 from edgevtx.errors import DeviceError
 from edgevtx.runtimes.base import DeviceArray
-from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Stream, adopt, find_gpus
+from edgevtx.runtimes.cuda import ALIGNMENT, Buffer, Device, Memory, Stream, adopt, find_gpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,6 +184,33 @@ def test_another_thread_s_allocation_ends_no_capture(scale: Scale) -> None:
     graph.close()
 
 
+def test_another_thread_s_wait_for_the_context_ends_no_capture(scale: Scale) -> None:
+    device, wrong = scale.device, list[DeviceError]()
+
+    def wait() -> None:
+        try:
+            with device.current():
+                device.wait_for(DeviceArray.ANY_STREAM)
+        except DeviceError as error:
+            wrong.append(error)
+
+    thread = threading.Thread(target=wait)
+
+    def work() -> None:
+        scale.x.upload(SIZE, scale.stream)
+        thread.start()
+        thread.join(0.5)  # it would be done by then
+        scale.launch()
+        scale.y.download(SIZE, scale.stream)
+
+    values = scale.fill(0)
+    graph = scale.stream.capture(work)
+    thread.join()
+    graph.launch(scale.stream)
+    assert scale.answers(values) and not wrong
+    graph.close()
+
+
 def test_threads_have_streams_of_their_own(device: Device) -> None:
     wrong: list[int] = []
 
@@ -254,6 +281,19 @@ def test_too_much_memory_is_a_typed_error(device: Device, scale: Scale) -> None:
     values = scale.fill(0)
     scale.enqueue()
     assert scale.answers(values)
+
+
+def test_memory_of_the_gpu_alone_is_written_and_freed(device: Device, scale: Scale) -> None:
+    free, _ = device.memory()
+    memory = Memory(device, 64 << 20)
+    assert memory.pointer % ALIGNMENT == 0 and device.memory()[0] < free
+    values = scale.fill(2)
+    device.driver.memcpy_htod_async(memory.pointer, scale.x.host, scale.stream.raw)
+    scale.launch(memory.pointer)
+    scale.y.download(SIZE, scale.stream)
+    assert scale.answers(values)
+    memory.free()
+    assert device.memory()[0] >= free
 
 
 def test_thousands_of_buffers_leave_nothing(device: Device, resident: Callable[[], int]) -> None:

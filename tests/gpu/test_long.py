@@ -19,6 +19,8 @@ from edgevtx.runtimes.plan import PLAN, read_plan
 
 RUNS = 10_000
 
+pytestmark = pytest.mark.usefixtures("captured")
+
 
 @pytest.fixture
 def graph(tiny_graph: Callable[..., Any]) -> Any:

@@ -25,19 +25,23 @@ class Error(Exception):
 class Machine:
     """The recorded calls, what is alive, and what is to fail.
 
-    `failing` has names of calls that fail from now on. `alive` counts what was made and not freed, by kind.
+    `failing` has names of calls that fail from now on, `saying` what TensorRT says of one that does. `alive` counts
+    what was made and not freed, by kind. `while_capturing` is called in the midst of each capture.
     """
 
     def __init__(self, *, integrated: bool = False, gpus: tuple[str, ...] = ("Fake Orin",)) -> None:
         self.integrated, self.gpus, self.multiprocessors = integrated, gpus, 8
         self.calls: list[str] = []
         self.failing: set[str] = set()
+        self.saying: dict[str, tuple[str, ...]] = {}
+        self.while_capturing: Callable[[], None] = lambda: None
         self.alive: dict[str, int] = {}
         self.memory: dict[int, Any] = {}
         self.elsewhere: dict[int, int] = {}  # addresses of another GPU -> its number
         self.streams: dict[int, FakeStream] = {}
         self.stacks = threading.local()
         self.retained = 0
+        self.clock = 0  # each piece of work takes 1 ms, an event none
         self._next = 1 << 20
         self._lock = threading.RLock()
 
@@ -98,11 +102,20 @@ class Machine:
 class FakeStream:
     def __init__(self, machine: Machine) -> None:
         self.work: list[Callable[[], None]] = []
-        self.capturing = False
+        self.capturing = self.broken = False
         self.machine = machine
+
+    def begin(self) -> None:
+        self.capturing, self.broken = True, False
+
+    def end(self) -> bool:
+        """Whether what was captured is whole."""
+        self.capturing = False
+        return not self.broken
 
     def drain(self) -> None:
         while self.work:
+            self.machine.clock += 1
             self.work.pop(0)()
 
 
@@ -131,6 +144,10 @@ def make_driver(machine: Machine) -> ModuleType:
         @staticmethod
         def synchronize() -> None:
             did("cuCtxSynchronize")
+            if captured := [stream for stream in machine.streams.values() if stream.capturing]:
+                for stream in captured:
+                    stream.broken = True
+                raise Error("cuCtxSynchronize failed: operation not permitted when stream is capturing")
 
         def detach(self) -> None:
             # pycuda releases what this thread has pushed, and nothing otherwise
@@ -192,6 +209,26 @@ def make_driver(machine: Machine) -> ModuleType:
                 did("cuStreamDestroy")
                 machine.made("stream", -1)
                 del machine.streams[self.handle]
+
+    class Event:
+        def __init__(self) -> None:
+            machine.need_context("cuEventCreate")
+            did("cuEventCreate")
+            self._passed: int | None = None
+
+        def record(self, stream: Any) -> Event:
+            did("cuEventRecord")
+            machine.submit(stream.handle, self._note)
+            return self
+
+        def _note(self) -> None:
+            machine.clock -= 1
+            self._passed = machine.clock
+
+        def time_since(self, earlier: Event) -> float:
+            if self._passed is None or earlier._passed is None:
+                raise Error("cuEventElapsedTime failed: not ready")
+            return float(self._passed - earlier._passed)
 
     class Locked:
         def __init__(self, size: int, flags: int) -> None:
@@ -272,6 +309,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
     module: Any = ModuleType("pycuda.driver")
     module.Error, module.Context, module.Device, module.Stream = Error, Context, Device, Stream
+    module.Event = Event
     module.init = lambda: did("cuInit")
     module.pagelocked_empty, module.mem_alloc = locked, Memory
     module.memcpy_htod_async, module.memcpy_dtoh_async, module.memcpy_dtod_async = upload, download, between
@@ -298,14 +336,17 @@ def make_library(machine: Machine) -> Any:
 
     def begin(handle: Any, mode: int) -> None:
         machine.streams[value(handle)].drain()
-        machine.streams[value(handle)].capturing = True
+        machine.streams[value(handle)].begin()
 
-    def end(handle: Any, graph: Any) -> None:
+    def end(handle: Any, graph: Any) -> int:
         stream = machine.streams[value(handle)]
-        stream.capturing = False
-        put(graph, list(stream.work))
-        machine.made("template")
+        work = list(stream.work)
         stream.work.clear()
+        if not stream.end():
+            return 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+        put(graph, work)
+        machine.made("template")
+        return 0
 
     def instantiate(executable: Any, graph: Any, flags: int) -> None:
         put(executable, graphs[value(graph)])
@@ -322,7 +363,7 @@ def make_library(machine: Machine) -> Any:
         text._obj.value = b"CUDA_ERROR_FAKE"
         return 0
 
-    done: dict[str, Callable[..., None]] = {
+    done: dict[str, Callable[..., int | None]] = {
         "cuCtxPopCurrent_v2": lambda context: None,
         "cuPointerGetAttribute": ordinal,
         "cuStreamSynchronize": lambda handle: None,
@@ -334,14 +375,13 @@ def make_library(machine: Machine) -> Any:
         "cuGraphExecDestroy": lambda graph: machine.made("graph", -1),
     }
 
-    def function(name: str, work: Callable[..., None]) -> Any:
+    def function(name: str, work: Callable[..., int | None]) -> Any:
         def call(*arguments: Any) -> int:
             try:
                 machine.did(name, value(arguments[0]) if name == "cuStreamSynchronize" else "")
             except Error:
                 return 999
-            work(*arguments)
-            return 0
+            return work(*arguments) or 0
 
         return call
 

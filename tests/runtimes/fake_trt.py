@@ -49,7 +49,8 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
         machine.need_context(call)
         machine.calls.append(f"{call} {detail}".strip())
         if call in machine.failing:
-            said[-1].log(Severity.ERROR, f"[fake] {call} is  refused")
+            for words in machine.saying.get(call, (f"[fake] {call} is  refused",)):
+                said[-1].log(Severity.ERROR, words)
             return False
         return True
 
@@ -61,6 +62,8 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
             machine.made(kind)
 
         def __del__(self) -> None:
+            if "_kind" not in vars(self):  # it was never made
+                return
             machine.need_context(f"delete_{self._kind}")
             machine.calls.append(f"delete_{self._kind}")
             machine.made(self._kind, -1)
@@ -68,7 +71,8 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
     class Runtime(Object):
         def __init__(self, logger: Any) -> None:
             said.append(logger)
-            machine.need_context("Runtime")
+            if not asked("Runtime"):  # in the words of the bindings
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             super().__init__("runtime")
 
         def deserialize_cuda_engine(self, data: Any) -> Any:
@@ -142,6 +146,7 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
         def __init__(self, engine: Engine, settings: Any) -> None:
             super().__init__("context")
             self.facts, self.cache = engine.facts, settings and settings.cache
+            self.captures = settings is not None and settings.cuda_graph_strategy == Strategy.WHOLE_GRAPH_CAPTURE
             self.active_optimization_profile, engine.profile = engine.profile, -1
             self.shapes: dict[str, tuple[int, ...]] = {}
             self.addresses: dict[str, int] = {}
@@ -152,6 +157,7 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
                 return False
             self.active_optimization_profile = index
             self.shapes.clear()
+            self.addresses.clear()
             return True
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -176,17 +182,24 @@ def make_tensorrt(machine: Machine, name: str, version: str) -> ModuleType:
 
         def execute_async_v3(self, handle: int) -> bool:
             stream = machine.streams[handle]
+            shapes, addresses, facts = dict(self.shapes), dict(self.addresses), self.facts
             capturing = stream.capturing and not self.settled  # what was put off cannot be captured
-            unset = self.active_optimization_profile < 0
+            unset = self.active_optimization_profile < 0 or not {*facts["inputs"], *facts["outputs"]} <= {*addresses}
             if not asked("execute_async_v3", "captured" if stream.capturing else "") or capturing or unset:
                 return False
             if stream.capturing and "capture" in machine.failing:
                 said[-1].log(Severity.ERROR, "[fake] operation not permitted when stream is capturing")
                 return False
+            if stream.capturing:
+                machine.while_capturing()
+            elif self.captures:
+                stream.begin()
+                machine.while_capturing()
+                if not stream.end():
+                    return False
             self.settled = True
             if self.cache is not None:
                 self.cache.content = b"kernels"
-            shapes, addresses, facts = dict(self.shapes), dict(self.addresses), self.facts
 
             def compute() -> None:
                 total = np.zeros(next(iter(shapes.values()))[0], np.float32)

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edgevtx.bundle import Bundle, write_bundle
+from edgevtx.engines import open_prepared, prepare_engine
 from edgevtx.errors import CompileError, RuntimeUnavailableError
+from edgevtx.manifest import Manifest
 from edgevtx.runtimes import ov
 from edgevtx.runtimes.base import EngineOptions
+from edgevtx.selftest import replay
 
 openvino = pytest.importorskip("openvino")
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -105,3 +110,77 @@ def test_threads_are_set(graph: Path, folder: Path) -> None:
     model = openvino.Core().compile_model(str(graph), "CPU", config)
     assert model.get_property("INFERENCE_NUM_THREADS") == 1
     assert str(model.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+
+
+# -- two forms of an engine whose batch is open ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tiny_graph: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
+    """made(seed) -> the dynamic tiny graph with its golden sample, and the folder of its engine."""
+
+    def make(seed: int = 0) -> tuple[Any, Path]:
+        parts = tiny_graph(tmp_path / f"graph-{seed}", dynamic=True, seed=seed)
+        folder = tmp_path / f"engine-{seed}"
+        folder.mkdir()
+        ov.build(parts.path, folder, EngineOptions())
+        return parts, folder
+
+    return make
+
+
+def test_the_usual_shape_has_a_form_of_its_own_and_others_the_general_one(made: Callable[..., Any]) -> None:
+    (parts, folder), (other, elsewhere) = made(0), made(1)
+    # each form of another graph's weights: their answers tell which one was asked
+    (elsewhere / ov.USUAL).replace(folder / ov.USUAL)
+    engine = ov.open(parts.path, folder, EngineOptions())
+    assert engine.two_forms
+    runtime = engine.new_runtime()
+    usual = parts.pixels
+    for pixels, asked in [(usual, other), (np.repeat(usual, 2, 0), parts), (usual[:, :16], parts), (usual, other)]:
+        found = runtime.run({"pixels": pixels})
+        np.testing.assert_allclose(found["scores"], asked.reference(pixels)["scores"], rtol=1e-4, atol=1e-3)
+    assert runtime.inputs[0].shape == (None, None, None, 3)
+
+
+@pytest.mark.parametrize("wrong", [ov.USUAL, ov.BLOB])
+def test_a_wrong_form_fails_the_golden_sample(
+    tiny_parts: Callable[..., Any],
+    made: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    monkeypatch.setattr(Manifest, "decode_of", lambda *_: None)  # values alone: the tiny graph has no task's form
+    parts = tiny_parts(dynamic=True)
+    bundle = Bundle.open(write_bundle(parts.folder, parts.manifest, tmp_path / "open.vtx"))
+    prepared = prepare_engine(bundle, "openvino", EngineOptions())
+    for foreign in (None, made(1)[1] / wrong):
+        if foreign:
+            foreign.replace(prepared.folder / wrong)
+        engine = open_prepared(prepared)
+        verdict = replay(bundle, engine, prepared)
+        engine.close()
+        failed = [check.name for check in verdict.checks if not check.passed]
+        assert bool(failed) == (verdict.status == "failed") == (foreign is not None)
+        assert all(name.endswith("two at once") == (wrong == ov.BLOB) for name in failed)
+
+
+@pytest.mark.parametrize("why", ["fixed", "large", "no golden sample", "a batch of one"])
+def test_other_engines_have_one_form(
+    tiny_graph: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    parts = tiny_graph(dynamic=why != "fixed", golden=why != "no golden sample")
+    if why == "large":
+        monkeypatch.setattr(ov, "MOST_TWICE", 100)
+    if why == "a batch of one":
+        onnx = pytest.importorskip("onnx")
+        graph = onnx.load(parts.path, load_external_data=False)
+        graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        onnx.save(graph, parts.path)
+    ov.build(parts.path, folder, EngineOptions())
+    assert [path.name for path in folder.iterdir()] == [ov.BLOB]
+    engine = ov.open(parts.path, folder, EngineOptions())
+    assert not engine.two_forms
+    found = engine.new_runtime().run({"pixels": parts.pixels})
+    np.testing.assert_allclose(found["scores"], parts.reference(parts.pixels)["scores"], rtol=1e-4, atol=1e-3)

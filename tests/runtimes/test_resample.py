@@ -20,6 +20,7 @@ from edgevtx.rules import Bilateral, Clip, Exact, Letterbox, LongestEdge, Prepro
 from edgevtx.runtimes.base import Frames
 from edgevtx.runtimes.cuda import Buffer, Device, Stream
 from edgevtx.runtimes.resample import INTERPOLATIONS, KERNEL, Resizer, make_taps, resample, resize
+from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, pointer_of
 
 
@@ -157,6 +158,22 @@ def test_memory_is_allocated_once_for_frames_of_one_size(
         put(inputs["pixels"])
     assert machine.count("cuMemAlloc") == 1  # the test's own
     assert machine.count("cuMemcpyHtoDAsync") == 1 and machine.count("cuLaunchKernel") == 2
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_what_lies_between_the_passes_stays_on_the_gpu(monkeypatch: pytest.MonkeyPatch, integrated: bool) -> None:
+    machine = fake_gpu.install(monkeypatch, integrated=integrated)
+    device = Device(0, "tensorrt")
+    with device.current():
+        stream = Stream(device)
+        resizer = Resizer(device, stream)
+        left = machine.left()
+        assert left["locked"] == 1  # the frames' alone
+        assert left["memory"] == (1 if integrated else 2)
+        resizer.close()
+        stream.close()
+    device.release()
+    assert machine.left() == {}
 
 
 def test_a_gpu_that_resizes_wrongly_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from edgevtx.errors import InputError
 from edgevtx.runtimes import cuda, trt_run
 from edgevtx.runtimes.base import Engine, TensorSpec
-from edgevtx.runtimes.trt import TensorRt
+from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
 from edgevtx.runtimes.trt_profiles import choose_profile
 from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, answer, crashes, feeds, is_right, make_record, spans
@@ -106,6 +107,11 @@ def test_the_profile_is_switched_where_the_active_one_does_not_fit(
         assert is_right(runtime, feeds(height=height))
     switched = [call for call in machine.calls if call.startswith("set_optimization_profile_async")]
     assert switched == ["set_optimization_profile_async 1", "set_optimization_profile_async 0"]
+    # nothing says that a context keeps its addresses, though the buffers are those of before
+    again = machine.calls[machine.calls.index(switched[-1]) :]
+    assert [call.split()[1] for call in again if call.startswith("set_tensor_address")] == [
+        "pixels", "valid_size", "scores",
+    ]  # fmt: skip
 
 
 def test_a_shape_of_no_profile_is_an_input_error_and_the_next_run_is_right(
@@ -239,6 +245,31 @@ def test_the_stream_that_writes_an_array_is_waited_for(
     assert found == ([] if waits is None else [waits])
     if waits:
         assert machine.calls.index(waits) < machine.names().index("execute_async_v3")
+
+
+@pytest.mark.parametrize("backend", [TENSORRT, TENSORRT_RTX], ids=lambda backend: backend.target)
+def test_a_context_is_not_waited_for_while_another_thread_captures(
+    machine: Machine, open_plan: Callable[..., Engine], caplog: pytest.LogCaptureFixture, backend: TensorRt
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine, inputs = open_plan(backend), feeds(seed=9)
+    capturing, waiting = engine.new_runtime(), engine.new_runtime()
+    given = fake_gpu.pointer_of(machine, inputs["pixels"])
+    given.__cuda_array_interface__["version"] = 2  # as torch's, which does not say what stream writes it
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(waiting.run({**inputs, "pixels": given})["scores"]))
+
+    def meanwhile() -> None:
+        machine.while_capturing = lambda: None
+        thread.start()
+        thread.join(0.3)  # it would be done by then
+
+    machine.while_capturing = meanwhile
+    for seed in range(trt_run.WARM_UP + 2):
+        assert is_right(capturing, feeds(seed=seed))
+    thread.join(10)
+    assert machine.count("cuCtxSynchronize") == 1 and (found[0] == answer(inputs)).all()
+    assert "runs without a CUDA graph" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ SIZE = (24, 32)
 class Brightness:
     """An engine whose class ids are the mean brightness of each frame of the clip; it takes `seconds`."""
 
-    on_gpu = False
+    on_gpu, most_rows = False, None
 
     def __init__(self, seconds=0.0):
         self.seconds, self.seen = seconds, []

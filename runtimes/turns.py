@@ -1,0 +1,37 @@
+"""Who may capture a stream, and who may wait for all of a GPU's context: CUDA forbids the second during the first.
+
+It refuses to wait for a context while any of its streams is captured, whichever thread captures it and in whichever
+mode, and ends that capture (CUDA C++ Programming Guide, "Prohibited and Unhandled Operations" of stream capture). One
+lock serves all GPUs of the process: to wait for a context is rare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+_turns = threading.Condition()
+_captures = 0
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """Have no thread wait for a context meanwhile; several may capture at once, each its own stream."""
+    global _captures
+    with _turns:
+        _captures += 1
+    try:
+        yield
+    finally:
+        with _turns:
+            _captures -= 1
+            _turns.notify_all()
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Once nothing is captured, have no capture begin meanwhile. Not to be asked for within `capturing`."""
+    with _turns:
+        _turns.wait_for(lambda: not _captures)
+        yield
