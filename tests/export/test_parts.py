@@ -28,6 +28,7 @@ from edgevtx.export.samples import Photo  # noqa: E402
 from edgevtx.export.verify import make_samples, measure_sensitivity  # noqa: E402
 from edgevtx.golden import read_golden, write_golden  # noqa: E402
 from edgevtx.manifest import TensorInfo  # noqa: E402
+from edgevtx.runtimes.base import Probe  # noqa: E402
 
 
 class Matches(torch.nn.Module):
@@ -189,6 +190,15 @@ def test_a_part_that_passes_in_bf16_runs_in_it(export_two):
     verdict = bf16_verdict(report)
     assert (verdict.status, verdict.parts, verdict.reason) == ("passed-here", {}, "")
     assert {graph.part: graph.precisions for graph in report.manifest.graphs} == KEEPS_FP32
+
+
+def test_a_part_that_quantises_nothing_keeps_fp32_in_int8(export_two, monkeypatch):
+    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
+    report = export_two(targets=("tensorrt-rtx",), precisions=("int8",), keep_failed=True)
+    (verdict,) = report.manifest.verdicts
+    assert verdict.parts == {"match": "fp32"}, verdict.reason
+    graphs = {graph.file: graph.precisions for graph in report.manifest.graphs}
+    assert graphs == {"graph.tensorrt-rtx.int8.onnx": ("int8",), "graph.match.tensorrt-rtx.onnx": ("fp32",)}
 
 
 @pytest.fixture

@@ -163,19 +163,3 @@ def test_in_bf16_the_decoder_keeps_fp32(tmp_path):
         frame, boxes, truth = scene(1, (301, 301))
         model.set_image(frame)
         assert np.mean(iou(model.predict(boxes=boxes, multimask=False).dense()[:, 0], truth)) > 0.5
-
-
-def test_in_int8_the_encoder_is_quantised_and_the_decoder_keeps_fp32(tmp_path, monkeypatch):
-    from edgevtx.export import judge
-    from edgevtx.export.pipeline import ExportOptions, export
-    from edgevtx.runtimes.base import Probe
-
-    monkeypatch.setattr(judge, "probe", lambda target: Probe(target, available=False, reason="no GPU"))
-    options = ExportOptions(targets=("tensorrt-rtx",), precisions=("int8",))
-    report = export("sam", Checkpoint.open(ASSET), tmp_path / "sam", options)
-    (verdict,) = report.manifest.verdicts
-    assert (verdict.status, verdict.parts) == ("graph-only", {"decoder": "fp32"}), verdict.reason
-    assert "decoder runs in fp32, since in int8 it is failed (graph.decoder.tensorrt-rtx.int8.onnx: " in verdict.reason
-    graphs = {graph.file: graph.precisions for graph in report.manifest.graphs}
-    assert graphs == {"graph.tensorrt-rtx.int8.onnx": ("int8",), "graph.decoder.tensorrt-rtx.onnx": ("fp32",)}
-    assert {path.name for path in report.bundle.glob("*.onnx")} == set(graphs)
