@@ -1,8 +1,8 @@
 """A real detector: the published YOLOX-Nano (COCO, 416 px), imported and run on real frames.
 
 `yolox_nano.onnx`, `vtest.avi` (of OpenCV's samples: pedestrians on a campus) and a street photograph with a bus,
-`bus.jpg`, are looked for in `EDGEVTX_TEST_DATA`, or in `shared/data` beside the checkout. None of them is part of the
-project.
+`bus.jpg`, are looked for in `EDGEVTX_TEST_DATA`, or in `shared/data` beside the checkout; the photograph also in the
+package ultralytics, which ships it. None of them is part of the project.
 """
 
 from __future__ import annotations
