@@ -22,7 +22,7 @@ Predictions, written before each step was built:
 - Two threads: predicted 1.6 times. Found: 67 -> 56 ms with 100 queries, nothing with 10 or with SAM, whose arrays are
   so small that the threads wait for the interpreter.
 - Where each segment lies, in one pass over the map instead of one a segment: predicted for JSON with 100 kept, 100
-  passes of 1.5 ms less. Found: FOUNDJSON
+  passes of 1.5 ms less. Found: 76 -> 7.6 ms for a hundred segments, of a JSON that takes 190 ms.
 - Bounds before counting: the area test needs the exact area of a mask only where its cells leave it open, so nearly
   all counts are spared. Found: 8 of 99 areas were counted; the time it saves was not measured apart.
 
