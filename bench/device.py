@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from common import Times, milliseconds
 
-from edgevtx.runtimes.cuda import Buffer, Device, Stream
+from edgevtx.runtimes.cuda import Device, Memory, Stream
 from edgevtx.runtimes.trt_run import Execution, Loaded
 
 
@@ -38,13 +38,15 @@ def copy_rate(device: Device) -> float:
     """Bytes a second that a copy reads and writes within the GPU's memory, by events: the best of ten."""
     with device.current(), contextlib.ExitStack() as opened:
         stream = opened.enter_context(contextlib.closing(Stream(device)))
-        source, target = Buffer(device, COPIED), Buffer(device, COPIED)
-        opened.callback(source.free)
-        opened.callback(target.free)
+        places = []
+        for _ in range(2):
+            places.append(Memory(device, COPIED))
+            opened.callback(places[-1].free)
+        source, target = (memory.pointer for memory in places)
         times = []
         for _ in range(10):
             start = stream.mark()
-            target.take(source.pointer, COPIED, stream)
+            device.driver.memcpy_dtod_async(target, source, COPIED, stream.raw)
             end = stream.mark()
             stream.synchronize()
             times.append(end.time_since(start))

@@ -9,9 +9,8 @@ size; where the plan takes others, "sizes change" has upright and lying ones in 
 What bytes and operations allow: the plan's bytes, its inputs and outputs once over the memory, or its multiply-adds on
 the matrix units, whichever takes longer. Both rates are measured here, by a copy of 256 MiB and, where torch is, by a
 product of 8192x8192 matrices in fp16, since what a data sheet promises depends on clocks and power. Without torch the
-bytes alone count. On a Jetson the copy is between buffers that host and GPU share, which may be slower than its other
-memory. Weights that stay in the L2 cache from one call to the next can beat the bytes. Of plans of dynamic sizes it is
-not known.
+bytes alone count. Weights that stay in the L2 cache from one call to the next can beat the bytes. Of plans of dynamic
+sizes it is not known.
 Prediction: engines within 1.5 times of what is allowed for ViT-B, 2 to 4 times for detectors at batch 1; a graph saves
 10 to 30% of those whose kernels are short.
 
@@ -235,6 +234,9 @@ def main(
     if softmax_low:
         let_softmax_run_low()
     if export_to is not None:
+        there = [name for name in names if (export_to / f"{name}.vtx").exists()]
+        if there:
+            raise SystemExit(f"{export_to} has {', '.join(there)} already; remove them, or name another folder")
         for name in names:
             print(f"exporting {name} ...", flush=True)
             shutil.copytree(bundle_for(MODELS[name], targets, precision, softmax_low), export_to / f"{name}.vtx")
@@ -309,7 +311,7 @@ def measure(
         if beside is not None:
             work |= beside(inputs, notes)
         times = interleave(those_that_run(work, name, notes), *counts)
-        for who in times.keys() & timed.keys():
+        for who in [who for who in timed if who in times]:
             execution = timed[who]
             del times[who]  # the host's time, with that of the events
             times |= {f"{who.split()[0]} {what}": found for what, found in execution.rows(counts[0]).items()}

@@ -134,7 +134,8 @@ class Predictor:
         """Answer any number of frames (or clips, where the model takes those), as many at once as the engine takes.
 
         Where the input's size follows the frame, frames of unequal size are padded as the reference pads a batch, those
-        that go in at once to each other's size. Results are in the order of the frames, `stages` those of all.
+        that go in at once to each other's size. Frames on a GPU need `resize="gpu"` to go in together. Results are in
+        the order of the frames, `stages` those of all.
         """
         size = self.batch_size or self.engine.most_rows or max(len(frames), 1)
         results: list[Result] = []

@@ -83,7 +83,7 @@ def build(graph: Path, folder: Path, options: EngineOptions) -> BuildReport:
     try:
         model = core.read_model(str(graph))
         _compile(core, model, device, config, folder / BLOB)
-        shapes = _usual_shapes(graph, _specs(model.inputs))
+        shapes = _usual_shapes(graph, _specs(model.inputs)) if device.startswith("CPU") else []
         if shapes and (folder / BLOB).stat().st_size <= MOST_TWICE:
             model.reshape(dict(zip(model.inputs, shapes, strict=True)))
             _compile(core, model, device, config, folder / USUAL)

@@ -2,7 +2,7 @@
 
 It refuses to wait for a context while any of its streams is captured, whichever thread captures it and in whichever
 mode, and ends that capture (CUDA C++ Programming Guide, "Prohibited and Unhandled Operations" of stream capture). One
-lock serves all GPUs of the process: to wait for a context is rare.
+pair of locks serves all GPUs of the process.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+_door = threading.RLock()  # held by who waits: no further capture begins, so that busy threads do not keep it waiting
 _turns = threading.Condition()
 _captures = 0
 
 
 @contextlib.contextmanager
 def capturing() -> Iterator[None]:
-    """Have no thread wait for a context meanwhile; several may capture at once, each its own stream."""
+    """Have no thread wait for a context meanwhile; several may capture at once, each its own stream.
+
+    Not to be nested.
+    """
     global _captures
-    with _turns:
+    with _door, _turns:
         _captures += 1
     try:
         yield
@@ -32,6 +36,6 @@ def capturing() -> Iterator[None]:
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
     """Once nothing is captured, have no capture begin meanwhile. Not to be asked for within `capturing`."""
-    with _turns:
+    with _door, _turns:
         _turns.wait_for(lambda: not _captures)
         yield

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The runtime side's tests on ONNX Runtime in an arm64 Debian root under qemu's user emulation, so that no assumption
 # of x86 reaches a Jetson. The bundles of every family are exported by the main environment (argument 1: its python).
-# Needs root, an apt system, and 2 GB; takes about an hour, most of it emulation. It is no Jetson: no GPU, no TensorRT,
+# Needs root, an apt system, and 2 GB; most of the time it takes is emulation's. It is no Jetson: no GPU, no TensorRT,
 # Debian's Python 3.11, and OpenVINO is left out, whose ARM plugin hangs under emulation.
 set -euo pipefail
-main=${1:?usage: test_aarch64.sh PYTHON_OF_MAIN_ENVIRONMENT [PYTEST_ARGUMENT...]}
+main=${1:?usage: test_aarch64.sh PYTHON_OF_MAIN_ENVIRONMENT [FILE_OR_FOLDER...]}
 shift
 project=$(cd "$(dirname "$0")/.." && pwd)
 root=${ROOT_AARCH64:-/var/tmp/edgevtx-aarch64}
@@ -38,6 +38,9 @@ if [ ! -e "$root/opt/.installed" ] || [ "$project/pyproject.toml" -nt "$root/opt
 fi
 
 cd "$project"
+[ $# -gt 0 ] || set -- tests/floor tests/runtimes tests/decode tests/stream tests/test_*.py
+files=$(find "$@" -name 'test_*.py' | sort)
+[ -n "$files" ] || { echo "no tests are in $*" >&2; exit 1; }
 if [ -z "${KEEP_BUNDLES:-}" ]; then # set: those of an earlier run are tested again
     rm -rf "$root/opt/bundles"
     "$main" scripts/export_tiny_bundles.py "$root/opt/bundles"
@@ -49,11 +52,9 @@ trap 'umount --quiet "$root/proc" "$root/sys" || true' EXIT
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 # ONNX Runtime counts the processors there, and aborts while it is imported where it cannot
 mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys"
-[ $# -gt 0 ] || set -- tests/floor tests/runtimes tests/decode tests/stream tests/test_*.py
 
 # One file at a time, each in a process with a time limit: several at a time hung under emulation, and one that hangs
 # must not cost the others' results.
-files=$(find "$@" -name 'test_*.py' | sort)
 failed=()
 for file in $files; do
     echo "== $file"

@@ -140,9 +140,10 @@ def redact(url: str) -> str:
 
 def pipeline_name(text: str) -> str:
     """A pipeline's first element with what tells two cameras apart: of all else, passwords may be a part."""
-    element, _, rest = redact(text.removeprefix(PIPELINE)).partition("!")[0].strip().partition(" ")
+    element, *further = redact(text.removeprefix(PIPELINE)).partition("!")[0].split(None, 1) or [""]
+    rest = "".join(further)
     pairs = re.findall(r"([\w:-]+)\s*=\s*(\"[^\"]*\"|'[^']*'|\S+)", rest)
-    told = [f"{key}={value.strip(_QUOTES).partition('?')[0]}" for key, value in pairs if key in _TOLD]
+    told = [f"{key}={re.split('[?;#]', value.strip(_QUOTES))[0]}" for key, value in pairs if key in _TOLD]
     return " ".join([PIPELINE + element, *told])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,20 @@ def test_a_wrong_form_fails_the_golden_sample(
         failed = [check.name for check in verdict.checks if not check.passed]
         assert bool(failed) == (verdict.status == "failed") == (foreign is not None)
         assert all(name.endswith("two at once") == (wrong == ov.BLOB) for name in failed)
+
+
+def test_an_engine_that_takes_one_row_alone_fails_the_golden_sample(
+    tiny_parts: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Manifest, "decode_of", lambda *_: None)
+    parts = tiny_parts(dynamic=True)
+    bundle = Bundle.open(write_bundle(parts.folder, parts.manifest, tmp_path / "open.vtx"))
+    prepared = prepare_engine(bundle, "openvino", EngineOptions())
+    prepared.folder.joinpath(ov.USUAL).replace(prepared.folder / ov.BLOB)  # the form of one row serves all
+    opened = ov.open(prepared.graph_path, prepared.folder, EngineOptions())
+    engine = dataclasses.replace(opened, two_forms=True)
+    verdict = replay(bundle, engine, prepared)
+    assert verdict.status == "failed" and "two at once" in verdict.reason
 
 
 @pytest.mark.parametrize("why", ["fixed", "large", "no golden sample", "a batch of one"])

@@ -46,5 +46,36 @@ def test_what_fails_in_its_turn_leaves_it() -> None:
                 raise KeyError
         except KeyError:
             pass
-    with waiting():
-        pass
+
+    def both() -> None:
+        with capturing():
+            pass
+        with waiting():
+            pass
+
+    thread = threading.Thread(target=both, daemon=True)  # another one, for which no lock is its own already
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_busy_threads_do_not_keep_one_waiting() -> None:
+    over, served = threading.Event(), threading.Event()
+
+    def capture() -> None:
+        while not over.is_set():
+            with capturing():
+                over.wait(0.004)
+
+    def wait() -> None:
+        with waiting():
+            served.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (capture, capture, wait)]
+    for thread in threads:
+        thread.start()
+    found = served.wait(10)
+    over.set()
+    for thread in threads:
+        thread.join(10)
+    assert found

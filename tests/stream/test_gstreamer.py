@@ -180,6 +180,8 @@ def test_no_error_no_log_and_no_record_has_a_pipeline_s_secrets(
         ('gst:rtspsrc location="rtsp://a:b!c@h/live" user-id=a ! appsink', "gst:rtspsrc location=rtsp://h/live"),
         ('gst:rtspsrc user-pw="a location=b" ! appsink', "gst:rtspsrc"),
         ("gst:souphttpsrc location=http://h/x?password=a cookies=a ! appsink", "gst:souphttpsrc location=http://h/x"),
+        ("gst:souphttpsrc\tlocation=http://h/x;token=a ! appsink", "gst:souphttpsrc location=http://h/x"),
+        ("gst: ! appsink", "gst:"),
         ("gst:rtspsrc user-pw=location=a location=rtsp://h/x ! appsink", "gst:rtspsrc location=rtsp://h/x"),
     ],
 )
