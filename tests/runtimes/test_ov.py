@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -170,14 +169,22 @@ def test_a_wrong_form_fails_the_golden_sample(
 def test_an_engine_that_takes_one_row_alone_fails_the_golden_sample(
     tiny_parts: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real = ov._infer
+
+    def one_row_alone(model: Any, keep: Any) -> Callable[[list[Any]], Any]:
+        def call(values: list[Any]) -> Any:
+            if len(values[0]) > 1:
+                raise RuntimeError("one row alone")
+            return real(model, keep)(values)
+
+        return call
+
+    monkeypatch.setattr(ov, "_infer", one_row_alone)
     monkeypatch.setattr(Manifest, "decode_of", lambda *_: None)
     parts = tiny_parts(dynamic=True)
     bundle = Bundle.open(write_bundle(parts.folder, parts.manifest, tmp_path / "open.vtx"))
     prepared = prepare_engine(bundle, "openvino", EngineOptions())
-    prepared.folder.joinpath(ov.USUAL).replace(prepared.folder / ov.BLOB)  # the form of one row serves all
-    opened = ov.open(prepared.graph_path, prepared.folder, EngineOptions())
-    engine = dataclasses.replace(opened, two_forms=True)
-    verdict = replay(bundle, engine, prepared)
+    verdict = replay(bundle, open_prepared(prepared), prepared)
     assert verdict.status == "failed" and "two at once" in verdict.reason
 
 
