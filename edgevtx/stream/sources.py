@@ -237,12 +237,22 @@ class Capture(Source):
         self.live = live and not (isinstance(address, str) and self.count)
 
     def __iter__(self) -> Iterator[Frame]:
-        index = 0
-        while (frame := self._read(index)) is not None:
-            yield frame
-            index += 1
-        if self._capture is not None:
-            self._note_end(index)
+        read, held = 0, None  # of a file, a frame is held back until another one has followed
+        while (frame := self._read(read)) is not None:
+            read += 1
+            if self.live:
+                yield frame
+                continue
+            if held is not None:
+                yield held
+            held = frame
+        if self._capture is None:
+            return
+        # FFmpeg may have decoded the half frame that a file ends in (OpenCV 4.11 heeds no option against it)
+        if held is not None and (read == 1 or not self._ends_early(read)):
+            yield held
+            held = None
+        self._note_end(read - (held is not None))
 
     def _read(self, index: int) -> Frame | None:
         """The next frame; None at the end, and once the source was closed."""
@@ -262,13 +272,16 @@ class Capture(Source):
             raise SourceError(f"{self.name} gives frames of shape {image.shape}, not (H,W,3) BGR; {_BGR}")
         return Frame(image, index, captured, self.name, position, monotonic)
 
+    def _ends_early(self, given: int) -> bool:
+        slack = 0 if Path(self.name).suffix.lower() in _EXACT_COUNT else 1 + given // 50
+        return self.count is not None and given + slack < self.count
+
     def _note_end(self, given: int) -> None:
         if not given:
             raise SourceError(f"{self.name} opened but gave no frame; {_advice(self._address)}")
         if self.live:
             raise SourceError(f"{self.name} stopped after {given} frames; {_advice(self._address)}")
-        slack = 0 if Path(self.name).suffix.lower() in _EXACT_COUNT else 1 + given // 50
-        if self.count is not None and given + slack < self.count:
+        if self._ends_early(given):
             self.notes.append(
                 f"{self.name} gave {given} whole frames where its header announces {self.count}: "
                 "the file is cut short or damaged"
