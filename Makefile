@@ -40,7 +40,7 @@ format: $(STAMP)  ## format the sources
 test-jetpack-like: $(STAMP)  ## the runtime side on Python 3.10, numpy 1.26, OpenCV 4.8 and the oldest runtimes
 	scripts/test_jetpack_like.sh $(BIN)/python
 
-test-aarch64: $(STAMP)  ## the runtime side in an emulated arm64 Debian, as root; hours
+test-aarch64: $(STAMP)  ## the runtime side in an emulated arm64 Debian, as root; slow
 	scripts/test_aarch64.sh $(BIN)/python
 
 check-wheel: $(STAMP)  ## the wheel installs in a clean environment, and importing it loads no torch and no onnx
