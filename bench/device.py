@@ -12,7 +12,8 @@ import numpy as np
 from common import Times, milliseconds
 
 from edgevtx.runtimes.cuda import Device, Memory, Stream
-from edgevtx.runtimes.trt_run import Execution, Loaded
+from edgevtx.runtimes.trt_loaded import Loaded
+from edgevtx.runtimes.trt_run import Execution
 
 
 @dataclass

@@ -42,7 +42,7 @@ from device import Rates, Timed, measure_rates
 from models import MODELS, Model, build_options, open_checkpoint, sources_digest
 
 from edgevtx.runtimes.cuda import Device
-from edgevtx.runtimes.trt_run import Loaded
+from edgevtx.runtimes.trt_loaded import Loaded
 
 TARGETS = ("tensorrt", "tensorrt-rtx")
 FOLDER_OPTION = click.Path(path_type=Path, file_okay=False)

@@ -1,6 +1,7 @@
 """TensorRT and TensorRT-RTX: one backend for both packages, which have the same interface.
 
-An engine is a plan with its record, see `edgevtx.runtimes.plan`; it is compiled by `trt_build` and run by `trt_run`.
+An engine is a plan with its record, see `edgevtx.runtimes.plan`; it is compiled by `trt_build`, opened by `trt_loaded`
+and run by `trt_run`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from edgevtx.runtimes import context, cuda, host, sample, trt_inspect
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, Probe, Runtime, TensorSpec
 from edgevtx.runtimes.plan import PLAN, PlanRecord, Profile, check_plan, read_plan
 from edgevtx.runtimes.trt_build import architectures, build_plan, check_gpu
+from edgevtx.runtimes.trt_loaded import Loaded
 from edgevtx.runtimes.trt_profiles import most_rows
-from edgevtx.runtimes.trt_run import Execution, Loaded
+from edgevtx.runtimes.trt_run import Execution
 
 # "CPU" is the device that `load` asks for unless it is told another
 _DEVICES = re.compile(r"(?:CPU|AUTO|GPU(?:\.(\d+))?)\Z")

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from edgevtx.runtimes.base import Engine
 from edgevtx.runtimes.cuda import Device
 from edgevtx.runtimes.plan import PLAN, read_plan
-from edgevtx.runtimes.trt_run import Loaded
+from edgevtx.runtimes.trt_loaded import Loaded
 from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, crashes, feeds
 

@@ -25,7 +25,7 @@ from edgevtx.adopt import adopt_plan
 from edgevtx.bundle import Bundle
 from edgevtx.cli.compile import command as compile_command
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import cuda, trt, trt_log, trt_run
+from edgevtx.runtimes import cuda, trt, trt_loaded, trt_log
 from edgevtx.runtimes.base import Engine, EngineOptions, PlanOptions
 from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
@@ -192,7 +192,7 @@ def test_an_output_whose_shape_depends_on_values_is_refused(machine: Machine, op
 def test_rtx_keeps_its_kernels_beside_the_plan(
     machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
 ) -> None:
-    stored = tmp_path / "engine" / trt_run.RUNTIME_CACHE
+    stored = tmp_path / "engine" / trt_loaded.RUNTIME_CACHE
     engine = open_plan(TENSORRT_RTX)
     assert stored.read_bytes() == b"kernels"  # as soon as it is open: what it compiles late is compiled while loading
     assert machine.count("cache.deserialize") == 0
@@ -213,7 +213,7 @@ def test_rtx_runs_each_profile_once_when_it_is_opened(machine: Machine, open_pla
 def test_rtx_compiles_anew_what_its_cache_does_not_fit(
     machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
 ) -> None:
-    stored = tmp_path / "engine" / trt_run.RUNTIME_CACHE
+    stored = tmp_path / "engine" / trt_loaded.RUNTIME_CACHE
     stored.parent.mkdir()
     stored.write_bytes(b"of another driver")
     machine.failing.add("cache.deserialize")
@@ -224,7 +224,7 @@ def test_rtx_compiles_anew_what_its_cache_does_not_fit(
 def test_rtx_runs_where_its_kernels_cannot_be_kept(
     machine: Machine, open_plan: Callable[..., Engine], tmp_path: Path
 ) -> None:
-    (tmp_path / "engine" / trt_run.RUNTIME_CACHE).mkdir(parents=True)  # no file can take its place
+    (tmp_path / "engine" / trt_loaded.RUNTIME_CACHE).mkdir(parents=True)  # no file can take its place
     runtime = open_plan(TENSORRT_RTX).new_runtime()
     assert is_right(runtime, feeds())
 
