@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # a file's tests share exported bundles, so files and not tests are dealt to the cores; one thread each for torch
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo test check test-slow test-jetpack-like test-aarch64 check-wheel format bench clean
+.PHONY: help demo test check test-slow test-jetpack-like test-aarch64 test-pycuda check-wheel format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,9 @@ test-jetpack-like: $(STAMP)  ## the runtime side on Python 3.10, numpy 1.26, Ope
 
 test-aarch64: $(STAMP)  ## the runtime side in an emulated arm64 Debian, as root; slow
 	scripts/test_aarch64.sh $(BIN)/python
+
+test-pycuda: $(STAMP)  ## the TensorRT runtime with the real pycuda, over a driver library that is made for it
+	scripts/test_pycuda.sh $(BIN)/python
 
 check-wheel: $(STAMP)  ## the wheel installs in a clean environment, and importing it loads no torch and no onnx
 	scripts/check_wheel.sh $(PYTHON)

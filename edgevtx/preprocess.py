@@ -284,10 +284,10 @@ def _resize_opencv(image: Frame, interpolation: Interpolation, out: Frame) -> No
     `INTER_AREA`, at a fraction of its time.
     """
     cv2 = _opencv()
+    image = _in_colour(image)
     new_height, new_width = out.shape[:2]
     if interpolation != "nearest" and image.shape[0] * image.shape[1] > new_height * new_width:
         interpolation = "bilinear"
-        image = np.ascontiguousarray(image)
         while image.shape[0] * image.shape[1] >= 3 * new_height * new_width and min(image.shape[:2]) > 1:
             # INTER_LINEAR is the 2 x 2 mean at exactly half size, and stays fast at odd sizes, where AREA is slow
             halved = (image.shape[1] // 2, image.shape[0] // 2)
@@ -304,11 +304,15 @@ def _resize_plainly(image: Frame, interpolation: Interpolation, out: Frame) -> N
         "bicubic": cv2.INTER_CUBIC,
         "lanczos": cv2.INTER_LANCZOS4,
     }.get(interpolation, cv2.INTER_LINEAR)
-    image = np.ascontiguousarray(image)
-    direct = out if image.ndim == 3 and out.flags.c_contiguous else None  # saves a copy of the result
-    resized = cv2.resize(image, (out.shape[1], out.shape[0]), direct, interpolation=flag)
+    direct = out if out.flags.c_contiguous else None  # saves a copy of the result
+    resized = cv2.resize(_in_colour(image), (out.shape[1], out.shape[0]), direct, interpolation=flag)
     if resized is not out:
-        out[...] = resized if resized.ndim == 3 else resized[..., None]
+        out[...] = resized
+
+
+def _in_colour(image: Frame) -> Frame:
+    """(H,W,3) of (H,W,3) or (H,W), for OpenCV: on ARM it resizes one channel otherwise than three (4.11, 3 levels)."""
+    return np.ascontiguousarray(image) if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
 def _opencv() -> Any:

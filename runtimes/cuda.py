@@ -296,7 +296,7 @@ class Kernel:
     THREADS = 256  # of a block
 
     def __init__(self, device: Device, text: str, name: str) -> None:
-        self._module = _call("cuModuleLoadData", device.driver.module_from_buffer, text.encode() + b"\0")
+        self._module = _call("cuModuleLoadDataEx", device.driver.module_from_buffer, text.encode() + b"\0")
         self._function = _call("cuModuleGetFunction", self._module.get_function, name)
         keep_in_forks(self)
 

@@ -6,6 +6,7 @@ That and no more: they show that our calls come in the right order with the righ
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ import numpy as np
 from edgevtx.runtimes import cuda, trt_log
 from edgevtx.runtimes.base import TensorSpec
 from edgevtx.runtimes.plan import PLAN, PlanRecord, ShapeRange, encode_record, record_path
+from tests.runtimes import over_pycuda
 from tests.runtimes.fake_machine import SM, Machine, make_driver, make_library
 from tests.runtimes.fake_trt import make_tensorrt
 
@@ -23,14 +25,17 @@ from tests.runtimes.fake_trt import make_tensorrt
 def install(patch: Any, **options: Any) -> Machine:
     """Put the fakes in the place of the real ones; `patch` is pytest's monkeypatch, or has its `setitem`, `setattr`."""
     machine = Machine(**options)
-    driver = make_driver(machine)
-    package: Any = ModuleType("pycuda")
-    package.driver = driver
-    patch.setitem(sys.modules, "pycuda", package)
-    patch.setitem(sys.modules, "pycuda.driver", driver)
+    if over_pycuda.FOLDER in os.environ:
+        library = cuda.Library(over_pycuda.start(machine))
+    else:
+        driver = make_driver(machine)
+        package: Any = ModuleType("pycuda")
+        package.driver = driver
+        patch.setitem(sys.modules, "pycuda", package)
+        patch.setitem(sys.modules, "pycuda.driver", driver)
+        library = cuda.Library(make_library(machine))
     for name, version in (("tensorrt", "10.3.0"), ("tensorrt_rtx", "1.7.1")):
         patch.setitem(sys.modules, name, make_tensorrt(machine, name, version))
-    library = cuda.Library(make_library(machine))
     patch.setattr(cuda, "_library", lambda: library)
     patch.setattr(trt_log, "_loggers", {})
     return machine

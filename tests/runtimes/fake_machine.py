@@ -6,6 +6,7 @@ Memory is bytes of this process, work on a stream is a list of functions that ru
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,13 @@ import numpy as np
 from tests.runtimes import fake_ptx
 
 SM = "sm87"
+OUT_OF_MEMORY, LAUNCH_FAILED, NOT_PERMITTED, INVALIDATED = 2, 719, 900, 901
+RESULTS = {  # of CUresult in cuda.h: its name, and the driver's words
+    OUT_OF_MEMORY: ("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
+    LAUNCH_FAILED: ("CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"),
+    NOT_PERMITTED: ("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"),
+    INVALIDATED: ("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error"),
+}
 
 
 class Error(Exception):
@@ -25,14 +33,15 @@ class Error(Exception):
 class Machine:
     """The recorded calls, what is alive, and what is to fail.
 
-    `failing` has names of calls that fail from now on, `saying` what TensorRT says of one that does. `alive` counts
-    what was made and not freed, by kind. `while_capturing` is called in the midst of each capture.
+    `failing` has names of calls that fail from now on, with `result`; `saying` what TensorRT says of one that does.
+    `alive` counts what was made and not freed, by kind. `while_capturing` is called in the midst of each capture.
     """
 
     def __init__(self, *, integrated: bool = False, gpus: tuple[str, ...] = ("Fake Orin",)) -> None:
         self.integrated, self.gpus, self.multiprocessors = integrated, gpus, 8
         self.calls: list[str] = []
         self.failing: set[str] = set()
+        self.result = OUT_OF_MEMORY
         self.saying: dict[str, tuple[str, ...]] = {}
         self.while_capturing: Callable[[], None] = lambda: None
         self.alive: dict[str, int] = {}
@@ -51,7 +60,14 @@ class Machine:
         """Record a call of the driver; one that is to fail raises as pycuda does."""
         self.calls.append(f"{name} {detail}".strip())
         if name in self.failing:
-            raise Error(f"{name} failed: out of memory")
+            raise Error(f"{name} failed: {RESULTS[self.result][1]}")
+
+    def freed(self, name: str) -> None:
+        """Record a call that frees; where it fails, pycuda writes a warning, and goes on."""
+        try:
+            self.did(name)
+        except Error as error:
+            sys.stderr.write(f"PyCUDA WARNING: a clean-up operation failed (dead context maybe?)\n{error}\n")
 
     def names(self) -> list[str]:
         """The recorded calls without their details."""
@@ -147,14 +163,14 @@ def make_driver(machine: Machine) -> ModuleType:
             if captured := [stream for stream in machine.streams.values() if stream.capturing]:
                 for stream in captured:
                     stream.broken = True
-                raise Error("cuCtxSynchronize failed: operation not permitted when stream is capturing")
+                raise Error(f"cuCtxSynchronize failed: {RESULTS[NOT_PERMITTED][1]}")
 
         def detach(self) -> None:
             # pycuda releases what this thread has pushed, and nothing otherwise
             if machine.stack[-1:] != [self]:
                 machine.calls.append("CRASH context leaked")
                 return
-            did("cuDevicePrimaryCtxRelease")
+            machine.freed("cuDevicePrimaryCtxRelease")
             machine.stack.pop()
             machine.retained -= 1
 
@@ -206,7 +222,7 @@ def make_driver(machine: Machine) -> ModuleType:
         def __del__(self) -> None:
             if "handle" in vars(self):
                 machine.need_context("cuStreamDestroy")
-                did("cuStreamDestroy")
+                machine.freed("cuStreamDestroy")
                 machine.made("stream", -1)
                 del machine.streams[self.handle]
 
@@ -245,7 +261,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
         def free(self) -> None:
             machine.need_context("cuMemFreeHost")
-            did("cuMemFreeHost")
+            machine.freed("cuMemFreeHost")
             machine.made("locked", -1)
             machine.memory.pop(getattr(self, "_address", -1), None)
 
@@ -261,7 +277,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
         def free(self) -> None:
             machine.need_context("cuMemFree")
-            did("cuMemFree")
+            machine.freed("cuMemFree")
             machine.made("memory", -1)
             del machine.memory[self._address]
 
@@ -283,8 +299,8 @@ def make_driver(machine: Machine) -> ModuleType:
 
     class Module:
         def __init__(self, data: bytes) -> None:
-            machine.need_context("cuModuleLoadData")
-            did("cuModuleLoadData")
+            machine.need_context("cuModuleLoadDataEx")
+            did("cuModuleLoadDataEx")
             machine.made("module")
             assert data.endswith(b"\0")
             self._text = fake_ptx.Text(data[:-1].decode())
@@ -301,7 +317,7 @@ def make_driver(machine: Machine) -> ModuleType:
         def __del__(self) -> None:
             if "_text" in vars(self):
                 machine.need_context("cuModuleUnload")
-                did("cuModuleUnload")
+                machine.freed("cuModuleUnload")
                 machine.made("module", -1)
 
     def locked(shape: tuple[int], dtype: Any, order: str, flags: int) -> Any:
@@ -343,7 +359,7 @@ def make_library(machine: Machine) -> Any:
         work = list(stream.work)
         stream.work.clear()
         if not stream.end():
-            return 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            return INVALIDATED
         put(graph, work)
         machine.made("template")
         return 0
@@ -360,7 +376,7 @@ def make_library(machine: Machine) -> Any:
         target._obj.value = machine.elsewhere.get(address, target._obj.value)
 
     def error_name(code: int, text: Any) -> int:
-        text._obj.value = b"CUDA_ERROR_FAKE"
+        text._obj.value = RESULTS[code][0].encode()
         return 0
 
     done: dict[str, Callable[..., int | None]] = {
@@ -380,7 +396,7 @@ def make_library(machine: Machine) -> Any:
             try:
                 machine.did(name, value(arguments[0]) if name == "cuStreamSynchronize" else "")
             except Error:
-                return 999
+                return machine.result
             return work(*arguments) or 0
 
         return call

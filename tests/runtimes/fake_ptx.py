@@ -36,8 +36,10 @@ _COMPUTED: dict[str, Callable[..., Any]] = {
     "min.s32": np.minimum,
     "setp.ge.u32": lambda a, b: a >= b,
     "setp.ne.u32": lambda a, b: a != b,
+    "fma.rn.f32": lambda a, b, c: (a * b + c).astype(np.float32),
 }
-_READ = {"ld.global.u8": np.uint8, "ld.global.s32": np.int32}
+_READ = {"ld.global.u8": np.uint8, "ld.global.s32": np.int32, "ld.global.f32": np.float32}
+_WRITTEN = {"st.global.u8": np.uint8, "st.global.f32": np.float32}
 
 
 class Text:
@@ -66,6 +68,8 @@ class Text:
         }  # fmt: skip
 
         def value(word: str) -> Any:
+            if word.startswith("0f"):
+                return np.frombuffer(bytes.fromhex(word[2:]), ">f4")[0]
             return registers[word] if word.startswith("%") else np.int64(word)
 
         step = 0
@@ -83,10 +87,8 @@ class Text:
                 registers[words[0]] = np.full(len(registers["%tid.x"]), given[words[1].strip("[]")])
             elif name in _READ:
                 registers[words[0]] = _read(at, value(words[1].strip("[]")), _READ[name])
-            elif name == "st.global.u8":
-                addresses = value(words[0].strip("[]"))
-                low = int(addresses.min())
-                at(low, int(addresses.max()) - low + 1)[addresses - low] = value(words[1]).astype(np.uint8)
+            elif name in _WRITTEN:
+                _write(at, value(words[0].strip("[]")), value(words[1]).astype(_WRITTEN[name]))
             else:
                 registers[words[0]] = np.broadcast_to(
                     _COMPUTED[name](*(value(word) for word in words[1:])), registers["%tid.x"].shape
@@ -98,4 +100,11 @@ def _read(at: Callable[[int, int], Any], addresses: Any, dtype: Any) -> Any:
     low = int(addresses.min())
     data = at(low, int(addresses.max()) - low + size)
     each = np.ascontiguousarray(data[(addresses - low)[:, None] + np.arange(size)])
-    return each.view(dtype)[:, 0].astype(np.int64)
+    read = each.view(dtype)[:, 0]
+    return read if read.dtype == np.float32 else read.astype(np.int64)
+
+
+def _write(at: Callable[[int, int], Any], addresses: Any, values: Any) -> None:
+    low, size = int(addresses.min()), values.itemsize
+    data = at(low, int(addresses.max()) - low + size)
+    data[(addresses - low)[:, None] + np.arange(size)] = values.view(np.uint8).reshape(-1, size)

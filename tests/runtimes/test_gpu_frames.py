@@ -195,7 +195,7 @@ def test_a_frame_that_needs_no_resizing_is_taken_however_the_bundle_resizes(
 
 
 def test_a_gpu_that_cannot_compile_the_kernel_leaves_nothing(machine: Machine, made: Any) -> None:
-    machine.failing.add("cuModuleLoadData")
-    with pytest.raises(edgevtx.EdgevtxError, match="cuModuleLoadData failed"):
+    machine.failing.add("cuModuleLoadDataEx")
+    with pytest.raises(edgevtx.EdgevtxError, match="cuModuleLoadDataEx failed"):
         edgevtx.load(made.path, resize="gpu", **ON_GPU)
     assert machine.left() == {} and machine.retained == 0

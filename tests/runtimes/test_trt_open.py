@@ -31,6 +31,7 @@ from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
 from tests.runtimes import fake_gpu
 from tests.runtimes.fake_gpu import Machine, crashes, feeds, is_right, make_record, write_plan
+from tests.runtimes.fake_machine import LAUNCH_FAILED
 
 OPTIONS = EngineOptions(precision="fp16", device="GPU")
 
@@ -81,8 +82,8 @@ def test_a_driver_s_error_says_its_name_and_what_to_do(machine: Machine, open_pl
     machine.failing.add("cuMemAlloc")
     with pytest.raises(DeviceError, match=r"CUDA's cuMemAlloc failed: out of memory; free memory of the GPU"):
         runtime.run(feeds(height=8))
-    machine.failing = {"cuGraphLaunch"}
-    with pytest.raises(DeviceError, match=r"CUDA's cuGraphLaunch failed: CUDA_ERROR_FAKE; .*start it anew"):
+    machine.failing, machine.result = {"cuGraphLaunch"}, LAUNCH_FAILED
+    with pytest.raises(DeviceError, match=r"CUDA's cuGraphLaunch failed: CUDA_ERROR_LAUNCH_FAILED; .*start it anew"):
         for _ in range(4):
             runtime.run(feeds())
 
@@ -124,7 +125,11 @@ def test_threads_that_open_at_once_have_one_logger(machine: Machine, monkeypatch
 
 @pytest.mark.parametrize("call", ["cuMemFree", "cuMemFreeHost", "cuGraphExecDestroy", "cuDevicePrimaryCtxRelease"])
 def test_what_fails_while_closing_is_told_and_the_rest_is_freed(
-    machine: Machine, open_plan: Callable[..., Engine], caplog: pytest.LogCaptureFixture, call: str
+    machine: Machine,
+    open_plan: Callable[..., Engine],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    call: str,
 ) -> None:
     engine = open_plan()
     runtime = engine.new_runtime()
@@ -133,7 +138,8 @@ def test_what_fails_while_closing_is_told_and_the_rest_is_freed(
     machine.failing.add(call)
     runtime.close()
     engine.close()
-    assert f"{call} failed" in caplog.text
+    # of what pycuda frees, pycuda tells: it writes a warning, and raises nothing
+    assert f"{call} failed" in (caplog.text if call.startswith("cuGraph") else capfd.readouterr().err)
     assert {"delete_context", "delete_engine", "delete_runtime", "cuStreamDestroy"} <= set(machine.names())
 
 
