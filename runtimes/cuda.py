@@ -1,9 +1,9 @@
-"""The one module that touches CUDA: a GPU's context, streams, events, memory, kernels, graphs; every error by its call.
+"""What is done with CUDA: a GPU's context, streams, events, memory, kernels, graphs; every error by its call.
 
-pycuda does it, but for CUDA graphs and for four calls around contexts, foreign streams and arrays, which it has not:
-these go to the driver's own library. The context is the GPU's primary one, which every library of the process shares
-(TensorRT, ONNX Runtime, torch). Whatever belongs to it is made, used and freed within `Device.current()`.
-A fork has none of it: what it inherits belongs to its parent, and is never freed there (see `keep_in_forks`).
+pycuda does it, but for what it lacks, which `libcuda` has. The context is the GPU's primary one, which every library of
+the process shares (TensorRT, ONNX Runtime, torch). Whatever belongs to it is made, used and freed within
+`Device.current()`. A fork has none of it: what it inherits belongs to its parent, and is never freed there (see
+`keep_in_forks`).
 """
 
 from __future__ import annotations
@@ -21,31 +21,16 @@ from typing import Any
 import numpy as np
 
 from edgevtx.errors import DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import host, turns
+from edgevtx.runtimes import host, libcuda, turns
 from edgevtx.runtimes.base import Array, DeviceArray, device_facts
 
-LIBRARY = "libcuda.so.1"
 ALIGNMENT = 256
 """Bytes: what TensorRT asks of the address of an input or output."""
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, which other libraries use
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads allocate meanwhile ends no capture
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-_POINTER, _POINTER_TO = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-
-# the driver's functions that are called directly -> their arguments; each returns a CUresult
-_FUNCTIONS = {
-    "cuCtxPopCurrent_v2": (_POINTER_TO,),
-    "cuPointerGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, _POINTER),
-    "cuStreamSynchronize": (_POINTER,),
-    "cuStreamBeginCapture_v2": (_POINTER, ctypes.c_int),
-    "cuStreamEndCapture": (_POINTER, _POINTER_TO),
-    "cuGraphInstantiateWithFlags": (_POINTER_TO, _POINTER, ctypes.c_ulonglong),
-    "cuGraphLaunch": (_POINTER, _POINTER),
-    "cuGraphDestroy": (_POINTER,),
-    "cuGraphExecDestroy": (_POINTER,),
-    "cuGetErrorName": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
-}
+_POINTER = ctypes.c_void_p
 
 
 @dataclass(frozen=True)
@@ -116,7 +101,7 @@ class Device:
                 f"one of GPU.0 to GPU.{len(gpus) - 1}"
             )
         self.gpu = gpus[ordinal]
-        self.driver, self.library = _driver(target), _library()
+        self.driver, self.library = _driver(target), libcuda.load()
         self._context = _call("cuDevicePrimaryCtxRetain", self.driver.Device(ordinal).retain_primary_context)
         keep_in_forks(self)
 
@@ -215,7 +200,7 @@ class Stream:
 class Graph:
     """Operations of a stream that are launched as one."""
 
-    def __init__(self, library: Library, executable: Any) -> None:
+    def __init__(self, library: libcuda.Library, executable: Any) -> None:
         self._library, self._executable = library, executable
 
     def launch(self, stream: Stream) -> None:
@@ -310,22 +295,6 @@ class Kernel:
         self._function = self._module = None  # pycuda unloads a module with its last name
 
 
-class Library:
-    """The driver's own library."""
-
-    def __init__(self, loaded: Any) -> None:
-        self._loaded = loaded
-        for name, arguments in _FUNCTIONS.items():
-            getattr(loaded, name).argtypes = arguments
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call a function of it; a result that is not CUDA_SUCCESS raises `DeviceError`."""
-        if code := getattr(self._loaded, name)(*arguments):
-            text = ctypes.c_char_p()
-            self._loaded.cuGetErrorName(code, ctypes.byref(text))
-            raise _failed(name, (text.value or b"").decode() or f"CUresult {code}")
-
-
 # -- forks -----------------------------------------------------------------------------------------------------
 
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -349,23 +318,12 @@ if hasattr(os, "register_at_fork"):
 # -- the driver ------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _library() -> Library:
-    try:
-        return Library(ctypes.CDLL(LIBRARY))
-    except (OSError, AttributeError) as error:  # a driver from before CUDA 11.4 lacks a function
-        raise RuntimeUnavailableError(
-            f"a GPU was asked for, but NVIDIA's driver is not usable here ({host.first_line(error)}); "
-            f"{host.driver_step()}"
-        ) from None
-
-
 def _driver(target: str) -> Any:
     return host.import_package("pycuda.driver", target=target, extra="cuda")
 
 
 def _start(target: str) -> Any:
-    _library()  # pycuda says less where the driver is missing
+    libcuda.load()  # pycuda says less where the driver is missing
     driver = _driver(target)
     try:
         driver.init()
@@ -399,13 +357,8 @@ def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except Exception as error:
         if not isinstance(error, host.import_package("pycuda.driver", target="CUDA", extra="cuda").Error):
             raise
-        failure = _failed(name, host.first_line(error))
+        failure = libcuda.failed(name, host.first_line(error))
         function, arguments = str, ()
     # outside of the handler, and with these names overwritten: what an error keeps (its frames, its context) would hold
     # a stream beyond its turn
     raise failure
-
-
-def _failed(name: str, words: str) -> DeviceError:
-    advice = host.advise(words, "after most errors of the driver a process cannot use the GPU any more: start it anew")
-    return DeviceError(f"CUDA's {name} failed: {words.removeprefix(f'{name} failed: ')}; {advice}")

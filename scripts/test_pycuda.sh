@@ -37,7 +37,7 @@ over_pycuda.start(fake_machine.Machine())
 PYTHON
 functions=$(
     nm --dynamic --undefined-only "$built"/site/pycuda/_driver*.so | grep --only-matching ' cu[A-Z]\w*'
-    grep --only-matching '^    "cu[A-Z]\w*": (' runtimes/cuda.py | grep --only-matching 'cu\w*'
+    grep --only-matching '^    "cu[A-Z]\w*": (' runtimes/libcuda.py | grep --only-matching 'cu\w*'
 )
 # shellcheck disable=SC2086
 PYTHONPATH=. "$python" -m tests.runtimes.over_pycuda "$built" $(printf '%s\n' $functions | sort --unique)

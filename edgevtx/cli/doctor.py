@@ -203,11 +203,11 @@ def _nvidia() -> list[Finding]:
 
 def _pycuda() -> list[Finding]:
     """The driver's library, where it is missing, and pycuda, which does not load without it."""
-    from edgevtx.runtimes import cuda, host
+    from edgevtx.runtimes import host, libcuda
 
     driver = []
     try:
-        ctypes.CDLL(cuda.LIBRARY)
+        ctypes.CDLL(libcuda.LIBRARY)
     except OSError as error:
         driver = [Finding("nvidia", "driver", "unusable", str(error), host.driver_step())]
         if importlib.util.find_spec("pycuda"):  # whether it loads is known when the driver is there

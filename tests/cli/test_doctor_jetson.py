@@ -13,7 +13,7 @@ import pytest
 
 from edgevtx.cli import doctor
 from edgevtx.errors import RuntimeUnavailableError
-from edgevtx.runtimes import cuda, host
+from edgevtx.runtimes import host, libcuda
 from edgevtx.stream import opencv
 
 
@@ -47,7 +47,7 @@ def found(area: str) -> dict[str, doctor.Finding]:
 
 
 def test_each_line_that_is_unusable_names_a_step(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr(libcuda, "LIBRARY", "libno-such-driver.so.1")
     rows = [row for area in ("video", "nvidia", "runtimes") for row in found(area).values()]
     unusable = {row.name: row.help for row in rows if row.level in ("unusable", "broken")}
     assert unusable.keys() >= {"opencv", "driver", "pycuda", "tensorrt", "tensorrt-rtx"}
@@ -98,12 +98,12 @@ def test_a_pycuda_that_does_not_load_is_built_again_and_nothing_else_is(
 
 def test_without_the_driver_s_library_the_step_is_the_driver_s(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_modules(monkeypatch, jetson, {"pycuda": "", "pycuda.driver": "raise ImportError('libcuda.so.1')"})
-    monkeypatch.setattr(cuda, "LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setattr(libcuda, "LIBRARY", "libno-such-driver.so.1")
     rows = found("nvidia")
     assert "nvidia-l4t-cuda" in rows["driver"].help and "pycuda" not in rows
-    cuda._library.cache_clear()
+    libcuda.load.cache_clear()
     with pytest.raises(RuntimeUnavailableError, match="nvidia-l4t-cuda"):
-        cuda._library()
+        libcuda.load()
 
 
 def test_a_jetson_s_memory_is_reported(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevtx.runtimes import cuda, trt_log
+from edgevtx.runtimes import libcuda, trt_log
 from edgevtx.runtimes.base import TensorSpec
 from edgevtx.runtimes.plan import PLAN, PlanRecord, ShapeRange, encode_record, record_path
 from tests.runtimes import over_pycuda
@@ -26,17 +26,17 @@ def install(patch: Any, **options: Any) -> Machine:
     """Put the fakes in the place of the real ones; `patch` is pytest's monkeypatch, or has its `setitem`, `setattr`."""
     machine = Machine(**options)
     if over_pycuda.FOLDER in os.environ:
-        library = cuda.Library(over_pycuda.start(machine))
+        library = libcuda.Library(over_pycuda.start(machine))
     else:
         driver = make_driver(machine)
         package: Any = ModuleType("pycuda")
         package.driver = driver
         patch.setitem(sys.modules, "pycuda", package)
         patch.setitem(sys.modules, "pycuda.driver", driver)
-        library = cuda.Library(make_library(machine))
+        library = libcuda.Library(make_library(machine))
     for name, version in (("tensorrt", "10.3.0"), ("tensorrt_rtx", "1.7.1")):
         patch.setitem(sys.modules, name, make_tensorrt(machine, name, version))
-    patch.setattr(cuda, "_library", lambda: library)
+    patch.setattr(libcuda, "load", lambda: library)
     patch.setattr(trt_log, "_loggers", {})
     return machine
 

@@ -25,7 +25,7 @@ from edgevtx.adopt import adopt_plan
 from edgevtx.bundle import Bundle
 from edgevtx.cli.compile import command as compile_command
 from edgevtx.errors import CompileError, DeviceError, InputError, RuntimeUnavailableError
-from edgevtx.runtimes import cuda, trt, trt_loaded, trt_log
+from edgevtx.runtimes import cuda, libcuda, trt, trt_loaded, trt_log
 from edgevtx.runtimes.base import Engine, EngineOptions, PlanOptions
 from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
@@ -290,8 +290,8 @@ def test_a_folder_of_that_name_is_no_package(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_machine_without_the_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "LIBRARY", "libnone.so.1")
-    cuda._library.cache_clear()
+    monkeypatch.setattr(libcuda, "LIBRARY", "libnone.so.1")
+    libcuda.load.cache_clear()
     with pytest.raises(RuntimeUnavailableError, match=r"NVIDIA's driver is not usable here \(libnone.so.1"):
         cuda.find_gpus("tensorrt")
 
