@@ -110,6 +110,15 @@ def obtain(
     return path, False
 
 
+def check_kept() -> None:
+    """Raise `OutputError` where what is cached would go with this process."""
+    if _writable() != root():
+        raise OutputError(
+            f"the cache folder {root()} cannot be written, so what is compiled would be lost; set EDGEVTX_CACHE to a "
+            "folder that can be written"
+        )
+
+
 def entries() -> list[Entry]:
     """Everything cached, the most recently used first."""
     found = []

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 """The order in which `runtime="auto"` looks for a runtime that is installed and that the bundle has a graph for."""
 
+_OVERRIDE = "pass allow_unverified=True (--allow-unverified)"
+
 
 def choose_runtime(
     manifest: Manifest,
@@ -84,6 +86,9 @@ def choose_precision(
     verification and that the device has, but for int8, which is recommended or asked for by name. Raises
     `VerificationError` where the bundle has no verdict for it or one that refuses it, unless `allow_unverified`.
     """
+    known = get_backend(target).PRECISIONS
+    if asked and asked not in known:
+        raise InputError(f"{target} is offered in {', '.join(known)}, and {asked!r} was asked for; choose one of these")
     precision = asked or _recommended(manifest, target)
     if not (allow_unverified or target == "null" or _is_accepted(manifest, target, precision)):
         _refuse(manifest, target, precision)
@@ -144,11 +149,12 @@ def _refuse(manifest: Manifest, target: str, precision: str) -> None:
     verdict = manifest.verdict(target, precision)
     if verdict is None:
         known = ", ".join(f"{item.target} {item.precision}" for item in manifest.verdicts) or "none"
+        has_graph = any(graph.target == target and precision in graph.precisions for graph in manifest.graphs)
         raise VerificationError(
             f"{manifest.name} was never verified on {target} at {precision} (verified: {known}); export it with "
-            f"--precisions {precision}, or pass allow_unverified=True"
+            f"--precisions {precision}{f', or {_OVERRIDE}' if has_graph else ''}"
         )
     raise VerificationError(
         f"{manifest.name} on {target} at {precision} is marked {verdict.status!r}: {verdict.reason}; "
-        "mend the export, or pass allow_unverified=True to run it anyway"
+        f"mend the export, or {_OVERRIDE} to run it anyway"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ _WORDS = {
 def explain(error: OSError) -> str:
     """What went wrong with a file, and what to do, for the end of a sentence."""
     return _WORDS.get(error.errno or 0, str(error.strerror or error))
+
+
+def file_name(words: str) -> str:
+    """A name in a manifest as that of one file: without separators, and not hidden."""
+    return re.sub(r"[/\\\0]+", "-", words).lstrip(".-") or "unnamed"
 
 
 def sync_file(path: Path) -> None:

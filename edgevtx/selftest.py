@@ -245,6 +245,6 @@ def accept(bundle: Bundle, proven: Proven, precision: str, *, allow_unverified: 
         raise VerificationError(
             f"the golden sample on {engine.target} {engine.target_version} ({engine.device}, "
             f"{verdict.precision}) is {verdict.status!r} against the reference: {verdict.reason}; "
-            "choose another runtime or precision, or pass allow_unverified=True to run it anyway"
+            "choose another runtime or precision, or pass allow_unverified=True (--allow-unverified) to run it anyway"
         )
     return exported if exported in REFUSED else verdict.status

@@ -172,6 +172,12 @@ class PlanOptions:
     frames: tuple[tuple[int, int], ...] = ()
     workspace_mb: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what is no size."""
+        sizes = (self.batch, self.workspace_mb, *(side for frame in self.frames for side in frame))
+        if any(size is not None and size < 1 for size in sizes):
+            raise ValueError(f"what is asked of a plan is at least 1, and not: {self}")
+
     def __bool__(self) -> bool:
         return any((self.batch, self.frames, self.workspace_mb))
 

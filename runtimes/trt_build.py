@@ -17,11 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgevtx import errors
-from edgevtx.errors import CompileError, RuntimeUnavailableError
+import msgspec
+
+from edgevtx import disk, errors
+from edgevtx.errors import CompileError, OutputError, RuntimeUnavailableError
 from edgevtx.runtimes import host, trt_memory
-from edgevtx.runtimes.base import BuildReport, EngineOptions
-from edgevtx.runtimes.plan import PLAN, read_plan
+from edgevtx.runtimes.base import BuildReport, EngineOptions, PlanOptions
+from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +54,23 @@ def build_plan(package: str, graph: Path, folder: Path, options: EngineOptions, 
         "memory_mb": limit.most,
     }
     request = {"package": package, "graph": str(graph), "folder": str(folder), "options": asked, "device": device}
-    _work(f"{target} {trt.__version__}", request, options, limit)
-    record = read_plan(folder / PLAN)
+    peak = _work(f"{target} {trt.__version__}", request, options, limit)
+    record = msgspec.structs.replace(read_plan(folder / PLAN), builder_host_mb=peak)
+    try:
+        record_path(folder / PLAN).write_bytes(encode_record(record))
+    except OSError as error:
+        raise OutputError(f"cannot write beside {folder / PLAN}: {disk.explain(error)}") from error
     log.info(
         "%s %s: %d warnings; compiling took %d of %d MiB of the host and %d MiB of the GPU",
         target, graph.name, len(record.warnings), record.builder_host_mb, record.memory_mb, record.builder_gpu_mb,
     )  # fmt: skip
     return record.report()
+
+
+def advice(plan: PlanOptions) -> str:
+    """What to try where the compiler refuses a graph, or crashes."""
+    other = f"Ask for something else than {plan}, export" if plan else "Export"
+    return f"{other} the bundle again for this version, or choose another version, precision or runtime"
 
 
 def architectures(trt: Any) -> tuple[str, ...]:
@@ -82,8 +94,11 @@ def check_gpu(trt: Any, target: str, options: EngineOptions) -> None:
         )
 
 
-def _work(compiler: str, request: dict[str, Any], options: EngineOptions, limit: trt_memory.Limit) -> None:
-    """Have the worker do what is asked, passing on what it tells; raises what it raised, or that it crashed."""
+def _work(compiler: str, request: dict[str, Any], options: EngineOptions, limit: trt_memory.Limit) -> int:
+    """Have the worker do what is asked, passing on what it tells; returns the most memory that it had, in MiB.
+
+    Raises what it raised, or that it crashed.
+    """
     code = _WORKER.format(path=[str(Path(entry).absolute()) for entry in sys.path])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     failure: errors.EdgevtxError | None = None
@@ -119,7 +134,8 @@ def _work(compiler: str, request: dict[str, Any], options: EngineOptions, limit:
             "WIDTHxHEIGHT"
         )
     if worker.returncode:
-        raise CompileError(_crash(compiler, request, worker.returncode, place, last))
+        raise CompileError(_crash(compiler, request, worker.returncode, place, last, options.plan))
+    return watch.most
 
 
 def _read(line: str) -> dict[str, Any]:
@@ -136,7 +152,7 @@ def _what(compiler: str, request: dict[str, Any]) -> str:
     return f"{compiler}, compiling {graph} for {options['gpu']} in {options['precision']},"
 
 
-def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: str) -> str:
+def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: str, plan: PlanOptions) -> str:
     what = _what(compiler, request)
     if code == -signal.SIGKILL:
         return (
@@ -144,7 +160,4 @@ def _crash(compiler: str, request: dict[str, Any], code: int, place: str, last: 
             "--memory-mb and --workspace-mb, or add swap space"
         )
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return (
-        f"{what} crashed ({how}) at: {place}{f' ({last})' if last else ''}. Export the bundle again for this version, "
-        "or choose another version, precision or runtime"
-    )
+    return f"{what} crashed ({how}) at: {place}{f' ({last})' if last else ''}. {advice(plan)}"

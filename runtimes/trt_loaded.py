@@ -205,7 +205,7 @@ class Loaded:
         with contextlib.suppress(OSError):
             self._cached = self._cache_path.read_bytes()
             if not self._cache.deserialize(self._cached):
-                log.info("%s is of another GPU, driver or version: kernels are compiled anew", self._cache_path)
+                log.info("%s does not fit this GPU, driver or version: kernels are compiled anew", self._cache_path)
         self._settings.set_runtime_cache(self._cache)
         strategies = getattr(self._trt, "CudaGraphStrategy", None)
         if strategies is not None:

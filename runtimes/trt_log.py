@@ -23,7 +23,8 @@ _NOISE = tuple(
     re.compile(pattern)
     for pattern in (
         r"\[checkMacros\.cpp::catchCudaError::\d+\] Error Code 1: Cuda Runtime \(.*?cudaError 35:.*?\)\)",
-        r" In \w+ at /\S+?:\d+",
+        r" In \S+ at /\S+?:\d+",
+        r"\[\w+\.(?:cpp|h)::[^\]]*::\d+\]",
         r"^\w+\.cpp:\d+: ",
         r"\bInvalid Node - \S+",
         r"\b\w+::\w+: Error Code \d+: ",

@@ -40,10 +40,14 @@ class Limit:
 
 @dataclass
 class Watch:
-    """What a process had, and what was left, in MiB, when it was ended; `ended` says whether it was."""
+    """What a process had, and what was left, in MiB, when it was ended; `ended` says whether it was.
+
+    `most` is the most that it had at any look.
+    """
 
     ended: bool = False
     had: int = 0
+    most: int = 0
     left: int = 0
 
 
@@ -55,6 +59,7 @@ def watched(process: subprocess.Popen[str], limit: Limit) -> Iterator[Watch]:
     def look() -> None:
         while not done.wait(_PERIOD):
             watch.had, watch.left = process_mb(process.pid), left_mb()
+            watch.most = max(watch.most, watch.had)
             if watch.had > limit.most or watch.left < limit.least:
                 watch.ended = True
                 process.kill()
@@ -114,11 +119,6 @@ def process_mb(pid: int) -> int:
     except OSError:
         return 0
     return sum(_field(text, name) for name in ("RssAnon", "RssShmem", "VmSwap")) // 1024
-
-
-def peak_mb() -> int:
-    """The most memory of the host that this process has had, in MiB."""
-    return _field((_PROCESSES / "self" / "status").read_text(), "VmHWM") // 1024
 
 
 def unified_workspace_mb() -> int | None:

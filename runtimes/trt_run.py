@@ -65,12 +65,12 @@ class Execution:
                 raise RuntimeUnavailableError(f"this {self._loaded.target} runtime was closed; open the bundle again")
             trt_log.last_error()  # what was said before this run is of no call of it
             with self._loaded.device.current():
-                shapes = tuple(tuple(feeds[spec.name].shape) for spec in self._record.inputs)
-                if shapes != self._shapes:
-                    self._reshape(shapes)
-                names = (spec.name for spec in self._record.inputs)
-                self._launch(tuple(name for name in names if self._bind(name, feeds[name])))
-                self._stream.synchronize()
+                try:
+                    self._run(feeds)
+                except BaseException:
+                    with told("ending a run"):  # what is on its way still reads what the caller and the next run have
+                        self._stream.synchronize()
+                    raise
                 return {spec.name: self._views[spec.name].copy() for spec in self._record.outputs}
 
     def close(self) -> None:
@@ -79,6 +79,14 @@ class Execution:
             return
         with self._lock:
             self._loaded.leave(self, self._drop, self._free)
+
+    def _run(self, feeds: dict[str, Feed]) -> None:
+        shapes = tuple(tuple(feeds[spec.name].shape) for spec in self._record.inputs)
+        if shapes != self._shapes:
+            self._reshape(shapes)
+        names = (spec.name for spec in self._record.inputs)
+        self._launch(tuple(name for name in names if self._bind(name, feeds[name])))
+        self._stream.synchronize()
 
     def _reshape(self, shapes: tuple[Shape, ...]) -> None:
         """Have the context and the buffers ready for inputs of these shapes."""
@@ -128,7 +136,10 @@ class Execution:
         self._address(spec.name, buffer.pointer)
 
     def _address(self, name: str, pointer: int) -> None:
+        """Have the context read or write a tensor there; no graph outlives a change of what it was captured of."""
         if self._addresses.get(name) != pointer:
+            self._drop_graph()
+            self._runs = 0
             if not self._context.set_tensor_address(name, pointer):
                 raise self._loaded.failed(f"set_tensor_address({name!r})")
             self._addresses[name] = pointer

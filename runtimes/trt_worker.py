@@ -24,6 +24,7 @@ from edgevtx.errors import CompileError, EdgevtxError, OutputError
 from edgevtx.runtimes import host, precision, sample, trt_layers, trt_memory
 from edgevtx.runtimes.base import EngineOptions, PlanOptions
 from edgevtx.runtimes.plan import PLAN, Origin, PlanRecord, Profile, encode_record, origin, record_path
+from edgevtx.runtimes.trt_build import advice
 from edgevtx.runtimes.trt_log import Messages, make_logger, tidy
 from edgevtx.runtimes.trt_profiles import OpenInput, profiles
 
@@ -70,8 +71,7 @@ def compile_plan(
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         raise CompileError(
             f"{target} {trt.__version__} cannot compile {graph.name} for {options.gpu} in {options.precision}: "
-            f"{'; '.join(errors[:_SHOWN]) or 'it gave no reason'}{more}. Export the bundle again for this version, or "
-            "choose another precision or runtime"
+            f"{'; '.join(errors[:_SHOWN]) or 'it gave no reason'}{more}. {advice(options.plan)}"
         )
 
     logger = make_logger(trt, said, lambda text: tell("log", text))
@@ -117,7 +117,6 @@ def compile_plan(
         asked=options.plan,
         workspace_mb=workspace,
         memory_mb=options.memory_mb,
-        builder_host_mb=trt_memory.peak_mb(),
         builder_gpu_mb=said.gpu_mb,
         warnings=tuple(said.warnings),
     )
@@ -177,7 +176,8 @@ def _profiles(
             made.set_shape(name, shapes.min, shapes.opt, shapes.max)
         if config.add_optimization_profile(made) < 0:
             raise CompileError(
-                f"the shapes {ranges} are no optimisation profile of {graph.name}; export the bundle again"
+                f"the shapes {ranges} are no optimisation profile of {graph.name}; ask for other frames or another "
+                "batch, or export the bundle again"
             )
     return found
 

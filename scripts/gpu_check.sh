@@ -17,8 +17,11 @@
 #     pip download --dest WHEELS --only-binary=:all: --python-version 3.10 --platform manylinux_2_17_aarch64 \
 #         --platform manylinux_2_27_aarch64 --platform manylinux_2_28_aarch64 --platform manylinux_2_31_aarch64 \
 #         --platform manylinux_2_35_aarch64 "click>=8.1" "msgspec>=0.18.6" "numpy>=1.26,<2" "pillow>=10.1" \
-#         "platformdirs>=4" "rich>=13" pytest hypothesis onnx pytools mako siphash24
+#         "platformdirs>=4" "rich>=13" pytest hypothesis onnx pytools mako siphash24 \
+#         "exceptiongroup>=1" "tomli>=2" typing_extensions
 #
+# (JetPack 7 has Python 3.12, and --python-version 3.12. The last line is what pytest needs on Python 3.10: pip asks the
+# Python that runs it, and not --python-version, which packages another one needs.)
 # and on the Jetson, once: PATH=/usr/local/cuda/bin:$PATH pip wheel --no-deps --wheel-dir WHEELS pycuda
 #
 # Without torch no family is tested, and nothing is measured, but for what lies in WHEELS already:
@@ -26,8 +29,8 @@
 #     python scripts/export_tiny_bundles.py WHEELS/bundles tensorrt tensorrt-rtx    # to be tested, on another machine
 #     python bench/gpu.py --export WHEELS/models --target tensorrt                  # to be measured, or bundles of yours
 #
-# OUT (default out/gpu-check) gets machine.txt, tests.txt, tests.xml and the benchmark's tables. The exit code is that
-# of the tests.
+# OUT (default out/gpu-check) gets machine.txt, tests.txt, tests.xml and the benchmark's tables, those of bundles in
+# of-bundles. The exit code is that of the tests.
 set -euo pipefail
 wheels=$(cd "${1:?usage: scripts/gpu_check.sh WHEELS [OUT]}" && pwd)
 cd "$(dirname "$0")/.."
@@ -94,11 +97,14 @@ status=0
 "$python" -m pytest -m gpu -rs --junitxml "$out/tests.xml" tests/gpu 2>&1 | tee "$out/tests.txt" || status=$?
 measured=$wheels/models
 [ -d "$measured" ] || measured=$bundles
-if [ ! -d "$wheels/models" ] && "$python" -c 'import torch, transformers, onnxscript' 2>/dev/null; then
+exports=0
+"$python" -c 'import torch, transformers, onnxscript' 2>/dev/null || exports=$?
+if [ "$exports" = 0 ]; then # beside torch, in the same run
     "$python" bench/gpu.py --out "$out" || echo "the benchmark did not finish" >&2
-elif [ -d "$measured" ]; then
-    "$python" bench/gpu.py --bundles "$measured" --out "$out" || echo "the benchmark did not finish" >&2
-else
+fi
+if [ -d "$wheels/models" ] || { [ "$exports" != 0 ] && [ -d "$measured" ]; }; then
+    "$python" bench/gpu.py --bundles "$measured" --out "$out/of-bundles" || echo "the benchmark of bundles did not finish" >&2
+elif [ "$exports" != 0 ]; then
     echo "the benchmark was left out: there is neither $wheels/models nor the export extra" >&2
 fi
 echo "results are in $out; what has run on which GPU belongs into docs/tensorrt.md"

@@ -7,13 +7,19 @@ python=${1:?usage: test_pycuda.sh PYTHON_OF_MAIN_ENVIRONMENT [PYTEST_ARGUMENT...
 shift
 project=$(cd "$(dirname "$0")/.." && pwd)
 cd "$project"
-python=$(command -v "$python") # pip and pycuda's configure.py are run elsewhere
-built=${PYCUDA_FOLDER:-${TMPDIR:-/tmp}/edgevtx-pycuda-$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')}
+# absolute, as it is run in other folders; its links are not followed, which would leave the virtual environment
+python=$(command -v "$python")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
+pycuda=2026.1
+built=${PYCUDA_FOLDER:-${TMPDIR:-/tmp}/edgevtx-pycuda}
+mkdir -p "$built"
+built=$(cd "$built" && pwd)
+made="pycuda $pycuda, $("$python" --version)"
 
-if [ ! -e "$built/.made" ]; then
-    rm -rf "$built"
+if [ "$(cat "$built/.made" 2>/dev/null)" != "$made" ]; then
+    rm -rf "${built:?}"/* "$built/.made"
     mkdir -p "$built/source" "$built/headers" "$built/site" "$built/stub"
-    "$python" -m pip download --quiet --no-deps --no-binary pycuda --dest "$built" "pycuda==2026.1"
+    "$python" -m pip download --quiet --no-deps --no-binary pycuda --dest "$built" "pycuda==$pycuda"
     tar --extract --file "$built"/pycuda-*.tar.gz --directory "$built/source" --strip-components 1
     "$python" -m pip install --quiet --no-deps --target "$built/headers" \
         "nvidia-cuda-runtime-cu12==12.9.79" "nvidia-cuda-profiler-api-cu12==12.9.79"
@@ -27,7 +33,7 @@ if [ ! -e "$built/.made" ]; then
     )
     "$python" -m pip install --quiet --no-deps --target "$built/site" "$built/source" 2>"$built/build.log"
     "$python" -m pip install --quiet --target "$built/site" --no-deps pytools mako markupsafe siphash24
-    touch "$built/.made"
+    echo "$made" >"$built/.made"
 fi
 # Python runs this as it starts, also in the processes that tests start
 cat >"$built/site/sitecustomize.py" <<'PYTHON'

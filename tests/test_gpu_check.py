@@ -77,19 +77,24 @@ EXPORTING = "torch transformers onnxscript"
 @pytest.mark.parametrize(
     ("folders", "found", "asked"),
     [
-        (("bundles", "models"), EXPORTING, "models"),
-        (("bundles",), "", "bundles"),
-        (("bundles",), EXPORTING, "export"),
-        ((), "", None),
+        (("bundles", "models"), EXPORTING, ("", "models")),  # torch beside engines is measured wherever it can be
+        (("bundles", "models"), "", ("models",)),
+        (("bundles",), "", ("bundles",)),
+        (("bundles",), EXPORTING, ("",)),
+        ((), "", ()),
     ],
 )
-def test_what_lies_there_is_measured_where_nothing_can_be_exported(
-    tmp_path: Path, folders: tuple[str, ...], found: str, asked: str | None
+def test_models_are_measured_beside_torch_and_bundles_that_lie_there(
+    tmp_path: Path, folders: tuple[str, ...], found: str, asked: tuple[str, ...]
 ) -> None:
     for folder in folders:
         (tmp_path / "wheels" / folder).mkdir(parents=True)
     calls = check(tmp_path, found=found, gpu=True)
-    given = {"export": [], None: []}.get(asked, ["--bundles", f"{tmp_path}/wheels/{asked}"])
-    wanted = [] if asked is None else [[*given, "--out", f"{tmp_path}/out"]]
+    wanted = [
+        ["--bundles", f"{tmp_path}/wheels/{folder}", "--out", f"{tmp_path}/out/of-bundles"]
+        if folder
+        else ["--out", f"{tmp_path}/out"]
+        for folder in asked
+    ]
     assert [call[1:] for call in calls if call[0] == "bench/gpu.py"] == wanted
     assert any(call[:2] == ["-m", "pytest"] for call in calls)

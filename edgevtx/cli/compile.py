@@ -47,7 +47,7 @@ PLANS = ("tensorrt", "tensorrt-rtx")
 @click.option(
     "--batch",
     metavar="N",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1 << 16),
     help="tensorrt, tensorrt-rtx: the largest batch, which kernels are then chosen for.",
 )
 @click.option(
@@ -61,13 +61,13 @@ PLANS = ("tensorrt", "tensorrt-rtx")
 @click.option(
     "--workspace-mb",
     metavar="N",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1 << 24),
     help="tensorrt, tensorrt-rtx: the most device memory, in MiB, that a layer may work in.",
 )
 @click.option(
     "--memory-mb",
     metavar="N",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1 << 24),
     help="tensorrt, tensorrt-rtx: the most memory of this machine, in MiB, that compiling may take.",
 )
 @click.option(
@@ -115,6 +115,7 @@ def command(
 
     A plan for a GPU that is not here replays nothing: its device does, when it first loads the bundle.
     """
+    from edgevtx import cache
     from edgevtx.bundle import Bundle
     from edgevtx.cli import plans
     from edgevtx.cli.preflight import preflight as look
@@ -140,11 +141,17 @@ def command(
             "--adopt takes plans as they are and compiles nothing; of the other options only --target, --device and "
             "--gpu go with it"
         )
+    if preflight and (gpus or asked or memory_mb or force or out is not None):
+        raise InputError("--preflight compiles nothing; of the other options only --target and --precision go with it")
+    if gpus and (options["threads"] or options["providers"] or (options["device"] != "CPU" and not adopt)):
+        raise InputError("--gpu compiles for what need not be here; leave out --device, --threads and --providers")
     if preflight:
         look(bundle, target, options["precision"], as_json)
         return
     if out is not None:
         make_folder(Path(out))  # before minutes of work
+    else:
+        cache.check_kept()
     written: list[Path] = []
     made: list[plans.Made] = []
     info = None
@@ -155,8 +162,9 @@ def command(
             options["precision"] = next((item.record.precision for item in made if not item.record.part), None)
             mode = "never"
         elif target in PLANS:
+            claimed = Path(out) if out is not None and not overwrite else None
             wanted = EngineOptions(plan=asked, memory_mb=memory_mb, progress=progress)
-            made = plans.compile_plans(bundle, target, gpus, wanted, mode, **options)
+            made = plans.compile_plans(bundle, target, gpus, wanted, mode, out=claimed, **options)
             mode = "auto"
         if not gpus:
             model = load(bundle, runtime=target, compile=mode, progress=progress, **options)
@@ -183,7 +191,7 @@ def command(
     for record in (item.record for item in made):
         common.print_notes(console, common.graph_notes(graphs[record.graph], record.target_version, record.gpu))
     for path in written:
-        console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True)
+        console.print(f"wrote {path} ({common.size(path.stat().st_size)})", soft_wrap=True, markup=False)
 
 
 def facts(info: ModelInfo) -> dict[str, str]:
@@ -206,6 +214,7 @@ def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> lis
     """Write the bundle's OpenVINO graphs as IR in fp32, weights uncompressed: NAME[.PART].xml and NAME[.PART].bin."""
     import openvino
 
+    from edgevtx import disk
     from edgevtx.bundle import Bundle
     from edgevtx.errors import OutputError
     from edgevtx.stream.sinks import claim
@@ -214,7 +223,7 @@ def write_ir(bundle: str, info: ModelInfo, folder: Path, overwrite: bool) -> lis
         raise InputError(f"--out writes OpenVINO IR, and {info.runtime} was chosen; use --target openvino")
     opened = Bundle.open(bundle)
     graphs = {
-        folder / f"{'.'.join(word for word in (info.name, part) if word)}.xml": opened.select_graph(
+        folder / f"{disk.file_name('.'.join(word for word in (info.name, part) if word))}.xml": opened.select_graph(
             info.runtime, info.runtime_version, info.part_precisions.get(part, info.precision), part
         )
         for part in opened.manifest.part_names

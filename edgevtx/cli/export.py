@@ -219,4 +219,4 @@ def _print(report: ExportReport) -> None:
         return
     path = report.bundle
     size = path.stat().st_size if path.is_file() else sum(item.stat().st_size for item in path.rglob("*"))
-    out.print(f"\n{path} ({common.size(size)}) in {spent}", soft_wrap=True)
+    out.print(f"\n{path} ({common.size(size)}) in {spent}", soft_wrap=True, markup=False)

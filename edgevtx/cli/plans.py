@@ -50,12 +50,14 @@ def compile_plans(
     *,
     precision: str | None,
     allow_unverified: bool,
+    out: Path | None = None,
     **options: Any,
 ) -> list[Made]:
     """A plan of every network of a bundle for every architecture, into the cache; without `gpus` for the GPU here.
 
-    `wanted` is what only plans are asked, `options` are those of `edgevtx.load`. Raises as `edgevtx.load` does, and
-    `InputError` where the bundle's graphs leave open neither what `--batch` nor what `--frame` would fix.
+    `wanted` is what only plans are asked, `options` are those of `edgevtx.load`. Raises as `edgevtx.load` does,
+    `InputError` where the bundle's graphs leave open neither what `--batch` nor what `--frame` would fix, and
+    `OutputError` where a plan is in the folder `out` already.
     """
     bundle = Bundle.open(path)
     _check_open(bundle.manifest, wanted.plan)
@@ -66,7 +68,12 @@ def compile_plans(
         chosen = choose_precision(bundle.manifest, target, precision, here, allow_unverified=allow_unverified)
         every.append(replace(here, precision=chosen))
     for here in every:  # what cannot be had is said before the first takes minutes
-        get_backend(target).fingerprint(here)
+        found = get_backend(target).fingerprint(here)
+        if out is None:
+            continue
+        for part in bundle.manifest.part_names:
+            executed = bundle.manifest.precision_of(part, target, here.precision)
+            claim(out / _file_name(bundle.manifest.name, part, target, found.get("gpu", ""), executed), overwrite=False)
     return [
         _made(prepare_engine(bundle, target, here, part=part, compile=compile, progress=wanted.progress))
         for here in every
@@ -126,8 +133,11 @@ def write_plans(made: Sequence[Made], folder: Path, overwrite: bool) -> list[Pat
 
 
 def _name(record: PlanRecord) -> str:
-    words = (record.name, record.part, record.target, record.gpu, record.precision)
-    return ".".join(word for word in words if word) + SUFFIX
+    return _file_name(record.name, record.part, record.target, record.gpu, record.precision)
+
+
+def _file_name(*words: str) -> str:
+    return disk.file_name(".".join(word for word in words if word)) + SUFFIX
 
 
 def facts(item: Made) -> dict[str, str]:

@@ -260,6 +260,6 @@ def report(summary: Summary, written: list[Path]) -> None:
     for skipped in summary.skipped:
         out.print(f"  {skipped}", soft_wrap=True, markup=False)
     for note in summary.notes:
-        out.print(f"note: {note}", soft_wrap=True)
+        out.print(f"note: {note}", soft_wrap=True, markup=False)
     for path in written:
-        out.print(f"wrote {path}", soft_wrap=True)
+        out.print(f"wrote {path}", soft_wrap=True, markup=False)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgevtx.cli.plans import Made, write_plans
@@ -107,14 +108,82 @@ def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, ed
         ([*RTX, "--gpu", "sm86", "--batch", "4"], 2, "exported for batches of 1, so --batch chooses nothing"),
         ([*RTX, "--gpu", "sm86", "--frame", "640x480"], 2, "takes one size, 48x32, so --frame chooses nothing"),
         ([*RTX, "--gpu", "sm86", "--frame", "640"], 2, "write it as WIDTHxHEIGHT"),
+        ([*RTX, "--gpu", "sm86", "--precision", "fp8"], 2, "offered in fp32, fp16, bf16, int8, and 'fp8' was asked"),
+        ([*RTX, "--gpu", "sm86", "--workspace-mb", "17592186044416"], 2, "is not in the range 1<=x<="),
+        ([*RTX, "--gpu", "sm86", "--batch", "99999999999999999999999"], 2, "is not in the range 1<=x<="),
+        ([*RTX, "--gpu", "sm86", "--threads", "3"], 2, "leave out --device, --threads and --providers"),
+        ([*RTX, "--gpu", "sm86", "--device", "GPU.7"], 2, "leave out --device, --threads and --providers"),
+        ([*RTX, "--preflight", "--out", "x"], 2, "--preflight compiles nothing"),
     ],
-    ids=["gpu", "precision", "openvino", "onnxruntime", "frames", "no graph", "batch", "size", "no size"],
+    ids=[
+        "gpu",
+        "precision",
+        "openvino",
+        "onnxruntime",
+        "frames",
+        "no graph",
+        "batch",
+        "size",
+        "no size",
+        "no precision",
+        "huge workspace",
+        "huge batch",
+        "threads",
+        "device",
+        "preflight",
+    ],
 )
 def test_what_cannot_be_compiled_is_said(
     arguments: list[str], code: int, words: str, rtx_bundle: Path, edgevtx_cli: Any
 ) -> None:
     found = edgevtx_cli("compile", rtx_bundle, *arguments)
     assert found.exit_code == code and words in found.stderr
+
+
+def test_a_precision_that_has_no_graph_is_not_had_by_insisting(rtx_bundle: Path, edgevtx_cli: Any) -> None:
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--precision", "int8")
+    assert found.exit_code == 3 and "export it with --precisions int8" in found.stderr
+    assert "allow" not in found.stderr
+
+
+def test_plans_that_are_there_are_told_before_anything_is_compiled(
+    plans: tuple[Path, Any], rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, edgevtx_cli: Any
+) -> None:
+    def compile_nothing(*arguments: Any, **options: Any) -> Any:
+        pytest.fail("it compiles")
+
+    monkeypatch.setattr("edgevtx.cli.plans.prepare_engine", compile_nothing)
+    command = ("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--force", "--out", plans[0])
+    found = edgevtx_cli(*command)
+    assert found.exit_code == 1 and "sm86.fp32.plan exists" in found.stderr
+
+
+def test_a_name_never_leads_out_of_the_folder(plans: tuple[Path, Any], tmp_path: Path) -> None:
+    source = plans[0] / "colours.tensorrt-rtx.sm86.fp32.plan"
+    record = msgspec.structs.replace(read_plan(source), name="../../evil")
+    folder = tmp_path / "a" / "b" / "c"
+    folder.mkdir(parents=True)
+    written = write_plans([Made(source, record, cache_hit=True)], folder, overwrite=False)
+    assert [path.parent for path in written] == [folder, folder] and all(path.is_file() for path in written)
+    assert sorted(tmp_path.rglob("*evil*")) == sorted(written)
+
+
+def test_brackets_in_a_path_are_no_markup(rtx_bundle: Path, tmp_path: Path, edgevtx_cli: Any) -> None:
+    folder = tmp_path / "mk[red]up[" / "x]"
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", folder)
+    assert found.exit_code == 0 and f"wrote {folder}/colours" in found.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("more", [(), ("--adopt", "PLAN")], ids=["compile", "adopt"])
+def test_what_nothing_would_keep_is_not_compiled(
+    more: tuple[str, ...], shipped: Path, rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, edgevtx_cli: Any
+) -> None:
+    monkeypatch.setenv("EDGEVTX_CACHE", "/proc/edgevtx")
+    more = tuple(str(shipped) if word == "PLAN" else word for word in more)
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", *more)
+    assert found.exit_code == 1 and "what is compiled would be lost; set EDGEVTX_CACHE" in found.stderr
+    if not more:  # what --out has is kept
+        assert edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", shipped.parent / "o").exit_code == 0
 
 
 def test_what_is_asked_of_a_plan_is_in_its_record(
@@ -129,6 +198,7 @@ def test_what_is_asked_of_a_plan_is_in_its_record(
     assert [item["cache_hit"] for item in (first, other, again)] == [False, False, True]
     assert again["asked"] == {"batch": None, "frames": [], "workspace_mb": 64}
     assert (again["workspace_mb"], again["memory_mb"]) == (64, 4000)
+    assert 0 < again["builder_host_mb"] <= 4000
 
 
 # -- from one machine to another -------------------------------------------------------------------------------
@@ -167,8 +237,29 @@ def change(plan: Path, **facts: Any) -> None:
         (lambda plan: change(plan, bundle="ab" * 32), "sm86", 1, "from the bundle abababababab, and this one is"),
         (lambda plan: change(plan, graph="graph.other.onnx"), "sm86", 1, "was compiled from graph.other.onnx"),
         (lambda plan: change(plan, target="tensorrt"), "sm86", 1, "is for tensorrt, but tensorrt-rtx was to"),
+        (lambda plan: change(plan, name="../else"), "sm86", 1, "does not say of the model what the bundle says"),
+        (lambda plan: change(plan, part="decoder"), "sm86", 1, "does not say of the network what the bundle says"),
+        (lambda plan: change(plan, graph_sha256="ab"), "sm86", 1, "does not say of the graph what the bundle says"),
+        (lambda plan: change(plan, inputs=[]), "sm86", 1, "does not say of inputs what the bundle says"),
+        (lambda plan: change(plan, outputs=[]), "sm86", 1, "does not say of outputs what the bundle says"),
+        (lambda plan: change(plan, asked={"batch": -1}), "sm86", 1, "at least 1, and not: --batch -1"),
     ],
-    ids=["damaged", "no record", "half a record", "gpu", "version", "bundle", "graph", "target"],
+    ids=[
+        "damaged",
+        "no record",
+        "half a record",
+        "gpu",
+        "version",
+        "bundle",
+        "graph",
+        "target",
+        "name",
+        "part",
+        "graph's hash",
+        "inputs",
+        "outputs",
+        "asked",
+    ],
 )
 def test_a_plan_that_does_not_belong_here_is_not_adopted(
     harm: Any, gpu: str, code: int, words: str, shipped: Path, rtx_bundle: Path, edgevtx_cli: Any

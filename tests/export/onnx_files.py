@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgevtx.export.onnx_file import OnnxFile
 from edgevtx.export.onnx_settings import ImportOptions
 from edgevtx.runtimes.base import Array
 
@@ -110,9 +112,13 @@ def network(
     *,
     seed: int = 3,
     strides: tuple[int, ...] = STRIDES,
+    trunk: int = 0,
     **options: Any,
 ) -> Path:
-    """A seeded network of one convolution a level whose answers follow the image, in the layout of `style`."""
+    """A seeded network of one convolution a level whose answers follow the image, in the layout of `style`.
+
+    Before these come `trunk` convolutions of eight channels, which int8 may have, unlike the image's and the heads'.
+    """
     random, graph = np.random.default_rng(seed), Graph([], [])
     image = "images"
     if how.shape and how.shape[3] == 3:  # NHWC
@@ -126,6 +132,11 @@ def network(
         kernel = colour + texture
         offset = random.normal(bias, 0.3, channels)
         return graph.node("Conv", image, graph.constant(kernel), graph.constant(offset), strides=[stride, stride])
+
+    widths = [3, *[8] * trunk, 3] if trunk else []
+    for have, wanted in pairwise(widths):
+        kernel = random.normal(0, (1 if have == 3 else 2) / (9 * have) ** 0.5, (wanted, have, 3, 3))
+        image = graph.node("Relu", graph.node("Conv", image, graph.constant(kernel), pads=[1, 1, 1, 1]))
 
     def rows(value: str, channels: int) -> str:
         return graph.node("Reshape", value, graph.constant((0, channels, -1), np.int64))
@@ -167,3 +178,9 @@ def network(
         table = graph.node("Transpose", table, perm=[0, 2, 1])
     graph.node("Identity", table, output="output0")
     return how.save(path, graph, {"output0": 3}, **options)
+
+
+def tiny_file(folder: Path) -> OnnxFile:
+    """A small detector of seeded weights, in YOLOv8's layout, whose batch is open."""
+    written = Written((64, 96), shape=("batch", 3, 64, 96))
+    return OnnxFile.open(network(folder / "x.onnx", "yolov8", written, seed=0, trunk=6), STYLES["yolov8"])

@@ -185,17 +185,14 @@ def families(config_folder, tmp_path_factory):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from edgevtx.export.checkpoint import Checkpoint
-    from edgevtx.export.onnx_file import OnnxFile
     from edgevtx.export.recipe import BuildOptions, get_recipe
     from edgevtx.export.trace import trace_all
-    from tests.export.onnx_files import STYLES, Written, network
+    from tests.export.onnx_files import tiny_file
 
     @cache
     def make(family):
         if family == "onnx":
-            written = Written((64, 96), shape=("batch", 3, 64, 96))
-            path = network(tmp_path_factory.mktemp("onnx") / "x.onnx", "yolov8", written, seed=0)
-            source = OnnxFile.open(path, STYLES["yolov8"])
+            source = tiny_file(tmp_path_factory.mktemp("onnx"))
         else:
             source = Checkpoint.open(config_folder(family), seed=0)
         return trace_all(get_recipe(family).build(source, BuildOptions()))

@@ -35,11 +35,10 @@ from edgevtx.export.trace import trace_all  # noqa: E402
 from edgevtx.runtimes.base import EngineOptions, Probe  # noqa: E402
 from edgevtx.runtimes.plan import PLAN, read_plan  # noqa: E402
 from edgevtx.runtimes.trt_build import build_plan  # noqa: E402
+from tests.export.onnx_files import tiny_file  # noqa: E402
 
 # precision -> the type of most products in a plan's record
 LOW = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "i8"}
-
-CONFIGURED = sorted(family for family in FAMILIES if get_recipe(family).tiny_config())
 
 # trained: detectors of random weights answer another set of boxes for the least difference
 FIRE = Path(__file__).parents[2] / "samples" / "forest_fire" / "checkpoint"
@@ -50,18 +49,22 @@ EXACT = (*NORMS, "GridSample", "Log", "TopK", "ArgMax", "Sin", "Cos", "Exp", "Sq
 
 
 @pytest.fixture(scope="module")
-def traced(config_folder):
+def traced(config_folder, tmp_path_factory):
     """traced(family) -> (its tiny traceable, {part: traced graph}), once."""
 
     @cache
     def make(family):
-        built = get_recipe(family).build(Checkpoint.open(config_folder(family), seed=0), BuildOptions())
+        if family == "onnx":
+            source = tiny_file(tmp_path_factory.mktemp("onnx"))
+        else:
+            source = Checkpoint.open(config_folder(family), seed=0)
+        built = get_recipe(family).build(source, BuildOptions())
         return built, trace_all(built)
 
     return make
 
 
-@pytest.fixture(scope="module", params=CONFIGURED)
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
 def network(request, traced, tmp_path_factory):
     """A family's tiny networks in all precisions: (family, {part: {precision: model}}, folder, its graphs)."""
     _, networks = traced(request.param)

@@ -5,6 +5,7 @@ It needs the driver and pycuda, and no TensorRT: these tests run on any GPU from
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -258,6 +259,22 @@ def test_memory_of_the_host_is_read_in_place(device: Device, scale: Scale) -> No
     scale.y.download(SIZE, scale.stream)
     assert scale.answers(np.arange(COUNT, dtype=np.float32))
     mapped.base.free()
+
+
+def test_buffers_of_a_jetson_are_read_and_written_in_place(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    # host and GPU share one memory there; elsewhere the same calls have the GPU reach over the bus
+    monkeypatch.setattr(device, "gpu", dataclasses.replace(device.gpu, integrated=True))
+    scale = Scale(device)
+    for seed in range(3):
+        values = scale.fill(seed)
+        scale.enqueue()  # without a copy
+        assert scale.answers(values)
+    graph = scale.stream.capture(scale.enqueue)
+    values = scale.fill(4)
+    graph.launch(scale.stream)
+    assert scale.answers(values)
+    graph.close()
+    scale.close()
 
 
 def test_an_array_of_another_stream_is_waited_for(scale: Scale) -> None:

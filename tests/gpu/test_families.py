@@ -6,8 +6,10 @@ does, or takes them along.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ import edgevtx
 from edgevtx.bundle import Bundle
 from edgevtx.compare import compare
 from edgevtx.manifest import REFUSED
+from edgevtx.runtimes import cuda
+from edgevtx.runtimes.cuda import Gpu
 from tests.floor.test_floor_bundles import samples_of
 
 FOLDER = os.environ.get("EDGEVTX_GPU_BUNDLES", "")
@@ -41,6 +45,25 @@ def test_an_engine_agrees_with_the_reference(bundle: Path, target: str, precisio
         pytest.skip(f"{target} {precision} was not exported")
     if verdict.status in REFUSED:  # random weights, which some low precisions do not bear: counted, and not passed over
         pytest.xfail(f"{target} {precision} is {verdict.status}: {verdict.reason}")
+    check(bundle, target, precision)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.stem)
+def test_an_engine_agrees_with_a_jetson_s_buffers(bundle: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host and GPU share one memory there; elsewhere the same calls have the GPU reach over the bus."""
+    if Bundle.open(bundle).manifest.verdict(target, "fp32") is None:
+        pytest.skip(f"{target} fp32 was not exported")
+    describe = cuda._describe
+
+    def integrated(*arguments: Any) -> Gpu:
+        return dataclasses.replace(describe(*arguments), integrated=True)
+
+    monkeypatch.setattr(cuda, "_describe", integrated)
+    check(bundle, target, "fp32")
+
+
+def check(bundle: Path, target: str, precision: str) -> None:
+    manifest = Bundle.open(bundle).manifest
     golden = Bundle.open(bundle).golden()
     with edgevtx.load(bundle, runtime=target, precision=precision) as model:  # which replays the golden sample
         assert model.info.precision_share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,23 @@ from edgevtx.runtimes import trt
 from edgevtx.runtimes.base import BuildReport, Engine, EngineOptions, TensorSpec
 from edgevtx.runtimes.trt import TENSORRT, TensorRt
 from tests.runtimes import fake_gpu
-from tests.runtimes.fake_gpu import Machine
+from tests.runtimes.fake_gpu import Machine, crashes
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A GPU with memory of its own."""
-    return fake_gpu.install(monkeypatch)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A GPU with memory of its own. A call that would crash on a real one fails the test."""
+    made = fake_gpu.install(monkeypatch)
+    yield made
+    assert not crashes(made)
 
 
 @pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """A Jetson: host and GPU share their memory."""
-    return fake_gpu.install(monkeypatch, integrated=True)
+    made = fake_gpu.install(monkeypatch, integrated=True)
+    yield made
+    assert not crashes(made)
 
 
 @pytest.fixture

@@ -96,6 +96,14 @@ class Machine:
             self.calls.append(f"CRASH {what} without a context")
             raise Error(f"{what} failed: invalid device context")
 
+    def may_not_capture(self, what: str) -> None:
+        """Memory is neither taken nor freed by the thread that captures a stream."""
+        for stream in self.streams.values():
+            if stream.capturing == threading.get_ident():
+                stream.broken = True
+                self.calls.append(f"CRASH {what} while this thread captures")
+                raise Error(f"{what} failed: {RESULTS[NOT_PERMITTED][1]}")
+
     def allocate(self, array: Any) -> int:
         with self._lock:
             address, self._next = self._next, self._next + (max(array.nbytes, 1) + 511) // 256 * 256
@@ -118,15 +126,16 @@ class Machine:
 class FakeStream:
     def __init__(self, machine: Machine) -> None:
         self.work: list[Callable[[], None]] = []
-        self.capturing = self.broken = False
+        self.capturing = 0  # the thread that does
+        self.broken = False
         self.machine = machine
 
     def begin(self) -> None:
-        self.capturing, self.broken = True, False
+        self.capturing, self.broken = threading.get_ident(), False
 
     def end(self) -> bool:
         """Whether what was captured is whole."""
-        self.capturing = False
+        self.capturing = 0
         return not self.broken
 
     def drain(self) -> None:
@@ -249,6 +258,7 @@ def make_driver(machine: Machine) -> ModuleType:
     class Locked:
         def __init__(self, size: int, flags: int) -> None:
             machine.need_context("cuMemHostAlloc")
+            machine.may_not_capture("cuMemHostAlloc")
             did("cuMemHostAlloc", f"{size} {flags}")
             machine.made("locked")
             self._bytes = np.zeros(size, np.uint8)
@@ -261,6 +271,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
         def free(self) -> None:
             machine.need_context("cuMemFreeHost")
+            machine.may_not_capture("cuMemFreeHost")
             machine.freed("cuMemFreeHost")
             machine.made("locked", -1)
             machine.memory.pop(getattr(self, "_address", -1), None)
@@ -268,6 +279,7 @@ def make_driver(machine: Machine) -> ModuleType:
     class Memory:
         def __init__(self, size: int) -> None:
             machine.need_context("cuMemAlloc")
+            machine.may_not_capture("cuMemAlloc")
             did("cuMemAlloc", size)
             machine.made("memory")
             self._address = machine.allocate(np.zeros(size, np.uint8))
@@ -277,6 +289,7 @@ def make_driver(machine: Machine) -> ModuleType:
 
         def free(self) -> None:
             machine.need_context("cuMemFree")
+            machine.may_not_capture("cuMemFree")
             machine.freed("cuMemFree")
             machine.made("memory", -1)
             del machine.memory[self._address]
@@ -396,6 +409,8 @@ def make_library(machine: Machine) -> Any:
             try:
                 machine.did(name, value(arguments[0]) if name == "cuStreamSynchronize" else "")
             except Error:
+                if name == "cuStreamEndCapture":  # it ends, whether or not there is a graph then
+                    machine.streams[value(arguments[0])].end()
                 return machine.result
             return work(*arguments) or 0
 

@@ -191,6 +191,7 @@ class Driver:
 
     def cuMemAlloc_v2(self, pointer: int, size: int) -> int:
         machine = self.needed("cuMemAlloc", size)
+        machine.may_not_capture("cuMemAlloc")
         if size > 8 << 30:
             return OUT_OF_MEMORY
         machine.made("memory")
@@ -199,11 +200,13 @@ class Driver:
 
     def cuMemFree_v2(self, pointer: int) -> None:
         machine = self.needed("cuMemFree")
+        machine.may_not_capture("cuMemFree")
         machine.made("memory", -1)
         del machine.memory[pointer]
 
     def cuMemHostAlloc(self, pointer: int, size: int, flags: int) -> int:
         machine = self.needed("cuMemHostAlloc", f"{size} {flags}")
+        machine.may_not_capture("cuMemHostAlloc")
         if size > 8 << 30:
             return OUT_OF_MEMORY
         machine.made("locked")
@@ -214,6 +217,7 @@ class Driver:
 
     def cuMemFreeHost(self, pointer: int) -> None:
         machine = self.needed("cuMemFreeHost")
+        machine.may_not_capture("cuMemFreeHost")
         machine.made("locked", -1)
         array = self._made.pop(pointer)
         machine.memory = {start: held for start, held in machine.memory.items() if held is not array}

@@ -311,7 +311,9 @@ def test_a_fault_is_told_by_node_and_module(
     text = str(raised.value)
     assert f"cannot compile graph.faulty.onnx for sm86 in fp32: node {module}/{operator} ({operator})" in text
     assert f"in module {module}: " in text
-    assert text.endswith(f"{words}. Export the bundle again for this version, or choose another precision or runtime")
+    assert text.endswith(
+        f"{words}. Export the bundle again for this version, or choose another version, precision or runtime"
+    )
     assert "cudaError" not in text and "/_src" not in text  # the vendor's own affairs
     assert not any(folder.iterdir())
 

@@ -89,7 +89,7 @@ def test_a_process_is_ended_when_it_has_more_than_its_limit() -> None:
         started = time.perf_counter()
         assert process.wait(timeout=30) == -9
     assert time.perf_counter() - started < 20
-    assert watch.ended and 150 < watch.had < 400
+    assert watch.ended and 150 < watch.had < 400 and watch.most == watch.had
 
 
 def test_pages_of_files_are_not_counted(tmp_path: Path) -> None:
@@ -111,6 +111,7 @@ def test_a_process_within_its_limit_is_left_alone() -> None:
             assert 100 <= process_mb(process.pid) < 400
             time.sleep(0.2)
         assert not watch.ended and process.poll() is None
+        assert 100 <= watch.most < 400  # counted as the limit is
         process.kill()
     assert process_mb(process.pid) == 0
 

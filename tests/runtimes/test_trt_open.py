@@ -427,16 +427,15 @@ def test_an_error_of_before_is_not_taken_for_this_call_s(machine: Machine, whole
 
 def ship(made: Any, target: str) -> tuple[Bundle, Path]:
     """The bundle, and its plan as the GPU that is here now makes it, outside of the cache."""
-    bundle, folder = Bundle.open(made.path), made.path.parent / "made"
+    bundle, folder, graph = Bundle.open(made.path), made.path.parent / "made", f"graph.{target}.onnx"
     plan = made.path.parent / "shipped" / "tiny.plan"
     for made_here in (folder, plan.parent):
         made_here.mkdir()
-    TensorRt(target, target.replace("-", "_")).build(
-        bundle.root / f"graph.{target}.onnx", folder, EngineOptions("bf16", device="GPU")
-    )
+    TensorRt(target, target.replace("-", "_")).build(bundle.root / graph, folder, EngineOptions("bf16", device="GPU"))
     data = (folder / PLAN).read_bytes()
     plan.write_bytes(data)
-    facts: dict[str, Any] = {"bundle": bundle.digest, "graph": f"graph.{target}.onnx", "precision": "bf16"}
+    facts: dict[str, Any] = {"name": bundle.manifest.name, "bundle": bundle.digest, "precision": "bf16", "graph": graph}
+    facts["graph_sha256"] = next(item.sha256 for item in bundle.manifest.files if item.path == graph)
     facts |= {"asked": PlanOptions(batch=2), "size": len(data), "sha256": sha256(data).hexdigest()}
     record = msgspec.structs.replace(read_plan(folder / PLAN), **facts)
     record_path(plan).write_bytes(encode_record(record))

@@ -5,6 +5,7 @@ These tests hold the order and the arguments of our calls. They show nothing of 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import threading
@@ -176,6 +177,32 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
     assert not crashes(machine)
 
 
+def test_no_garbage_is_collected_by_who_captures(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    engine = open_plan()
+    runtime, gone = engine.new_runtime(), list[Any]([engine.new_runtime()])
+    gone[0].run(feeds())
+    gone.append(gone)  # a cycle, which the collector alone takes down
+    del gone
+    before, made = gc.get_threshold(), list[Any]()
+
+    def allocate() -> None:
+        gc.set_threshold(1, 1, 1)
+        made.extend([] for _ in range(5000))
+        gc.set_threshold(*before)
+
+    machine.while_capturing = allocate
+    machine.calls.clear()
+    try:
+        for seed in range(4):
+            assert is_right(runtime, feeds(seed=seed))
+    finally:
+        gc.set_threshold(*before)
+    assert len(made) == 5000 and machine.count("cuGraphInstantiateWithFlags") == 1
+    assert gc.isenabled()
+    gc.collect()
+    assert "delete_context" in machine.names()
+
+
 def test_graphs_can_be_left_out(machine: Machine, open_plan: Callable[..., Engine]) -> None:
     runtime = open_plan(TensorRt("tensorrt", "tensorrt", graphs=False)).new_runtime()
     for seed in range(5):
@@ -197,6 +224,38 @@ def test_an_array_on_the_gpu_is_taken_as_it_is(machine: Machine, open_plan: Call
     assert [call for call in machine.calls if "HtoD" in call] == ["cuMemcpyHtoDAsync 8"]  # the other input
     for seed in range(4):  # and the staging buffer is bound again
         assert is_right(runtime, feeds(seed=seed))
+
+
+def test_no_graph_outlives_a_change_of_what_the_context_reads(
+    machine: Machine, open_plan: Callable[..., Engine]
+) -> None:
+    runtime, inputs = open_plan().new_runtime(), feeds()
+    for seed in range(3):
+        assert is_right(runtime, feeds(seed=seed))
+    assert machine.count("cuGraphInstantiateWithFlags") == 1 and "graph" in machine.left()
+    given = {**inputs, "pixels": fake_gpu.pointer_of(machine, inputs["pixels"])}
+    assert (runtime.run(given)["scores"] == answer(inputs)).all()
+    assert "graph" not in machine.left()  # TensorRT allows no launch of it once the context was changed
+    for seed in range(3):
+        assert is_right(runtime, feeds(seed=seed))
+    assert machine.count("cuGraphInstantiateWithFlags") == 2
+    for seed in range(6):  # in turns it is never warm
+        assert is_right(runtime, feeds(seed=seed))
+        assert (runtime.run(given)["scores"] == answer(inputs)).all()
+    assert machine.count("cuGraphInstantiateWithFlags") == 2
+
+
+def test_a_run_that_fails_waits_for_what_it_began(machine: Machine, open_plan: Callable[..., Engine]) -> None:
+    runtime, inputs = open_plan().new_runtime(), feeds()
+    begun = fake_gpu.pointer_of(machine, inputs["pixels"], offset=12)  # not aligned, so it is copied
+    elsewhere = fake_gpu.pointer_of(machine, inputs["valid_size"])
+    machine.elsewhere[elsewhere.__cuda_array_interface__["data"][0]] = 1
+    machine.calls.clear()
+    with pytest.raises(InputError, match=r"GPU\.1"):
+        runtime.run({"pixels": begun, "valid_size": elsewhere})
+    names = machine.names()
+    assert "cuStreamSynchronize" in names[names.index("cuMemcpyDtoDAsync") :]
+    assert not any(stream.work for stream in machine.streams.values())
 
 
 def test_arrays_of_many_addresses_are_read_each_in_its_place(
