@@ -45,15 +45,20 @@ RTDETR_R18 = {
 }
 
 
-def compiled(family, config, precision, give_types, folder):
-    """The record of a model's plan, and the bytes of its weights in float32."""
+ADA, BLACKWELL = "sm89", "sm120"
+
+
+def compiled(family, config, precision, give_types, folder, *gpus):
+    """The record of a model's plan for each GPU, and the bytes of its weights in float32."""
     (folder / "config.json").write_text(json.dumps(config))
     traceable = get_recipe(family).build(Checkpoint.open(folder / "config.json", seed=0), BuildOptions())
     (row,) = write_graphs({"": lower(trace(traceable), "tensorrt-rtx", (precision,), give_types)}, folder)
-    (folder / "plan").mkdir()
-    build_plan("tensorrt_rtx", folder / row.file, folder / "plan", EngineOptions(precision, gpu="sm89"))
     weights = sum(value.nbytes for value in traceable.module.state_dict().values())
-    return read_plan(folder / "plan" / PLAN), weights
+    del traceable
+    for gpu in gpus:
+        (folder / gpu).mkdir()
+        build_plan("tensorrt_rtx", folder / row.file, folder / gpu, EngineOptions(precision, gpu=gpu))
+    return [read_plan(folder / gpu / PLAN) for gpu in gpus], weights
 
 
 @pytest.mark.parametrize(
@@ -62,16 +67,18 @@ def compiled(family, config, precision, give_types, folder):
     ids=["ViT-B", "RT-DETR-R18", "SAM-B encoder"],
 )
 def test_a_full_size_model_compiles_in_half_precision(family, config, size, billions, tmp_path):
-    record, weights = compiled(family, config, "fp16", by_operators, tmp_path)
-    assert record.inputs[0].shape == (1, size, size, 3)
-    assert record.precision_share["f16"] > 0.99
-    # multiply-adds in 10^9: of ViT-B and RT-DETR-R18 as published, of SAM's encoder counted by hand from its sizes
-    assert sum(layer.work for layer in record.layers) / 1e9 == pytest.approx(billions, rel=0.1)
-    assert record.size < 0.7 * weights  # casts of float32 weights are folded; SAM's positions are tables of their own
+    records, weights = compiled(family, config, "fp16", by_operators, tmp_path, ADA, BLACKWELL)
+    assert [record.gpu for record in records] == [ADA, BLACKWELL]
+    for record in records:
+        assert record.inputs[0].shape == (1, size, size, 3)
+        assert record.precision_share["f16"] > 0.99
+        # multiply-adds in 10^9: of ViT-B and RT-DETR-R18 as published, of SAM's encoder counted by hand from its sizes
+        assert sum(layer.work for layer in record.layers) / 1e9 == pytest.approx(billions, rel=0.1)
+        assert record.size < 0.7 * weights  # casts of float32 weights are folded; SAM's positions are tables
 
 
 def test_int8_weights_are_folded_to_a_quarter(tmp_path):
-    record, weights = compiled("vit", {**VIT_B, "num_hidden_layers": 3}, "int8", made_up, tmp_path)
+    (record,), weights = compiled("vit", {**VIT_B, "num_hidden_layers": 3}, "int8", made_up, tmp_path, ADA)
     assert record.precision_share["i8"] > 0.9  # the rest is the patches' own product, and attention's
     assert record.size < 0.4 * weights
 
