@@ -4,6 +4,7 @@ accepted by TensorRT-RTX's parser and builder, which need no GPU."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import product
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 ir = pytest.importorskip("onnx_ir")
@@ -20,6 +22,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("transformers")
 
 from edgevtx.bundle import Bundle  # noqa: E402
+from edgevtx.cli import cli  # noqa: E402
 from edgevtx.export import judge, pipeline  # noqa: E402
 from edgevtx.export.checkpoint import Checkpoint  # noqa: E402
 from edgevtx.export.operators import versions  # noqa: E402
@@ -358,6 +361,18 @@ def test_a_bundle_has_a_graph_for_each_precision_of_a_target_that_is_not_here(
     files = {graph.file for graph in report.manifest.graphs if not graph.part}
     ends = ("" if precision == "fp32" else f".{precision}" for precision in precisions)
     assert files == {f"graph.tensorrt-rtx{end}.onnx" for end in ends}
+    if "int8" in precisions:
+        compile_on_the_command_line(report.bundle, "int8", tmp_path)
+
+
+def compile_on_the_command_line(bundle, precision, folder):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13")
+    asked = ["--target", "tensorrt-rtx", "--gpu", "sm86", "--precision", precision, "--out", str(folder / "plans")]
+    found = CliRunner().invoke(cli, ["compile", str(bundle), *asked, "--json"])
+    assert found.exit_code == 0, found.stderr
+    (plan,) = json.loads(found.stdout)["plans"]
+    assert (plan["gpu"], plan["precision"]) == ("sm86", precision) and plan["precision_share"]["i8"] > 0.25
+    assert len(list((folder / "plans").glob(f"*.sm86.{precision}.*"))) == 2
 
 
 def test_a_graph_that_overflows_is_refused_and_its_block_named(config_folder, tmp_path, monkeypatch):
