@@ -42,6 +42,7 @@ _UNITS |= {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 _in_use: dict[Path, IO[bytes]] = {}
 # unwritable cache folder -> what stands in for it in this process
 _stand_ins: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+_kept_only = False  # see `kept_only`
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,15 @@ def obtain(
     return path, False
 
 
-def check_kept() -> None:
-    """Raise `OutputError` where what is cached would go with this process."""
-    if _writable() != root():
-        raise OutputError(
-            f"the cache folder {root()} cannot be written, so what is compiled would be lost; set EDGEVTX_CACHE to a "
-            "folder that can be written"
-        )
+@contextlib.contextmanager
+def kept_only(asked: bool = True) -> Iterator[None]:
+    """Within, what would go with this process is not made: `obtain` raises `OutputError` instead."""
+    global _kept_only
+    before, _kept_only = _kept_only, asked
+    try:
+        yield
+    finally:
+        _kept_only = before
 
 
 def entries() -> list[Entry]:
@@ -220,7 +223,7 @@ def _build(home: Path, kind: Kind, key: str, build: Callable[[Path], None]) -> P
 def _writable() -> Path:
     """The cache folder if it can be written, otherwise a temporary one that goes with this process."""
     home = root()
-    if home in _stand_ins:
+    if home in _stand_ins and not _kept_only:
         return Path(_stand_ins[home].name)
     try:
         for name in ("locks", "tmp"):
@@ -228,6 +231,11 @@ def _writable() -> Path:
         with tempfile.TemporaryFile(dir=home / "tmp"):
             return home
     except OSError as error:
+        if _kept_only:
+            raise OutputError(
+                f"the cache folder {home} cannot be written ({disk.explain(error)}), so what is compiled would be "
+                "lost; set EDGEVTX_CACHE to a folder that can be written"
+            ) from None
         _stand_ins[home] = tempfile.TemporaryDirectory(prefix="edgevtx-cache-")
         instead = Path(_stand_ins[home].name)
         for name in ("locks", "tmp"):

@@ -83,11 +83,12 @@ def choose_precision(
     """The precision asked for, or the one that the bundle recommends for the target.
 
     Where the device does not have the recommended one, such as bf16 on a GPU of before 2020, it is the next that passed
-    verification and that the device has, but for int8, which is recommended or asked for by name. Raises
-    `VerificationError` where the bundle has no verdict for it or one that refuses it, unless `allow_unverified`.
+    verification and that the device has, but for int8, which is recommended or asked for by name. Raises `InputError`
+    where the runtime has no such precision, and `VerificationError` where the bundle has no verdict for it or one that
+    refuses it, unless `allow_unverified`.
     """
     known = get_backend(target).PRECISIONS
-    if asked and asked not in known:
+    if asked and asked not in known and target != "null":
         raise InputError(f"{target} is offered in {', '.join(known)}, and {asked!r} was asked for; choose one of these")
     precision = asked or _recommended(manifest, target)
     if not (allow_unverified or target == "null" or _is_accepted(manifest, target, precision)):

@@ -312,7 +312,10 @@ def _resize_plainly(image: Frame, interpolation: Interpolation, out: Frame) -> N
 
 def _in_colour(image: Frame) -> Frame:
     """(H,W,3) of (H,W,3) or (H,W), for OpenCV: on ARM it resizes one channel otherwise than three (4.11, 3 levels)."""
-    return np.ascontiguousarray(image) if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    if image.ndim == 3:
+        return np.ascontiguousarray(image)
+    cv2 = _opencv()
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
 
 
 def _opencv() -> Any:

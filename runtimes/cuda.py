@@ -174,7 +174,8 @@ class Stream:
         Raises what `work` raises and `DeviceError` where one of them cannot be captured; the stream is as before then.
         """
         call, template, executable = self._library.call, _POINTER(), _POINTER()
-        with turns.capturing():
+        # who captures may not free memory meanwhile, as the collector would have it do for an engine that was forgotten
+        with turns.capturing(), turns.uncollected():
             call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
             try:
                 work()

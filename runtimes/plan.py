@@ -55,8 +55,8 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     and of the plan.
     `layers` are those of the typed network, which the compiler fuses and may not retype.
     `asked` is what was asked of the plan, `workspace_mb` what came of it. `builder_host_mb` is the most memory of the
-    host, in MiB, that the compiling process had, `memory_mb` what it was allowed; `builder_gpu_mb` is the most of the
-    device as the builder tells it.
+    host, in MiB, that the compiling process had whenever it was looked at, `memory_mb` what it was allowed;
+    `builder_gpu_mb` is the most of the device as the builder tells it.
     """
 
     schema: Literal["1.0"] = "1.0"

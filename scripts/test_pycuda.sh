@@ -11,7 +11,7 @@ cd "$project"
 python=$(command -v "$python")
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 pycuda=2026.1
-built=${PYCUDA_FOLDER:-${TMPDIR:-/tmp}/edgevtx-pycuda}
+built=${PYCUDA_FOLDER:-${TMPDIR:-/tmp}}/edgevtx-pycuda # a folder of its own, which is made anew when pycuda is
 mkdir -p "$built"
 built=$(cd "$built" && pwd)
 made="pycuda $pycuda, $("$python" --version)"

@@ -136,27 +136,27 @@ def command(
             f"--gpu, --batch, --frame, --workspace-mb, --memory-mb and --adopt are for {' and '.join(PLANS)}, and "
             f"--target is {target}"
         )
-    if adopt and (asked or memory_mb or force or preflight or out is not None or options["precision"]):
+    other = force or preflight or out is not None or options["precision"] or options["threads"] or options["providers"]
+    if adopt and (asked or memory_mb or other):
         raise InputError(
             "--adopt takes plans as they are and compiles nothing; of the other options only --target, --device and "
             "--gpu go with it"
         )
-    if preflight and (gpus or asked or memory_mb or force or out is not None):
+    here = options["threads"] or options["providers"] or options["device"] != "CPU"
+    if preflight and (gpus or asked or memory_mb or force or out is not None or here or options["allow_unverified"]):
         raise InputError("--preflight compiles nothing; of the other options only --target and --precision go with it")
-    if gpus and (options["threads"] or options["providers"] or (options["device"] != "CPU" and not adopt)):
+    if gpus and here and not adopt:
         raise InputError("--gpu compiles for what need not be here; leave out --device, --threads and --providers")
     if preflight:
         look(bundle, target, options["precision"], as_json)
         return
     if out is not None:
         make_folder(Path(out))  # before minutes of work
-    else:
-        cache.check_kept()
     written: list[Path] = []
     made: list[plans.Made] = []
     info = None
     mode: CompileMode = "force" if force else "auto"
-    with common.stages("open") as progress:
+    with cache.kept_only(out is None), common.stages("open") as progress:
         if adopt:
             made = plans.adopt_plans(bundle, adopt, target, gpus, device=options["device"])
             options["precision"] = next((item.record.precision for item in made if not item.record.part), None)

@@ -73,7 +73,9 @@ def compile_plans(
             continue
         for part in bundle.manifest.part_names:
             executed = bundle.manifest.precision_of(part, target, here.precision)
-            claim(out / _file_name(bundle.manifest.name, part, target, found.get("gpu", ""), executed), overwrite=False)
+            plan = out / _file_name(bundle.manifest.name, part, target, found.get("gpu", ""), executed)
+            for path in (plan, record_path(plan)):
+                claim(path, overwrite=False)
     return [
         _made(prepare_engine(bundle, target, here, part=part, compile=compile, progress=wanted.progress))
         for here in every

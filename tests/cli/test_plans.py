@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -114,6 +115,7 @@ def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, ed
         ([*RTX, "--gpu", "sm86", "--threads", "3"], 2, "leave out --device, --threads and --providers"),
         ([*RTX, "--gpu", "sm86", "--device", "GPU.7"], 2, "leave out --device, --threads and --providers"),
         ([*RTX, "--preflight", "--out", "x"], 2, "--preflight compiles nothing"),
+        ([*RTX, "--preflight", "--threads", "3"], 2, "--preflight compiles nothing"),
     ],
     ids=[
         "gpu",
@@ -131,6 +133,7 @@ def test_info_refuses_a_damaged_plan(plans: tuple[Path, Any], tmp_path: Path, ed
         "threads",
         "device",
         "preflight",
+        "preflight beside threads",
     ],
 )
 def test_what_cannot_be_compiled_is_said(
@@ -147,15 +150,31 @@ def test_a_precision_that_has_no_graph_is_not_had_by_insisting(rtx_bundle: Path,
 
 
 def test_plans_that_are_there_are_told_before_anything_is_compiled(
-    plans: tuple[Path, Any], rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, edgevtx_cli: Any
+    plans: tuple[Path, Any], rtx_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edgevtx_cli: Any
 ) -> None:
     def compile_nothing(*arguments: Any, **options: Any) -> Any:
         pytest.fail("it compiles")
 
     monkeypatch.setattr("edgevtx.cli.plans.prepare_engine", compile_nothing)
-    command = ("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--force", "--out", plans[0])
-    found = edgevtx_cli(*command)
-    assert found.exit_code == 1 and "sm86.fp32.plan exists" in found.stderr
+    record = "colours.tensorrt-rtx.sm86.fp32.json"
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / record).write_bytes((plans[0] / record).read_bytes())
+    for folder, name in ((plans[0], "sm86.fp32.plan"), (tmp_path / "record", "sm86.fp32.json")):
+        found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--force", "--out", folder)
+        assert found.exit_code == 1 and f"{name} exists" in found.stderr
+
+
+def test_a_plan_that_a_cache_for_reading_has_is_not_compiled_again(
+    plans: tuple[Path, Any], rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, edgevtx_cli: Any
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr("edgevtx.cache.tempfile.TemporaryFile", refuse)
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86")
+    assert found.exit_code == 0 and "hit" in found.stdout
+    found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--force")
+    assert found.exit_code == 1 and "the file system is read-only" in found.stderr
 
 
 def test_a_name_never_leads_out_of_the_folder(plans: tuple[Path, Any], tmp_path: Path) -> None:
@@ -182,6 +201,7 @@ def test_what_nothing_would_keep_is_not_compiled(
     more = tuple(str(shipped) if word == "PLAN" else word for word in more)
     found = edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", *more)
     assert found.exit_code == 1 and "what is compiled would be lost; set EDGEVTX_CACHE" in found.stderr
+    assert "Traceback" not in found.stderr and "goes with this process" not in found.stderr
     if not more:  # what --out has is kept
         assert edgevtx_cli("compile", rtx_bundle, *RTX, "--gpu", "sm86", "--out", shipped.parent / "o").exit_code == 0
 

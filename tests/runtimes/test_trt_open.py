@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from edgevtx.runtimes import cuda, libcuda, trt, trt_loaded, trt_log
 from edgevtx.runtimes.base import Engine, EngineOptions, PlanOptions
 from edgevtx.runtimes.plan import PLAN, encode_record, read_plan, record_path
 from edgevtx.runtimes.trt import TENSORRT, TENSORRT_RTX, TensorRt
-from tests.runtimes import fake_gpu
+from tests.runtimes import fake_gpu, over_pycuda
 from tests.runtimes.fake_gpu import Machine, crashes, feeds, is_right, make_record, write_plan
 from tests.runtimes.fake_machine import LAUNCH_FAILED
 
@@ -138,8 +139,10 @@ def test_what_fails_while_closing_is_told_and_the_rest_is_freed(
     machine.failing.add(call)
     runtime.close()
     engine.close()
-    # of what pycuda frees, pycuda tells: it writes a warning, and raises nothing
-    assert f"{call} failed" in (caplog.text if call.startswith("cuGraph") else capfd.readouterr().err)
+    if call.startswith("cuGraph"):
+        assert f"{call} failed" in caplog.text
+    elif over_pycuda.FOLDER in os.environ:  # of what pycuda frees, pycuda tells, and raises nothing
+        assert f"PyCUDA WARNING: a clean-up operation failed (dead context maybe?)\n{call} " in capfd.readouterr().err
     assert {"delete_context", "delete_engine", "delete_runtime", "cuStreamDestroy"} <= set(machine.names())
 
 

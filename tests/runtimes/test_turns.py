@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 
-from edgevtx.runtimes.turns import capturing, waiting
+import pytest
+
+from edgevtx.runtimes.turns import capturing, uncollected, waiting
 
 
 def test_several_capture_at_once() -> None:
@@ -79,3 +83,27 @@ def test_busy_threads_do_not_keep_one_waiting() -> None:
     for thread in threads:
         thread.join(10)
     assert found
+
+
+def test_garbage_is_collected_again_when_the_last_is_done_and_only_if_it_was() -> None:
+    with uncollected():
+        with uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_in_the_midst_of_it_collects_garbage() -> None:
+    with uncollected():
+        child = os.fork()
+        if not child:
+            os._exit(0 if gc.isenabled() else 1)
+    assert os.waitpid(child, 0)[1] == 0
