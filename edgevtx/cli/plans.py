@@ -74,8 +74,8 @@ def compile_plans(
         for part in bundle.manifest.part_names:
             executed = bundle.manifest.precision_of(part, target, here.precision)
             plan = out / _file_name(bundle.manifest.name, part, target, found.get("gpu", ""), executed)
-            for path in (plan, record_path(plan)):
-                claim(path, overwrite=False)
+            for file in (plan, record_path(plan)):
+                claim(file, overwrite=False)
     return [
         _made(prepare_engine(bundle, target, here, part=part, compile=compile, progress=wanted.progress))
         for here in every
