@@ -38,7 +38,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return Probe(target, bool(version), version, reason="not installed", install=f"pip install {target}")
 
         def get_backend(target: str) -> Any:
-            real(target)
+            backend = real(target)
 
             def fingerprint(options: EngineOptions) -> dict[str, str]:
                 for what in (options.precision, options.device):
@@ -46,7 +46,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                         raise RuntimeUnavailableError(f"{target} has no {what} here")
                 return {}
 
-            return SimpleNamespace(fingerprint=fingerprint)
+            return SimpleNamespace(fingerprint=fingerprint, PRECISIONS=backend.PRECISIONS)
 
         monkeypatch.setattr(choose, "probe", probe)
         monkeypatch.setattr(choose, "get_backend", get_backend)

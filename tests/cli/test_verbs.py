@@ -83,7 +83,7 @@ def test_wrong_usage_is_exit_code_2_with_help(edgevtx_cli: Any, arguments: list[
         (["run", "{bundle}", "missing.jpg"], 1, "missing.jpg does not exist"),
         (["run", "{bundle}", "{bundle}"], 1, "no image or video"),
         (["run", "{bundle}", "{photo}", "--runtime", "nonsense"], 2, "nonsense"),
-        (["run", "{bundle}", "{photo}", "--precision", "fp64"], 3, "never verified"),
+        (["run", "{bundle}", "{photo}", "--precision", "fp64"], 2, "is offered in fp32, bf16"),
         (["run", "{bundle}", "{photo}", "--top-k", "99"], 2, "99"),
         (["run", "{bundle}", "{photo}", "--roi", "500,0,600,50"], 2, "roi"),
         (["run", "{bundle}", "{photo}", "--out", "{photo}"], 1, "cannot write"),
