@@ -101,7 +101,7 @@ class Device:
                 f"one of GPU.0 to GPU.{len(gpus) - 1}"
             )
         self.gpu = gpus[ordinal]
-        self.driver, self.library = _driver(target), libcuda.load()
+        self.driver, self.functions = _driver(target), libcuda.load()
         self._context = _call("cuDevicePrimaryCtxRetain", self.driver.Device(ordinal).retain_primary_context)
         keep_in_forks(self)
 
@@ -123,7 +123,7 @@ class Device:
         """Raise `InputError` for an array in another GPU's memory; of what the driver does not know nothing is said."""
         here, found = self.gpu.ordinal, ctypes.c_int(self.gpu.ordinal)
         with contextlib.suppress(DeviceError):
-            self.library.call("cuPointerGetAttribute", ctypes.byref(found), _DEVICE_ORDINAL, array.pointer)
+            self.functions.call("cuPointerGetAttribute", ctypes.byref(found), _DEVICE_ORDINAL, array.pointer)
         if found.value != here:
             raise InputError(
                 f"an array is in the memory of GPU.{found.value}, and the engine runs on GPU.{here}; copy it there, or "
@@ -136,7 +136,7 @@ class Device:
             with turns.waiting():
                 _call("cuCtxSynchronize", self.driver.Context.synchronize)
         elif stream is not None:
-            self.library.call("cuStreamSynchronize", stream)
+            self.functions.call("cuStreamSynchronize", stream)
 
     def release(self) -> None:
         """Let go of the primary context; twice is allowed. Everything made in it must be freed before."""
@@ -146,7 +146,7 @@ class Device:
         # pycuda releases only what this thread has pushed, and then leaves it on the driver's own stack of contexts,
         # where the next library would find it dead: so it is pushed, and taken from that stack, first
         _call("cuCtxPushCurrent", context.push)
-        self.library.call("cuCtxPopCurrent_v2", ctypes.byref(_POINTER()))
+        self.functions.call("cuCtxPopCurrent_v2", ctypes.byref(_POINTER()))
         _call("cuDevicePrimaryCtxRelease", context.detach)
 
 
@@ -154,7 +154,7 @@ class Stream:
     """A stream of the device that is current. Free it with `close` while that device is current."""
 
     def __init__(self, device: Device) -> None:
-        self._driver, self._library = device.driver, device.library
+        self._driver, self._library = device.driver, device.functions
         self.raw = _call("cuStreamCreate", self._driver.Stream, _NON_BLOCKING)
         self.handle = int(self.raw.handle)
         keep_in_forks(self)
